@@ -1,0 +1,47 @@
+//! Coders: how the fields of a layout become bits.
+//!
+//! To add one: write `entropy/<name>.rs`, put it into [`Coder`] and into the table rows of the
+//! layouts it goes with.
+
+use crate::error::{Error, Result};
+
+/// How symbols are turned into bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Coder {
+    /// Fields of a fixed width.
+    Fixed,
+    /// Canonical, length-limited Huffman codes.
+    Huffman,
+}
+
+impl Coder {
+    /// Every coder there is.
+    pub const ALL: &'static [Self] = &[Self::Fixed, Self::Huffman];
+
+    /// The name in code, listings and commands.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fixed => "fixed",
+            Self::Huffman => "huffman",
+        }
+    }
+
+    /// The number in files; never given to another coder.
+    pub fn id(self) -> u8 {
+        match self {
+            Self::Fixed => 0,
+            Self::Huffman => 1,
+        }
+    }
+
+    /// Finds a coder by its name.
+    ///
+    /// # Errors
+    /// `InvalidArgument` that lists the names there are.
+    pub fn by_name(name: &str) -> Result<Self> {
+        Self::ALL.iter().find(|coder| coder.name() == name).copied().ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|coder| coder.name()).collect();
+            Error::invalid(format!("coder: {name:?}, expected auto or one of {}", names.join(", ")))
+        })
+    }
+}

@@ -1,0 +1,114 @@
+//! `csr`: compressed sparse rows with f32 values; the paper's CSC of the transposed matrix.
+//!
+//! ```text
+//!   indptr: u16, u32 or u64 [nrows + 1]    where each row starts; the words hold nnz
+//!   cols:   u8, u16 or u32 [nnz]           the smallest words that hold ncols − 1
+//!   values: f32 [nnz]
+//! ```
+//!
+//! Space: s·(b + bit_req(n)) + bit_req/n bits an entry for density s, b = 32 and n columns.
+
+use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, check_cols};
+use crate::array::Array;
+use crate::entropy::Coder;
+use crate::error::{Error, Result};
+use crate::rows::{RowBlock, Rows};
+use crate::words::Words;
+use std::ops::Range;
+
+pub(super) const SPEC: LayoutSpec = LayoutSpec {
+    name: "csr",
+    id: 1,
+    coders: &[Coder::Fixed],
+    sections: &["indptr", "cols", "values"],
+    holds_values: true,
+    encode,
+    read,
+};
+
+#[derive(Debug)]
+struct Csr {
+    indptr: Words,
+    cols: Words,
+    values: Array<f32>,
+}
+
+fn encode(rows: &Rows, _: &Encoding) -> Result<Encoded> {
+    let shape = rows.shape();
+    let csr = Csr {
+        indptr: Words::pack(rows.indptr().iter().map(|&i| i as u64), rows.nnz() as u64),
+        cols: Words::pack(
+            rows.cols().iter().map(|&c| u64::from(c)),
+            shape.ncols.saturating_sub(1) as u64,
+        ),
+        values: rows.to_values().into(),
+    };
+    Ok((Box::new(csr), None))
+}
+
+fn read(parts: Parts) -> Result<Box<dyn Layout>> {
+    let [] = parts.params()?;
+    let (shape, nnz) = (parts.shape, parts.nnz);
+    let csr = Csr {
+        indptr: Words::read(&parts, "indptr", nnz as u64, shape.nrows + 1)?,
+        cols: Words::read(&parts, "cols", shape.ncols.saturating_sub(1) as u64, nnz)?,
+        values: parts.section_of("values", nnz)?,
+    };
+    let mut last = 0;
+    for row in 0..=shape.nrows {
+        let at = csr.indptr.get(row);
+        if at < last
+            || at > nnz as u64
+            || (row == 0 && at != 0)
+            || (row == shape.nrows && at != nnz as u64)
+        {
+            return Err(Error::corrupt(format!(
+                "csr: indptr[{row}] is {at}, expected rising numbers from 0 to nnz = {nnz} (section indptr)"
+            )));
+        }
+        last = at;
+    }
+    if let Some(at) = csr.values.as_slice().iter().position(|v| v.to_bits() == 0) {
+        return Err(Error::corrupt(format!(
+            "csr: values[{at}] is +0.0, expected kept weights (section values)"
+        )));
+    }
+    let mut cols = Vec::new();
+    for row in 0..shape.nrows {
+        cols.clear();
+        csr.cols.append_to(csr.row(row), &mut cols);
+        check_cols(&cols, row, shape.ncols)?;
+    }
+    Ok(Box::new(csr))
+}
+
+impl Csr {
+    fn row(&self, row: usize) -> Range<usize> {
+        self.indptr.get(row) as usize..self.indptr.get(row + 1) as usize
+    }
+}
+
+impl Layout for Csr {
+    fn spec(&self) -> &'static LayoutSpec {
+        &SPEC
+    }
+
+    fn params(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    fn sections(&self) -> Vec<&[u8]> {
+        vec![self.indptr.as_bytes(), self.cols.as_bytes(), self.values.as_bytes()]
+    }
+
+    fn decode(&self, rows: Range<usize>, out: &mut RowBlock) -> Result<()> {
+        out.clear();
+        for row in rows {
+            let entries = self.row(row);
+            self.cols.append_to(entries.clone(), &mut out.cols);
+            out.values.extend_from_slice(&self.values.as_slice()[entries]);
+            out.end_row();
+        }
+        Ok(())
+    }
+}

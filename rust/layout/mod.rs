@@ -1,0 +1,280 @@
+//! Layouts: arrangements of one matrix in memory, behind one trait and one table.
+//!
+//! | layout | coder | what is stored | source |
+//! | --- | --- | --- | --- |
+//! | dense | fixed | every entry as f32 | |
+//! | csr | fixed | row starts, columns, f32 values (the transposed matrix's CSC) | |
+//! | index_map | fixed | every entry as a symbol | Han et al. 2016 |
+//! | cser | fixed | per row and value, the columns | Wiedemann et al. 2018 |
+//! | cla | fixed | co-coded column groups as dictionary and lists | Elgohary et al. 2016 |
+//! | hac | huffman | every entry, zeros included, as a codeword | Marinò et al. 2021 |
+//! | shac | huffman | columns, and codewords of the kept symbols | Marinò et al. 2021 |
+//! | packed | fixed | per block of rows a bitmap or column gaps; packed symbols | |
+//!
+//! To add one: write `layout/<name>.rs` with a type that implements [`Layout`] and a
+//! [`LayoutSpec`], and put that into [`LAYOUTS`]. Compression, conversion, products, files, the
+//! Python face and the tests find it there.
+//!
+//! A layout is made in two ways only: `encode`, from [`Rows`], and `read`, from the [`Parts`] of a
+//! file; `read` checks everything, so a layout that exists is valid.
+
+mod csr;
+mod dense;
+
+use crate::array::{Array, Element, Owner};
+use crate::codebook::Codebook;
+use crate::entropy::Coder;
+use crate::error::{Error, Result};
+use crate::rows::{RowBlock, Rows, Shape};
+use crate::simd::Kernels;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Every layout there is, in the order in which they are listed to users.
+pub const LAYOUTS: &[&LayoutSpec] = &[&dense::SPEC, &csr::SPEC];
+
+/// One row of the table of layouts.
+pub struct LayoutSpec {
+    /// The name in code, files' listings and commands.
+    pub name: &'static str,
+    /// The number in files; never given to another layout.
+    pub id: u8,
+    /// The coders it goes with; the first is the one `auto` takes.
+    pub coders: &'static [Coder],
+    /// The names of its sections, in file order.
+    pub sections: &'static [&'static str],
+    /// True when it stores the values themselves, not symbols into a codebook.
+    pub holds_values: bool,
+    /// Encodes rows.
+    pub encode: fn(&Rows, &Encoding) -> Result<Encoded>,
+    /// Takes and checks what a file stores.
+    pub read: fn(Parts) -> Result<Box<dyn Layout>>,
+}
+
+impl std::fmt::Debug for LayoutSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for LayoutSpec {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+/// Finds a layout by its name.
+///
+/// # Errors
+/// `InvalidArgument` that lists the names there are.
+pub fn by_name(name: &str) -> Result<&'static LayoutSpec> {
+    LAYOUTS.iter().find(|spec| spec.name == name).copied().ok_or_else(|| {
+        let names: Vec<&str> = LAYOUTS.iter().map(|spec| spec.name).collect();
+        Error::invalid(format!("layout: {name:?}, expected auto or one of {}", names.join(", ")))
+    })
+}
+
+/// What is wanted: small or fast.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Goal {
+    /// The fewest bytes.
+    #[default]
+    Size,
+    /// The fastest product.
+    Speed,
+}
+
+/// How the paper's formats store their columns and row ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Columns {
+    /// As differences, coded.
+    #[default]
+    Coded,
+    /// As published: words of the smallest sufficient size.
+    Raw,
+}
+
+/// How to encode.
+#[derive(Clone, Copy, Debug)]
+pub struct Encoding {
+    /// The coder, one of the layout's.
+    pub coder: Coder,
+    /// Small or fast.
+    pub goal: Goal,
+    /// The arrangement of hac and shac.
+    pub columns: Columns,
+}
+
+/// What `encode` makes: the layout, and the codebook its symbols refer to.
+///
+/// Most layouts keep the rows' codebook; the published arrangements put it into the order of their
+/// code. Layouts that hold values have none.
+pub type Encoded = (Box<dyn Layout>, Option<Arc<Codebook>>);
+
+/// What a file stores of one matrix, to be checked and taken by `read`.
+pub struct Parts {
+    /// The shape.
+    pub shape: Shape,
+    /// The number of kept weights.
+    pub nnz: usize,
+    /// The codebook, unless the layout holds values.
+    pub codebook: Option<Arc<Codebook>>,
+    /// The coder, one of the layout's.
+    pub coder: Coder,
+    /// The layout's own numbers, as [`Layout::params`] gave them.
+    pub params: Vec<u64>,
+    /// The layout's sections as (name, owner, first byte, bytes), in the order of its table row.
+    pub sections: Vec<(&'static str, Owner, usize, usize)>,
+}
+
+impl Parts {
+    /// The number of distinct values; 0 where there is no codebook.
+    pub fn k(&self) -> usize {
+        self.codebook.as_ref().map_or(0, |codebook| codebook.k())
+    }
+
+    /// The parameters, when there are exactly `N`.
+    ///
+    /// # Errors
+    /// `Corrupt` for another number of them.
+    pub fn params<const N: usize>(&self) -> Result<[u64; N]> {
+        self.params.as_slice().try_into().map_err(|_| {
+            Error::corrupt(format!("params: {} numbers, expected {N}", self.params.len()))
+        })
+    }
+
+    /// Section `name` as an array of any length.
+    ///
+    /// # Errors
+    /// `Corrupt` when its bytes are no whole number of elements.
+    pub fn section<T: Element>(&self, name: &str) -> Result<Array<T>> {
+        let (_, owner, at, nbytes) = self
+            .sections
+            .iter()
+            .find(|section| section.0 == name)
+            .unwrap_or_else(|| panic!("layout: no section {name} in its table row"));
+        Array::view(owner, *at, *nbytes).map_err(|e| e.within(&format!("section {name}")))
+    }
+
+    /// Section `name` as an array of `len` elements.
+    ///
+    /// # Errors
+    /// `Corrupt` when it has another length.
+    pub fn section_of<T: Element>(&self, name: &str, len: usize) -> Result<Array<T>> {
+        let array = self.section::<T>(name)?;
+        if array.len() == len {
+            return Ok(array);
+        }
+        Err(Error::corrupt(format!(
+            "section {name}: {} elements of {} bytes, expected {len}",
+            array.len(),
+            size_of::<T>()
+        )))
+    }
+}
+
+/// What a product multiplies with.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    /// The values of symbols; empty where the layout holds values.
+    pub codebook: &'a [f32],
+    /// The vector, `ncols` numbers.
+    pub x: &'a [f32],
+    /// The instruction set.
+    pub kernels: &'static dyn Kernels,
+}
+
+/// One matrix in one arrangement: valid, immutable, shared between threads.
+pub trait Layout: Send + Sync + std::fmt::Debug {
+    /// The layout's row in [`LAYOUTS`].
+    fn spec(&self) -> &'static LayoutSpec;
+
+    /// The coder in use.
+    fn coder(&self) -> Coder {
+        self.spec().coders[0]
+    }
+
+    /// The numbers beside shape, k and nnz that [`LayoutSpec::read`] needs; few and small.
+    fn params(&self) -> Vec<u64>;
+
+    /// The bytes of each section, in the order of the table row's names.
+    fn sections(&self) -> Vec<&[u8]>;
+
+    /// Decodes `rows` into `out`, which is cleared first.
+    ///
+    /// # Errors
+    /// `Corrupt`, which a layout that was read and checked never gives.
+    fn decode(&self, rows: Range<usize>, out: &mut RowBlock) -> Result<()>;
+
+    /// Computes `y[i] = Σ W[rows.start + i][j] · x[j]` over the kept weights of `rows`.
+    ///
+    /// The default decodes blocks of rows into a small buffer and multiplies from there.
+    ///
+    /// # Errors
+    /// As [`Layout::decode`].
+    fn matvec(&self, product: &Product<'_>, rows: Range<usize>, y: &mut [f32]) -> Result<()> {
+        let mut block = RowBlock::default();
+        for (start, y) in rows.clone().step_by(BLOCK_ROWS).zip(y.chunks_mut(BLOCK_ROWS)) {
+            self.decode(start..start + y.len(), &mut block)?;
+            block.look_up(product.codebook);
+            for (row, y) in y.iter_mut().enumerate() {
+                let (cols, values) = block.row(row);
+                *y = product.kernels.sparse_dot(cols, values, product.x);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows that are decoded at a time: large enough to amortise, small enough for the cache.
+pub const BLOCK_ROWS: usize = 64;
+
+/// Checks decoded blocks of all rows: columns rise and stay under `ncols`, symbols stay under k,
+/// `nnz` are kept. What `read` of an entropy-coded layout calls.
+///
+/// # Errors
+/// `Corrupt` that names the row.
+pub fn check_rows(layout: &dyn Layout, parts: &Parts) -> Result<()> {
+    let (shape, k) = (parts.shape, parts.k());
+    let mut block = RowBlock::default();
+    let mut nnz = 0;
+    for start in (0..shape.nrows).step_by(BLOCK_ROWS) {
+        layout.decode(start..shape.nrows.min(start + BLOCK_ROWS), &mut block)?;
+        nnz += block.cols.len();
+        for row in 0..block.nrows() {
+            let range = block.indptr[row]..block.indptr[row + 1];
+            check_cols(&block.cols[range.clone()], start + row, shape.ncols)?;
+            if let Some(symbol) =
+                block.symbols.get(range).unwrap_or(&[]).iter().find(|&&s| usize::from(s) >= k)
+            {
+                return Err(Error::corrupt(format!(
+                    "row {}: symbol {symbol}, expected under k = {k}",
+                    start + row
+                )));
+            }
+        }
+    }
+    if nnz != parts.nnz {
+        return Err(Error::corrupt(format!("rows: {nnz} kept weights, expected {}", parts.nnz)));
+    }
+    Ok(())
+}
+
+/// Checks that the columns of one row rise and stay under `ncols`.
+///
+/// # Errors
+/// `Corrupt` that names the row.
+pub fn check_cols(cols: &[u32], row: usize, ncols: usize) -> Result<()> {
+    if let Some(pair) = cols.windows(2).find(|pair| pair[0] >= pair[1]) {
+        return Err(Error::corrupt(format!(
+            "row {row}: column {} after column {}, expected rising columns",
+            pair[1], pair[0]
+        )));
+    }
+    match cols.last() {
+        Some(&last) if last as usize >= ncols => {
+            Err(Error::corrupt(format!("row {row}: column {last}, expected under ncols = {ncols}")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,40 @@
+//! tersenet: prunes and quantizes networks' weights, stores them losslessly by entropy coding, and
+//! multiplies straight from the compressed form.
+//!
+//! ```text
+//!   error ◀─ array, bits ◀─ entropy ◀─ layout ◀─ matrix ◀─ container ◀─ python
+//!              words, offsets            │          │         (binding, a feature)
+//!              codebook, rows ───────────┘          │
+//!              simd (slices only), threads ─────────┘
+//! ```
+//!
+//! | word | means |
+//! | --- | --- |
+//! | mask | bool, true = kept |
+//! | sparsity, density | fraction of zeros, of kept weights, in [0, 1] |
+//! | codebook | the k distinct kept values, the shared weights |
+//! | symbol | index into the codebook: what entropy coders code |
+//! | layout | arrangement of one matrix in memory |
+//! | container | the bytes on disk (`.terse`) |
+//! | section | a named part of a tensor's bytes |
+//! | pack, encode, compress, save | fixed width, entropy, matrix or model, file |
+//!
+//! Weights are `[nrows, ncols]` = torch's `[out, in]`; a convolution kernel is
+//! `[out, in · kh · kw]`. Only +0.0 counts as pruned; everything else comes back bit by bit.
+
+pub mod array;
+pub mod bits;
+pub mod codebook;
+pub mod entropy;
+pub mod error;
+pub mod layout;
+pub mod matrix;
+pub mod offsets;
+pub mod rows;
+pub mod simd;
+pub mod threads;
+pub mod words;
+
+pub use codebook::Codebook;
+pub use error::{Error, ErrorKind, Result};
+pub use matrix::{CompressedMatrix, Request};

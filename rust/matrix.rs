@@ -1,0 +1,434 @@
+//! `CompressedMatrix`: a shape, a codebook and a layout, valid by construction.
+//!
+//! ```text
+//!   dense f32 ──┐                                   ┌─▶ decompress, rows
+//!   symbols  ───┼─▶ Rows ──encode──▶ Layout ──decode┼─▶ to (another layout)
+//!   a file  ────┼──────────read────▶                └─▶ matvec, matmul
+//! ```
+//!
+//! Products decode a block of rows into a small buffer and use it for the whole batch; no dense
+//! copy of the matrix exists at any time. The batch is turned into panels of [`LANES`] members, so
+//! that a kept weight is one broadcast and a run of multiply–adds.
+//!
+//! Work is cut into blocks of rows, and each output is summed by one thread in one order, so the
+//! result has the same bits for any number of threads.
+
+use crate::bits;
+use crate::codebook::Codebook;
+use crate::entropy::Coder;
+use crate::error::{Error, Result};
+use crate::layout::{
+    self, BLOCK_ROWS, Columns, Encoding, Goal, Layout, LayoutSpec, Parts, Product,
+};
+use crate::rows::{RowBlock, Rows, Shape, Values};
+use crate::simd::{self, Kernels, LANES, Lanes};
+use crate::threads;
+use std::sync::Arc;
+
+/// A matrix stored losslessly in one of the layouts, and multiplied from there.
+#[derive(Clone, Debug)]
+pub struct CompressedMatrix {
+    shape: Shape,
+    nnz: usize,
+    codebook: Option<Arc<Codebook>>,
+    layout: Arc<dyn Layout>,
+}
+
+/// Which layout and coder to take; none of either leaves the choice to [`Request::goal`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Request {
+    /// The layout, or none for the best one.
+    pub layout: Option<&'static LayoutSpec>,
+    /// The coder, or none for the layout's first one.
+    pub coder: Option<Coder>,
+    /// Small or fast.
+    pub goal: Goal,
+    /// The arrangement of hac and shac.
+    pub columns: Columns,
+}
+
+impl Request {
+    /// A request in words: `auto` or a name for layout and coder.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an unknown name.
+    pub fn parse(layout: &str, coder: &str, goal: Goal, columns: Columns) -> Result<Self> {
+        Ok(Self {
+            layout: (layout != "auto").then(|| layout::by_name(layout)).transpose()?,
+            coder: (coder != "auto").then(|| Coder::by_name(coder)).transpose()?,
+            goal,
+            columns,
+        })
+    }
+}
+
+impl CompressedMatrix {
+    /// Compresses a dense row-major matrix.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a wrong length, a pair of layout and coder that does not exist, or
+    /// more than 65,536 distinct values in a layout that needs symbols.
+    pub fn compress(weights: &[f32], shape: Shape, request: &Request) -> Result<Self> {
+        Self::from_rows(&Rows::from_dense(weights, shape)?, request)
+    }
+
+    /// Compresses rows.
+    ///
+    /// # Errors
+    /// As [`CompressedMatrix::compress`].
+    pub fn from_rows(rows: &Rows, request: &Request) -> Result<Self> {
+        match request.layout {
+            Some(spec) => Self::encode(rows, spec, request),
+            None => Self::choose(rows, request),
+        }
+    }
+
+    fn encode(rows: &Rows, spec: &'static LayoutSpec, request: &Request) -> Result<Self> {
+        let coder = request.coder.unwrap_or(spec.coders[0]);
+        if !spec.coders.contains(&coder) {
+            let names: Vec<&str> = spec.coders.iter().map(|coder| coder.name()).collect();
+            return Err(Error::invalid(format!(
+                "coder: {} for layout {}, expected {}",
+                coder.name(),
+                spec.name,
+                names.join(" or ")
+            )));
+        }
+        let encoding = Encoding { coder, goal: request.goal, columns: request.columns };
+        let (layout, codebook) = (spec.encode)(rows, &encoding)?;
+        Ok(Self { shape: rows.shape(), nnz: rows.nnz(), codebook, layout: layout.into() })
+    }
+
+    /// The best of the layouts that suit the goal and go with the coder asked for.
+    ///
+    /// For size, the fewest bytes of those that can be smallest; for speed, the packed form, or
+    /// dense where so much is kept that skipping zeros does not pay.
+    fn choose(rows: &Rows, request: &Request) -> Result<Self> {
+        let density = rows.nnz() as f64 / rows.shape().entries().max(1) as f64;
+        let names: &[&str] = match (rows.values(), request.goal) {
+            (Values::Raw(_), _) => &["csr", "dense"],
+            (_, Goal::Size) => &["csr", "dense"],
+            (_, Goal::Speed) if density <= DENSE_IS_FASTER => &["csr"],
+            (_, Goal::Speed) => &["dense"],
+        };
+        let mut best: Option<Self> = None;
+        for spec in names.iter().map(|name| layout::by_name(name)) {
+            let spec = spec?;
+            if request.coder.is_some_and(|coder| !spec.coders.contains(&coder)) {
+                continue;
+            }
+            let candidate = Self::encode(rows, spec, request)?;
+            if best.as_ref().is_none_or(|best| candidate.nbytes() < best.nbytes()) {
+                best = Some(candidate);
+            }
+        }
+        best.ok_or_else(|| {
+            Error::invalid(format!(
+                "coder: {} has no layout for this goal, expected auto",
+                request.coder.map_or("auto", Coder::name)
+            ))
+        })
+    }
+
+    /// The same matrix in another layout.
+    ///
+    /// # Errors
+    /// As [`CompressedMatrix::compress`].
+    pub fn to(&self, request: &Request) -> Result<Self> {
+        Self::from_rows(&self.to_rows()?, request)
+    }
+
+    /// The kept weights in the exchange form.
+    ///
+    /// # Errors
+    /// As [`Layout::decode`].
+    pub fn to_rows(&self) -> Result<Rows> {
+        let mut block = RowBlock::default();
+        self.layout.decode(0..self.shape.nrows, &mut block)?;
+        Ok(Rows::from_block(self.shape, block, self.codebook.clone()))
+    }
+
+    /// The number of rows and columns.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The number of kept weights.
+    pub fn nnz(&self) -> usize {
+        self.nnz
+    }
+
+    /// The codebook; none where the layout stores the values themselves.
+    pub fn codebook(&self) -> Option<&Arc<Codebook>> {
+        self.codebook.as_ref()
+    }
+
+    /// The layout's row in the table of layouts.
+    pub fn layout(&self) -> &'static LayoutSpec {
+        self.layout.spec()
+    }
+
+    /// The coder.
+    pub fn coder(&self) -> Coder {
+        self.layout.coder()
+    }
+
+    /// The bytes of every part that is needed to multiply, by name: the header with shape and
+    /// parameters, the codebook, and the layout's sections.
+    pub fn sections(&self) -> Vec<(&'static str, usize)> {
+        let mut header = Vec::new();
+        self.write_header(&mut header);
+        let mut sections = vec![("header", header.len())];
+        if let Some(codebook) = &self.codebook {
+            sections.push(("codebook", codebook.as_bytes().len()));
+        }
+        let names = self.layout().sections.iter();
+        sections.extend(names.copied().zip(self.layout.sections().iter().map(|s| s.len())));
+        sections
+    }
+
+    /// The sum of [`CompressedMatrix::sections`].
+    pub fn nbytes(&self) -> usize {
+        self.sections().iter().map(|(_, nbytes)| nbytes).sum()
+    }
+
+    /// The bytes of the layout's sections, in file order.
+    pub fn section_bytes(&self) -> Vec<&[u8]> {
+        self.layout.sections()
+    }
+
+    /// The dense matrix, row-major.
+    ///
+    /// # Errors
+    /// As [`Layout::decode`]; `Io` when no thread can be made.
+    pub fn decompress(&self, threads: usize) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; self.shape.entries()];
+        if out.is_empty() {
+            return Ok(out);
+        }
+        let ncols = self.shape.ncols;
+        let ranges = threads::split(self.shape.nrows, threads, BLOCK_ROWS);
+        let items = zip_chunks(ranges, &mut out, ncols);
+        threads::for_each(threads, items, |(range, out)| {
+            let mut block = RowBlock::default();
+            for (start, out) in
+                range.clone().step_by(BLOCK_ROWS).zip(out.chunks_mut(BLOCK_ROWS * ncols))
+            {
+                self.decode(start..start + out.len() / ncols, &mut block)?;
+                for (row, out) in out.chunks_exact_mut(ncols).enumerate() {
+                    let (cols, values) = block.row(row);
+                    for (&col, &value) in cols.iter().zip(values) {
+                        out[col as usize] = value;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// Rows `ids` as a dense matrix `[ids.len(), ncols]`, in the order asked for.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a row that does not exist.
+    pub fn rows(&self, ids: &[usize]) -> Result<Vec<f32>> {
+        let Shape { nrows, ncols } = self.shape;
+        if let Some(id) = ids.iter().find(|&&id| id >= nrows) {
+            return Err(Error::invalid(format!("rows: row {id}, expected under nrows = {nrows}")));
+        }
+        let mut out = vec![0.0; ids.len() * ncols];
+        let mut block = RowBlock::default();
+        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(ncols.max(1))) {
+            self.decode(id..id + 1, &mut block)?;
+            let (cols, values) = block.row(0);
+            for (&col, &value) in cols.iter().zip(values) {
+                out[col as usize] = value;
+            }
+        }
+        Ok(out)
+    }
+
+    /// y = W·x on the active instruction set: `x` has ncols numbers, the result nrows.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when x has another length.
+    pub fn matvec(&self, x: &[f32], threads: usize) -> Result<Vec<f32>> {
+        self.matvec_on(simd::active()?, x, threads)
+    }
+
+    /// [`CompressedMatrix::matvec`] on a chosen instruction set.
+    ///
+    /// # Errors
+    /// As [`CompressedMatrix::matvec`].
+    pub fn matvec_on(
+        &self,
+        kernels: &'static dyn Kernels,
+        x: &[f32],
+        threads: usize,
+    ) -> Result<Vec<f32>> {
+        self.check_input("matvec", x.len(), 1)?;
+        let mut y = vec![0.0; self.shape.nrows];
+        let product = Product { codebook: self.codebook_values(), x, kernels };
+        let ranges = threads::split(self.shape.nrows, self.useful(threads, 1), BLOCK_ROWS);
+        let items = zip_chunks(ranges, &mut y, 1);
+        threads::for_each(threads, items, |(rows, y)| self.layout.matvec(&product, rows, y))?;
+        Ok(y)
+    }
+
+    /// Y = X·Wᵀ on the active instruction set: `x` is `[batch, ncols]`, the result
+    /// `[batch, nrows]`, both row-major.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when x has another length.
+    pub fn matmul(&self, x: &[f32], batch: usize, threads: usize) -> Result<Vec<f32>> {
+        self.matmul_on(simd::active()?, x, batch, threads)
+    }
+
+    /// [`CompressedMatrix::matmul`] on a chosen instruction set.
+    ///
+    /// # Errors
+    /// As [`CompressedMatrix::matmul`].
+    pub fn matmul_on(
+        &self,
+        kernels: &'static dyn Kernels,
+        x: &[f32],
+        batch: usize,
+        threads: usize,
+    ) -> Result<Vec<f32>> {
+        self.check_input("matmul", x.len(), batch)?;
+        if batch == 1 {
+            return self.matvec_on(kernels, x, threads);
+        }
+        let Shape { nrows, ncols } = self.shape;
+        let panels = to_panels(x, batch, ncols);
+        // Transposed while it is computed: [nrows][panels · LANES], so that threads own whole rows.
+        let npanels = batch.div_ceil(LANES);
+        let mut by_row: Vec<Lanes> = vec![[0.0; LANES]; nrows * npanels];
+        let ranges = threads::split(nrows, self.useful(threads, batch), BLOCK_ROWS);
+        let items = zip_chunks(ranges, &mut by_row, npanels);
+        threads::for_each(threads, items, |(rows, out)| {
+            let mut block = RowBlock::default();
+            let blocks = out.chunks_mut(BLOCK_ROWS * npanels.max(1));
+            for (start, out) in rows.clone().step_by(BLOCK_ROWS).zip(blocks) {
+                self.decode(start..rows.end.min(start + BLOCK_ROWS), &mut block)?;
+                for panel in 0..npanels {
+                    let inputs = &panels[panel * ncols..(panel + 1) * ncols];
+                    for row in 0..block.nrows() {
+                        let (cols, values) = block.row(row);
+                        out[row * npanels + panel] = kernels.panel_product(cols, values, inputs);
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        let mut y = vec![0.0; batch * nrows];
+        for (row, lanes) in by_row.chunks_exact(npanels.max(1)).enumerate() {
+            for (member, &value) in lanes.as_flattened()[..batch].iter().enumerate() {
+                y[member * nrows + row] = value;
+            }
+        }
+        Ok(y)
+    }
+
+    /// Appends what a file's header says of the matrix: layout, coder, shape, nnz, parameters and
+    /// section sizes, each a varint.
+    pub fn write_header(&self, out: &mut Vec<u8>) {
+        out.push(self.layout().id);
+        out.push(self.coder().id());
+        let (params, sections) = (self.layout.params(), self.layout.sections());
+        let Shape { nrows, ncols } = self.shape;
+        for number in [nrows, ncols, self.nnz, params.len()] {
+            bits::put_varint(out, number as u64);
+        }
+        params.iter().for_each(|&param| bits::put_varint(out, param));
+        sections.iter().for_each(|section| bits::put_varint(out, section.len() as u64));
+    }
+
+    /// Takes a matrix from checked header fields and the bytes of its sections.
+    ///
+    /// # Errors
+    /// `Corrupt` when anything does not agree.
+    pub fn read(spec: &'static LayoutSpec, parts: Parts) -> Result<Self> {
+        if spec.holds_values != parts.codebook.is_none() {
+            return Err(Error::corrupt(format!(
+                "{}: {} codebook, expected {}",
+                spec.name,
+                if parts.codebook.is_some() { "a" } else { "no" },
+                if spec.holds_values { "none" } else { "one" }
+            )));
+        }
+        if parts.codebook.is_some() && (parts.k() == 0) != (parts.nnz == 0) {
+            return Err(Error::corrupt(format!(
+                "{}: k = {} with nnz = {}, expected k = 0 exactly when nnz = 0",
+                spec.name,
+                parts.k(),
+                parts.nnz
+            )));
+        }
+        let (shape, nnz, codebook) = (parts.shape, parts.nnz, parts.codebook.clone());
+        if nnz > shape.entries() {
+            return Err(Error::corrupt(format!(
+                "{}: nnz = {nnz}, expected at most {} entries",
+                spec.name,
+                shape.entries()
+            )));
+        }
+        let layout = (spec.read)(parts).map_err(|e| e.within(spec.name))?;
+        Ok(Self { shape, nnz, codebook, layout: layout.into() })
+    }
+
+    fn decode(&self, rows: std::ops::Range<usize>, block: &mut RowBlock) -> Result<()> {
+        self.layout.decode(rows, block)?;
+        block.look_up(self.codebook_values());
+        Ok(())
+    }
+
+    fn codebook_values(&self) -> &[f32] {
+        self.codebook.as_ref().map_or(&[], |codebook| codebook.values())
+    }
+
+    fn check_input(&self, what: &str, len: usize, batch: usize) -> Result<()> {
+        if Some(len) == self.shape.ncols.checked_mul(batch) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "{what}: x has {len} numbers, expected {batch} · ncols = {batch} · {}",
+            self.shape.ncols
+        )))
+    }
+
+    /// As many threads as the work is worth: one for each 64 Ki multiply–adds, at most `threads`.
+    fn useful(&self, threads: usize, batch: usize) -> usize {
+        threads.min(self.nnz.saturating_mul(batch) >> 16).max(1)
+    }
+}
+
+/// Above this density a dense product of ours is faster than one that skips zeros.
+const DENSE_IS_FASTER: f64 = 0.5;
+
+/// Pairs each range of rows with its part of `out`, `width` elements a row.
+fn zip_chunks<T>(
+    ranges: Vec<std::ops::Range<usize>>,
+    mut out: &mut [T],
+    width: usize,
+) -> Vec<(std::ops::Range<usize>, &mut [T])> {
+    let mut items = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let (mine, rest) = out.split_at_mut(range.len() * width);
+        items.push((range, mine));
+        out = rest;
+    }
+    items
+}
+
+/// Turns `[batch, ncols]` into panels `[batch / LANES][ncols][LANES]`, the last filled with zeros.
+fn to_panels(x: &[f32], batch: usize, ncols: usize) -> Vec<Lanes> {
+    let mut panels = vec![[0.0; LANES]; batch.div_ceil(LANES) * ncols];
+    for (member, x) in x.chunks_exact(ncols.max(1)).enumerate() {
+        let panel = &mut panels[member / LANES * ncols..][..ncols];
+        for (lanes, &x) in panel.iter_mut().zip(x) {
+            lanes[member % LANES] = x;
+        }
+    }
+    panels
+}

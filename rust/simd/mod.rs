@@ -1,0 +1,167 @@
+//! Inner loops for each instruction set, chosen once at run time.
+//!
+//! [`Kernels`] lists the loops; `scalar.rs` is their specification, written first, and an
+//! instruction set's file overrides a loop only where that was measured to be faster. A value of
+//! an instruction set's type proves that the CPU has it. This folder alone may say `unsafe`, and
+//! it knows slices only.
+//!
+//! `TERSENET_SIMD=scalar|avx2` forces one, so that every path on a machine can be tested.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod scalar;
+
+use crate::error::{Error, Result};
+use std::sync::OnceLock;
+
+/// Batch lanes of a panel: [`Kernels::panel_product`] multiplies for this many inputs at once.
+pub const LANES: usize = 16;
+
+/// One panel row: a column's inputs for [`LANES`] members of the batch.
+pub type Lanes = [f32; LANES];
+
+/// The inner loops. Sums may differ in order between instruction sets, never between calls.
+pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
+    /// The name that `TERSENET_SIMD` takes.
+    fn name(&self) -> &'static str;
+
+    /// Σ values[i] · x[cols[i]].
+    ///
+    /// # Panics
+    /// When the slices differ in length or a column is outside x.
+    fn sparse_dot(&self, cols: &[u32], values: &[f32], x: &[f32]) -> f32;
+
+    /// Σ w[i] · x[i] over the entries of w that are not +0.0.
+    ///
+    /// # Panics
+    /// When the slices differ in length.
+    fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32;
+
+    /// Σ values[i] · panel[cols[i]], for every lane.
+    ///
+    /// # Panics
+    /// When the slices differ in length or a column is outside the panel.
+    fn panel_product(&self, cols: &[u32], values: &[f32], panel: &[Lanes]) -> Lanes;
+}
+
+/// Every instruction set that this CPU has, the plainest first.
+pub fn available() -> Vec<&'static dyn Kernels> {
+    let mut sets: Vec<&'static dyn Kernels> = vec![&scalar::Scalar];
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx2) = avx2::Avx2::detect() {
+        sets.push(avx2);
+    }
+    sets
+}
+
+/// The best of `sets`, or the one named `forced`.
+///
+/// # Errors
+/// `InvalidArgument` when it is not among them.
+fn choose(sets: &[&'static dyn Kernels], forced: Option<&str>) -> Result<&'static dyn Kernels> {
+    let Some(name) = forced else { return Ok(sets[sets.len() - 1]) };
+    sets.iter().find(|set| set.name() == name).copied().ok_or_else(|| {
+        let names: Vec<&str> = sets.iter().map(|set| set.name()).collect();
+        Error::invalid(format!(
+            "TERSENET_SIMD: {name:?}, expected one of {} on this machine",
+            names.join(", ")
+        ))
+    })
+}
+
+/// The instruction set in use: the best there is, unless `TERSENET_SIMD` names another.
+///
+/// # Errors
+/// `InvalidArgument` when `TERSENET_SIMD` names one that is unknown or not on this machine.
+pub fn active() -> Result<&'static dyn Kernels> {
+    static ACTIVE: OnceLock<&'static dyn Kernels> = OnceLock::new();
+    if let Some(set) = ACTIVE.get() {
+        return Ok(*set);
+    }
+    let set = choose(&available(), std::env::var("TERSENET_SIMD").ok().as_deref())?;
+    Ok(*ACTIVE.get_or_init(|| set))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The bound of a sum of n products in any order, fused or not, against the exact sum.
+    fn bound(terms: impl Iterator<Item = (f32, f32)>) -> f64 {
+        let (n, sum) = terms.fold((0.0, 0.0), |(n, sum), (a, b)| {
+            (n + 1.0, sum + (f64::from(a) * f64::from(b)).abs())
+        });
+        (n + 2.0) * 2f64.powi(-24) * sum + n * 2f64.powi(-149)
+    }
+
+    fn weight() -> impl Strategy<Value = f32> {
+        prop_oneof![4 => -2.0f32..2.0, 1 => Just(0.0f32), 1 => Just(-0.0f32), 1 => -1e-38f32..1e-38]
+    }
+
+    proptest! {
+        #[test]
+        fn every_kernel_of_every_instruction_set_is_within_the_bound_at_every_length(
+            pairs in prop::collection::vec((weight(), weight()), 0..=4 * LANES + 1),
+            lane in 0..LANES,
+        ) {
+            let (w, x): (Vec<f32>, Vec<f32>) = pairs.iter().copied().unzip();
+            let cols: Vec<u32> = (0..w.len() as u32).rev().collect();
+            let reversed: Vec<f32> = w.iter().rev().copied().collect();
+            let mut panel = vec![[f32::NAN; LANES]; w.len()];
+            for (row, &x) in panel.iter_mut().zip(&x) {
+                row[lane] = x;
+            }
+            let exact: f64 = pairs.iter().map(|&(w, x)| f64::from(w) * f64::from(x)).sum();
+            let bound = bound(pairs.iter().copied());
+            for set in available() {
+                let name = set.name();
+                let dense = f64::from(set.dense_dot(&w, &x));
+                prop_assert!((dense - exact).abs() <= bound, "{name} dense {dense} {exact}");
+                let sparse = f64::from(set.sparse_dot(&cols, &reversed, &x));
+                prop_assert!((sparse - exact).abs() <= bound, "{name} sparse {sparse} {exact}");
+                let panel = f64::from(set.panel_product(&cols, &reversed, &panel)[lane]);
+                prop_assert!((panel - exact).abs() <= bound, "{name} panel {panel} {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pruned_weight_contributes_nothing_where_x_is_not_finite() {
+        for set in available() {
+            for len in [1, 7, 8, 9, 16, 33, 64, 65] {
+                let mut w = vec![0.0; len];
+                let mut x = vec![f32::NAN; len];
+                w[len - 1] = 2.0;
+                x[len - 1] = 3.0;
+                assert_eq!(set.dense_dot(&w, &x), 6.0, "{} {len}", set.name());
+                w[len - 1] = -0.0;
+                x[len - 1] = f32::INFINITY;
+                assert!(set.dense_dot(&w, &x).is_nan(), "{} {len}", set.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_column_outside_x_panics_on_every_instruction_set() {
+        for set in available() {
+            for len in [1, 8, 17] {
+                let mut cols = vec![0; len];
+                cols[len - 1] = 5;
+                let values = vec![1.0; len];
+                let dot = std::panic::catch_unwind(|| set.sparse_dot(&cols, &values, &[1.0; 5]));
+                let panel = std::panic::catch_unwind(|| {
+                    set.panel_product(&cols, &values, &[[1.0; LANES]; 5])
+                });
+                assert!(dot.is_err() && panel.is_err(), "{} {len}", set.name());
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_instruction_set_is_an_error_that_lists_those_there_are() {
+        let error = choose(&available(), Some("mmx")).err().unwrap().to_string();
+        assert!(error.contains("mmx") && error.contains("scalar"), "{error}");
+        assert_eq!(choose(&available(), Some("scalar")).unwrap().name(), "scalar");
+    }
+}

@@ -1,0 +1,33 @@
+//! The specification: every kernel in plain Rust, on every machine.
+
+use super::{Kernels, LANES, Lanes};
+
+/// No instruction set at all.
+pub struct Scalar;
+
+impl Kernels for Scalar {
+    fn name(&self) -> &'static str {
+        "scalar"
+    }
+
+    fn sparse_dot(&self, cols: &[u32], values: &[f32], x: &[f32]) -> f32 {
+        assert_eq!(cols.len(), values.len(), "sparse_dot: columns and values");
+        cols.iter().zip(values).map(|(&col, &value)| value * x[col as usize]).sum()
+    }
+
+    fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32 {
+        assert_eq!(w.len(), x.len(), "dense_dot: weights and inputs");
+        w.iter().zip(x).filter(|(w, _)| w.to_bits() != 0).map(|(w, x)| w * x).sum()
+    }
+
+    fn panel_product(&self, cols: &[u32], values: &[f32], panel: &[Lanes]) -> Lanes {
+        assert_eq!(cols.len(), values.len(), "panel_product: columns and values");
+        let mut sums = [0.0; LANES];
+        for (&col, &value) in cols.iter().zip(values) {
+            for (sum, x) in sums.iter_mut().zip(&panel[col as usize]) {
+                *sum += value * x;
+            }
+        }
+        sums
+    }
+}

@@ -1,0 +1,110 @@
+//! The crate's own thread pools: one for each number of threads, forgotten after a fork.
+//!
+//! A forked child (a DataLoader worker, say) has none of its parent's threads, so a pool made
+//! before the fork would wait for ever. Pools are therefore kept with the process id that made
+//! them and left alone (not even dropped) in any other process. A lock that another thread held at
+//! the moment of the fork stays locked in the child; it is only ever tried, and a pool that cannot
+//! be looked up is made for that one call.
+
+use crate::error::{Error, Result};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+struct Pools {
+    process: u32,
+    pools: HashMap<usize, Arc<ThreadPool>>,
+}
+
+static POOLS: Mutex<Option<Pools>> = Mutex::new(None);
+
+fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
+    let build = || {
+        ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("tersenet-{i}"))
+            .build()
+            .map(Arc::new)
+            .map_err(|e| Error::io("threads", std::io::Error::other(e)))
+    };
+    let Ok(mut guard) = POOLS.try_lock() else { return build() };
+    let process = std::process::id();
+    if guard.as_ref().is_some_and(|pools| pools.process != process) {
+        std::mem::forget(guard.take());
+    }
+    let pools = guard.get_or_insert_with(|| Pools { process, pools: HashMap::new() });
+    if let Some(pool) = pools.pools.get(&threads) {
+        return Ok(pool.clone());
+    }
+    let pool = build()?;
+    pools.pools.insert(threads, pool.clone());
+    Ok(pool)
+}
+
+/// Runs `work` on each of `items`, on up to `threads` threads; one thread is the caller's own.
+///
+/// # Errors
+/// The error of the first item (in their order) that failed, or `Io` when no thread can be made.
+pub fn for_each<T: Send>(
+    threads: usize,
+    items: Vec<T>,
+    work: impl Fn(T) -> Result<()> + Sync,
+) -> Result<()> {
+    if threads <= 1 || items.len() <= 1 {
+        return items.into_iter().try_for_each(work);
+    }
+    let mut outcomes: Vec<Result<()>> = Vec::new();
+    outcomes.resize_with(items.len(), || Ok(()));
+    let pool = pool(threads)?;
+    pool.scope(|scope| {
+        for (item, outcome) in items.into_iter().zip(&mut outcomes) {
+            let work = &work;
+            scope.spawn(move |_| *outcome = work(item));
+        }
+    });
+    outcomes.into_iter().collect()
+}
+
+/// Cuts `0..len` into at most `parts` ranges of about equal length, each but the last a multiple
+/// of `unit`.
+pub fn split(len: usize, parts: usize, unit: usize) -> Vec<Range<usize>> {
+    let step = len.div_ceil(parts.max(1)).next_multiple_of(unit.max(1));
+    (0..len).step_by(step.max(1)).map(|start| start..len.min(start + step)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_is_done_once_and_the_first_error_wins() {
+        let done = Mutex::new(vec![0; 100]);
+        for threads in [1, 2, 3, 8] {
+            for_each(threads, (0..100).collect(), |i: usize| {
+                done.lock().unwrap()[i] += 1;
+                Ok(())
+            })
+            .unwrap();
+            let error = for_each(threads, (0..100).collect(), |i: usize| {
+                if i >= 40 { Err(Error::invalid(format!("item {i}"))) } else { Ok(()) }
+            });
+            assert_eq!(error.unwrap_err().to_string(), "item 40");
+        }
+        assert!(done.into_inner().unwrap().iter().all(|&n| n == 4));
+    }
+
+    #[test]
+    fn split_covers_everything_in_order() {
+        for len in [0, 1, 63, 64, 65, 1000] {
+            for parts in [1, 2, 3, 8] {
+                let ranges = split(len, parts, 64);
+                assert!(ranges.len() <= parts);
+                assert_eq!(
+                    ranges.iter().flat_map(|r| r.clone()).collect::<Vec<_>>(),
+                    (0..len).collect::<Vec<_>>()
+                );
+            }
+        }
+    }
+}

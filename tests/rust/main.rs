@@ -1,0 +1,4 @@
+//! Integration tests of the core, one module a topic.
+
+mod matrices;
+mod roundtrip;
