@@ -25,11 +25,15 @@
 pub mod array;
 pub mod bits;
 pub mod codebook;
+pub mod container;
 pub mod entropy;
 pub mod error;
 pub mod layout;
+pub mod mapping;
 pub mod matrix;
 pub mod offsets;
+#[cfg(feature = "python")]
+mod python;
 pub mod rows;
 pub mod simd;
 pub mod threads;

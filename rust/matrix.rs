@@ -16,7 +16,7 @@
 use crate::bits;
 use crate::codebook::Codebook;
 use crate::entropy::Coder;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{
     self, BLOCK_ROWS, Columns, Encoding, Goal, Layout, LayoutSpec, Parts, Product,
 };
@@ -192,6 +192,14 @@ impl CompressedMatrix {
         self.sections().iter().map(|(_, nbytes)| nbytes).sum()
     }
 
+    /// Stored bits ÷ (nrows · ncols); 0 for a matrix without entries.
+    pub fn bits_per_weight(&self) -> f64 {
+        match self.shape.entries() {
+            0 => 0.0,
+            entries => self.nbytes() as f64 * 8.0 / entries as f64,
+        }
+    }
+
     /// The bytes of the layout's sections, in file order.
     pub fn section_bytes(&self) -> Vec<&[u8]> {
         self.layout.sections()
@@ -202,7 +210,7 @@ impl CompressedMatrix {
     /// # Errors
     /// As [`Layout::decode`]; `Io` when no thread can be made.
     pub fn decompress(&self, threads: usize) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; self.shape.entries()];
+        let mut out = zeros(self.shape.nrows, self.shape.ncols)?;
         if out.is_empty() {
             return Ok(out);
         }
@@ -236,7 +244,7 @@ impl CompressedMatrix {
         if let Some(id) = ids.iter().find(|&&id| id >= nrows) {
             return Err(Error::invalid(format!("rows: row {id}, expected under nrows = {nrows}")));
         }
-        let mut out = vec![0.0; ids.len() * ncols];
+        let mut out = zeros(ids.len(), ncols)?;
         let mut block = RowBlock::default();
         for (&id, out) in ids.iter().zip(out.chunks_exact_mut(ncols.max(1))) {
             self.decode(id..id + 1, &mut block)?;
@@ -321,13 +329,81 @@ impl CompressedMatrix {
             }
             Ok(())
         })?;
-        let mut y = vec![0.0; batch * nrows];
+        let mut y = zeros(batch, nrows)?;
         for (row, lanes) in by_row.chunks_exact(npanels.max(1)).enumerate() {
             for (member, &value) in lanes.as_flattened()[..batch].iter().enumerate() {
                 y[member * nrows + row] = value;
             }
         }
         Ok(y)
+    }
+
+    /// Y = X·W on the active instruction set, the gradient of [`CompressedMatrix::matmul`] by its
+    /// input: `x` is `[batch, nrows]`, the result `[batch, ncols]`, both row-major.
+    ///
+    /// Threads share the batch, so each output is summed over the rows in order.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when x has another length.
+    pub fn matmul_transposed(&self, x: &[f32], batch: usize, threads: usize) -> Result<Vec<f32>> {
+        let Shape { nrows, ncols } = self.shape;
+        if Some(x.len()) != nrows.checked_mul(batch) {
+            return Err(Error::invalid(format!(
+                "matmul_transposed: x has {} numbers, expected {batch} · nrows = {batch} · {nrows}",
+                x.len()
+            )));
+        }
+        let npanels = batch.div_ceil(LANES);
+        let panels = to_panels(x, batch, nrows);
+        let mut sums: Vec<Lanes> = vec![[0.0; LANES]; npanels * ncols];
+        let ranges = threads::split(npanels, self.useful(threads, batch), 1);
+        let items = zip_chunks(ranges, &mut sums, ncols);
+        threads::for_each(threads, items, |(mine, sums)| {
+            let mut block = RowBlock::default();
+            for start in (0..nrows).step_by(BLOCK_ROWS) {
+                self.decode(start..nrows.min(start + BLOCK_ROWS), &mut block)?;
+                for (panel, sums) in mine.clone().zip(sums.chunks_exact_mut(ncols.max(1))) {
+                    for row in 0..block.nrows() {
+                        let inputs = &panels[panel * nrows + start + row];
+                        let (cols, values) = block.row(row);
+                        for (&col, &value) in cols.iter().zip(values) {
+                            for (sum, x) in sums[col as usize].iter_mut().zip(inputs) {
+                                *sum += value * x;
+                            }
+                        }
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        let mut y = zeros(batch, ncols)?;
+        for (member, y) in y.chunks_exact_mut(ncols.max(1)).enumerate() {
+            let panel = &sums[member / LANES * ncols..][..ncols];
+            for (y, lanes) in y.iter_mut().zip(panel) {
+                *y = lanes[member % LANES];
+            }
+        }
+        Ok(y)
+    }
+
+    /// The distinct kept values: the codebook, or, where the layout stores values, those of them
+    /// that differ, in ascending total order.
+    ///
+    /// # Errors
+    /// As [`Layout::decode`].
+    pub fn distinct_values(&self) -> Result<Vec<f32>> {
+        if let Some(codebook) = &self.codebook {
+            return Ok(codebook.values().to_vec());
+        }
+        Ok(match self.to_rows()?.values() {
+            Values::Shared { codebook, .. } => codebook.values().to_vec(),
+            Values::Raw(values) => {
+                let mut values = values.clone();
+                values.sort_unstable_by(f32::total_cmp);
+                values.dedup_by_key(|value| value.to_bits());
+                values
+            }
+        })
     }
 
     /// Appends what a file's header says of the matrix: layout, coder, shape, nnz, parameters and
@@ -405,6 +481,20 @@ impl CompressedMatrix {
 
 /// Above this density a dense product of ours is faster than one that skips zeros.
 const DENSE_IS_FASTER: f64 = 0.5;
+
+/// `nrows · ncols` zeros, or an error where the memory cannot be had.
+fn zeros(nrows: usize, ncols: usize) -> Result<Vec<f32>> {
+    let mut out = Vec::new();
+    let len = nrows.checked_mul(ncols);
+    if len.is_none_or(|len| out.try_reserve_exact(len).is_err()) {
+        return Err(Error::new(
+            ErrorKind::LimitExceeded,
+            format!("memory: a dense [{nrows}, {ncols}] cannot be had"),
+        ));
+    }
+    out.resize(len.unwrap_or(0), 0.0);
+    Ok(out)
+}
 
 /// Pairs each range of rows with its part of `out`, `width` elements a row.
 fn zip_chunks<T>(

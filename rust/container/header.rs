@@ -1,0 +1,492 @@
+//! The header of a container, to bytes and back; every field as FORMAT.md says.
+//!
+//! Parsing is one pass over a checksummed slice: every number is checked where it is read, nothing
+//! is allocated from a count before that many bytes are known to be there, and the sum of all
+//! sizes must be the data's size to the byte.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation
+)]
+
+use super::Limits;
+use crate::bits;
+use crate::codebook::MAX_K;
+use crate::entropy::Coder;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::{LAYOUTS, LayoutSpec};
+use crate::rows::Shape;
+use std::collections::{BTreeMap, HashMap};
+
+/// The first bytes of every container: bit 7, the name, and line ends that a text-mode copy breaks.
+pub const MAGIC: [u8; 8] = *b"\x89TRS\r\n\x1a\n";
+/// The version this crate writes, and the newest it reads.
+pub const VERSION: u8 = 1;
+/// Bytes before the header: magic, header size, header checksum.
+pub const PREAMBLE_NBYTES: u64 = 16;
+/// Sections at least this large start at a multiple of [`ALIGNMENT`].
+pub const LARGE_NBYTES: u64 = 1024;
+/// What large sections are aligned to, in the data and in the file.
+pub const ALIGNMENT: u64 = 64;
+/// The size of a checksummed block of data, as a power of two, that is written.
+pub const BLOCK_LOG2: u8 = 16;
+const MAX_RANK: u64 = 64;
+const MAX_PARAMS: u64 = 64;
+
+/// The type of a tensor's elements, stored little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dtype(u8);
+
+impl Dtype {
+    /// Names, bytes an element; the place in this table is the number in files.
+    const TABLE: &'static [(&'static str, u64)] = &[
+        ("float32", 4),
+        ("float64", 8),
+        ("float16", 2),
+        ("bfloat16", 2),
+        ("int8", 1),
+        ("int16", 2),
+        ("int32", 4),
+        ("int64", 8),
+        ("uint8", 1),
+        ("uint16", 2),
+        ("uint32", 4),
+        ("uint64", 8),
+        ("bool", 1),
+        ("complex64", 8),
+        ("complex128", 16),
+        ("float8_e4m3fn", 1),
+        ("float8_e5m2", 1),
+    ];
+    /// 32-bit floating point, what products compute in.
+    pub const FLOAT32: Self = Self(0);
+
+    /// Finds a type by NumPy's and torch's name.
+    ///
+    /// # Errors
+    /// `InvalidArgument` that lists the names there are.
+    pub fn by_name(name: &str) -> Result<Self> {
+        (0u8..).zip(Self::TABLE).find(|(_, row)| row.0 == name).map(|(id, _)| Self(id)).ok_or_else(
+            || {
+                let names: Vec<&str> = Self::TABLE.iter().map(|row| row.0).collect();
+                Error::invalid(format!("dtype: {name:?}, expected one of {}", names.join(", ")))
+            },
+        )
+    }
+
+    fn row(self) -> (&'static str, u64) {
+        Self::TABLE.get(usize::from(self.0)).copied().unwrap_or(("unknown", 1))
+    }
+
+    /// The name.
+    pub fn name(self) -> &'static str {
+        self.row().0
+    }
+
+    /// Bytes an element.
+    pub fn nbytes(self) -> u64 {
+        self.row().1
+    }
+
+    /// True for the types whose numbers a compressed matrix may stand for.
+    pub fn is_matrix_type(self) -> bool {
+        matches!(self.name(), "float32" | "float16" | "bfloat16")
+    }
+}
+
+/// What the header says of one tensor's bytes.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// Plain little-endian elements.
+    Array,
+    /// A compressed matrix.
+    Matrix(MatrixBody),
+    /// Another name of an earlier entry.
+    Alias(usize),
+}
+
+/// The fields of a compressed matrix.
+#[derive(Clone, Debug)]
+pub struct MatrixBody {
+    /// The codebook's number, where the layout has one.
+    pub codebook: Option<usize>,
+    /// The layout.
+    pub layout: &'static LayoutSpec,
+    /// The coder.
+    pub coder: Coder,
+    /// Rows and columns.
+    pub shape: Shape,
+    /// The number of kept weights.
+    pub nnz: usize,
+    /// The layout's own numbers.
+    pub params: Vec<u64>,
+}
+
+/// One name and what it stands for.
+#[derive(Clone, Debug)]
+pub struct EntryHeader {
+    /// The name, unique in the file.
+    pub name: String,
+    /// The type of the elements, as they were before compression.
+    pub dtype: Dtype,
+    /// The logical shape: of a convolution's weight, four numbers.
+    pub dims: Vec<u64>,
+    /// What follows.
+    pub body: Body,
+    /// First byte and size of each section, within the data.
+    pub sections: Vec<(u64, u64)>,
+}
+
+/// Everything the header says.
+#[derive(Clone, Debug)]
+pub struct Header {
+    /// The size of a checksummed block, as a power of two.
+    pub block_log2: u8,
+    /// The size of the data.
+    pub data_nbytes: u64,
+    /// The CRC-32 of each block of data.
+    pub checksums: Vec<u32>,
+    /// The user's own strings.
+    pub metadata: BTreeMap<String, String>,
+    /// First byte and size of each codebook, within the data.
+    pub codebooks: Vec<(u64, u64)>,
+    /// The tensors and aliases.
+    pub entries: Vec<EntryHeader>,
+    /// Where each name is in `entries`.
+    pub by_name: HashMap<String, usize>,
+}
+
+/// Where a section of `nbytes` starts when the one before ends at `end`.
+pub fn section_start(end: u64, nbytes: u64) -> Option<u64> {
+    if nbytes >= LARGE_NBYTES { end.checked_next_multiple_of(ALIGNMENT) } else { Some(end) }
+}
+
+/// Where the data starts in the file.
+pub fn data_start(header_nbytes: u64, data_nbytes: u64) -> Option<u64> {
+    section_start(PREAMBLE_NBYTES.checked_add(header_nbytes)?, data_nbytes)
+}
+
+/// The number of blocks of `data_nbytes`.
+pub fn block_count(data_nbytes: u64, block_log2: u8) -> u64 {
+    data_nbytes.div_ceil(1u64.checked_shl(u32::from(block_log2)).unwrap_or(u64::MAX))
+}
+
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    nbytes: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn place(&self) -> usize {
+        self.nbytes.saturating_sub(self.bytes.len())
+    }
+
+    fn corrupt(&self, what: impl std::fmt::Display) -> Error {
+        Error::corrupt(format!("header: {what} (byte {} of the header)", self.place()))
+    }
+
+    fn take(&mut self, nbytes: u64, what: &str) -> Result<&'a [u8]> {
+        let split = usize::try_from(nbytes).ok().and_then(|n| self.bytes.split_at_checked(n));
+        let (taken, rest) = split.ok_or_else(|| {
+            self.corrupt(format_args!(
+                "{what} of {nbytes} bytes, but {} are left",
+                self.bytes.len()
+            ))
+        })?;
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    fn byte(&mut self, what: &str) -> Result<u8> {
+        Ok(self.take(1, what)?.first().copied().unwrap_or(0))
+    }
+
+    fn varint(&mut self, what: &str) -> Result<u64> {
+        let mut rest = self.bytes;
+        let value =
+            bits::take_varint(&mut rest).map_err(|e| self.corrupt(format_args!("{what}: {e}")))?;
+        self.bytes = rest;
+        Ok(value)
+    }
+
+    fn size(&mut self, what: &str) -> Result<usize> {
+        let value = self.varint(what)?;
+        usize::try_from(value).map_err(|_| self.corrupt(format_args!("{what} is {value}")))
+    }
+
+    /// A count of things that take at least one byte each.
+    fn count(&mut self, what: &str) -> Result<usize> {
+        let count = self.size(what)?;
+        if count > self.bytes.len() {
+            return Err(self
+                .corrupt(format_args!("{count} {what}, but {} bytes are left", self.bytes.len())));
+        }
+        Ok(count)
+    }
+
+    fn string(&mut self, what: &str) -> Result<String> {
+        let nbytes = self.varint(what)?;
+        let bytes = self.take(nbytes, what)?;
+        let text = std::str::from_utf8(bytes)
+            .map_err(|_| self.corrupt(format_args!("{what} is not UTF-8")))?;
+        if text.contains('\0') {
+            return Err(self.corrupt(format_args!("{what} {text:?} holds a NUL")));
+        }
+        Ok(text.to_owned())
+    }
+}
+
+/// Lays sections one after the other and remembers where the last one ends.
+#[derive(Default)]
+struct Placement {
+    end: u64,
+}
+
+impl Placement {
+    fn place(&mut self, nbytes: u64) -> Option<(u64, u64)> {
+        let start = section_start(self.end, nbytes)?;
+        self.end = start.checked_add(nbytes)?;
+        Some((start, nbytes))
+    }
+}
+
+impl Header {
+    /// Parses the header's bytes, whose checksum was found right.
+    ///
+    /// # Errors
+    /// `Corrupt`, `UnsupportedVersion` or `LimitExceeded`, naming the field.
+    pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self> {
+        let mut cursor = Cursor { bytes, nbytes: bytes.len() };
+        let version = cursor.byte("version")?;
+        if version != VERSION {
+            return Err(Error::new(
+                ErrorKind::UnsupportedVersion,
+                format!(
+                    "container: version {version}, expected {VERSION}: \
+                     a newer tersenet reads it"
+                ),
+            ));
+        }
+        let required = cursor.varint("required features")?;
+        if required != 0 {
+            return Err(Error::new(
+                ErrorKind::UnsupportedVersion,
+                format!(
+                    "container: needs features {required:#x}, which version {VERSION} does not \
+                     have: a newer tersenet reads it"
+                ),
+            ));
+        }
+        let block_log2 = cursor.byte("block size")?;
+        if !(10..=30).contains(&block_log2) {
+            return Err(
+                cursor.corrupt(format_args!("blocks of 2^{block_log2} bytes, expected 10 to 30"))
+            );
+        }
+        let data_nbytes = cursor.varint("data size")?;
+        let count = block_count(data_nbytes, block_log2);
+        let table = cursor.take(count.saturating_mul(4), "block checksums")?;
+        let checksums = table
+            .chunks_exact(4)
+            .map(|b| b.iter().rev().fold(0, |sum, &b| sum << 8 | u32::from(b)))
+            .collect();
+        let mut metadata = BTreeMap::new();
+        for _ in 0..cursor.count("metadata strings")? {
+            let key = cursor.string("metadata key")?;
+            let value = cursor.string("metadata value")?;
+            if metadata.insert(key.clone(), value).is_some() {
+                return Err(cursor.corrupt(format_args!("metadata key {key:?} twice")));
+            }
+        }
+        let mut placement = Placement::default();
+        let mut codebooks = Vec::new();
+        for i in 0..cursor.count("codebooks")? {
+            let k = cursor.varint("codebook size")?;
+            let place =
+                (1..=MAX_K as u64).contains(&k).then(|| placement.place(k.saturating_mul(4)));
+            let place = place.flatten().ok_or_else(|| {
+                cursor.corrupt(format_args!("codebook {i} of {k} values, expected 1 to {MAX_K}"))
+            })?;
+            codebooks.push(place);
+        }
+        let count = cursor.count("entries")?;
+        if count as u64 > limits.tensors {
+            return Err(limit("tensors", count as u64, limits.tensors, "header"));
+        }
+        let mut entries: Vec<EntryHeader> = Vec::new();
+        let mut by_name = HashMap::new();
+        for i in 0..count {
+            let entry =
+                parse_entry(&mut cursor, &entries, codebooks.len(), &mut placement, limits)?;
+            if by_name.insert(entry.name.clone(), i).is_some() {
+                return Err(cursor.corrupt(format_args!("the name {:?} twice", entry.name)));
+            }
+            entries.push(entry);
+        }
+        while !cursor.bytes.is_empty() {
+            // Optional extensions: a reader that does not know one skips it.
+            cursor.varint("extension")?;
+            let nbytes = cursor.varint("extension size")?;
+            cursor.take(nbytes, "extension")?;
+        }
+        if placement.end != data_nbytes {
+            return Err(Error::corrupt(format!(
+                "header: sections end at {}, expected the data's size {data_nbytes}",
+                placement.end
+            )));
+        }
+        Ok(Self { block_log2, data_nbytes, checksums, metadata, codebooks, entries, by_name })
+    }
+}
+
+fn limit(what: &str, found: u64, limit: u64, place: &str) -> Error {
+    Error::new(
+        ErrorKind::LimitExceeded,
+        format!("{place}: {found} {what}, expected at most {limit}: raise the limit to read it"),
+    )
+}
+
+fn parse_entry(
+    cursor: &mut Cursor<'_>,
+    earlier: &[EntryHeader],
+    codebooks: usize,
+    placement: &mut Placement,
+    limits: &Limits,
+) -> Result<EntryHeader> {
+    let name = cursor.string("name")?;
+    let kind = cursor.byte("kind")?;
+    if kind == 2 {
+        let target = cursor.size("alias")?;
+        let entry = earlier.get(target).filter(|entry| !matches!(entry.body, Body::Alias(_)));
+        let Some(entry) = entry else {
+            return Err(cursor.corrupt(format_args!(
+                "{name:?} is another name of entry {target}, expected an earlier tensor"
+            )));
+        };
+        let (dtype, dims) = (entry.dtype, entry.dims.clone());
+        return Ok(EntryHeader {
+            name,
+            dtype,
+            dims,
+            body: Body::Alias(target),
+            sections: Vec::new(),
+        });
+    }
+    let dtype = Dtype(cursor.byte("dtype")?);
+    if usize::from(dtype.0) >= Dtype::TABLE.len() || kind > 1 {
+        return Err(Error::new(
+            ErrorKind::UnsupportedVersion,
+            format!(
+                "{name}: kind {kind} and dtype {}, expected kinds up to 2 and dtypes up to {}: \
+                 a newer tersenet reads it",
+                dtype.0,
+                Dtype::TABLE.len().saturating_sub(1)
+            ),
+        ));
+    }
+    let rank = cursor.varint("rank")?;
+    if rank > MAX_RANK {
+        return Err(
+            cursor.corrupt(format_args!("{name:?} of rank {rank}, expected at most {MAX_RANK}"))
+        );
+    }
+    let mut dims = Vec::new();
+    for _ in 0..rank {
+        dims.push(cursor.varint("dimension")?);
+    }
+    let entries = dims.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim));
+    let dense_nbytes = entries.and_then(|n| n.checked_mul(dtype.nbytes()));
+    let Some(dense_nbytes) = dense_nbytes else {
+        return Err(
+            cursor.corrupt(format_args!("{name:?} of shape {dims:?}, expected under 2^64 bytes"))
+        );
+    };
+    let mut sections = Vec::new();
+    let mut place = |cursor: &Cursor<'_>, nbytes: u64| -> Result<()> {
+        if nbytes > limits.tensor_nbytes {
+            return Err(limit("bytes", nbytes, limits.tensor_nbytes, &name));
+        }
+        let place = placement.place(nbytes);
+        sections
+            .push(place.ok_or_else(|| cursor.corrupt(format_args!("{name:?} ends past 2^64")))?);
+        Ok(())
+    };
+    if kind == 0 {
+        place(cursor, dense_nbytes)?;
+        return Ok(EntryHeader { name, dtype, dims, body: Body::Array, sections });
+    }
+    let codebook = cursor.size("codebook number")?.checked_sub(1);
+    if codebook.is_some_and(|number| number >= codebooks) || !dtype.is_matrix_type() {
+        return Err(cursor.corrupt(format_args!(
+            "{name:?} of dtype {} with codebook {codebook:?}, expected a float32, float16 or \
+             bfloat16 matrix with one of {codebooks} codebooks",
+            dtype.name()
+        )));
+    }
+    let (layout_id, coder_id) = (cursor.byte("layout")?, cursor.byte("coder")?);
+    let layout = LAYOUTS.iter().find(|spec| spec.id == layout_id);
+    let coder = Coder::ALL.iter().find(|coder| coder.id() == coder_id);
+    let (Some(&layout), Some(&coder)) = (layout, coder) else {
+        return Err(Error::new(
+            ErrorKind::UnsupportedVersion,
+            format!(
+                "{name}: layout {layout_id} with coder {coder_id}, which version {VERSION} does \
+                 not have: a newer tersenet reads it"
+            ),
+        ));
+    };
+    if !layout.coders.contains(&coder) {
+        return Err(cursor.corrupt(format_args!(
+            "{name:?} in layout {} with coder {}, a pair that does not exist",
+            layout.name,
+            coder.name()
+        )));
+    }
+    let (nrows, ncols, nnz) = (cursor.size("nrows")?, cursor.size("ncols")?, cursor.size("nnz")?);
+    let shape = Shape::new(nrows, ncols).map_err(|e| cursor.corrupt(e))?;
+    if rank == 0 {
+        dims = vec![nrows as u64, ncols as u64];
+    }
+    let matrix_entries = (nrows as u64).checked_mul(ncols as u64);
+    let product = dims.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim));
+    if product != matrix_entries
+        || dims.first() != Some(&(nrows as u64))
+        || product < Some(nnz as u64)
+    {
+        return Err(cursor.corrupt(format_args!(
+            "{name:?} of shape {dims:?} with nnz = {nnz} as a matrix of [{nrows}, {ncols}]"
+        )));
+    }
+    let dense_nbytes = product.and_then(|n| n.checked_mul(4)).unwrap_or(u64::MAX);
+    if dense_nbytes > limits.tensor_nbytes {
+        return Err(limit("dense bytes", dense_nbytes, limits.tensor_nbytes, &name));
+    }
+    let nparams = cursor.varint("params")?;
+    if nparams > MAX_PARAMS {
+        return Err(cursor.corrupt(format_args!("{nparams} params, expected at most {MAX_PARAMS}")));
+    }
+    let mut params = Vec::new();
+    for _ in 0..nparams {
+        params.push(cursor.varint("param")?);
+    }
+    for section in layout.sections {
+        let nbytes = cursor.varint(section)?;
+        place(cursor, nbytes)?;
+    }
+    let body = Body::Matrix(MatrixBody { codebook, layout, coder, shape, nnz, params });
+    Ok(EntryHeader { name, dtype, dims, body, sections })
+}
+
+/// Appends a string as its size and its bytes.
+pub fn put_string(out: &mut Vec<u8>, text: &str) {
+    bits::put_varint(out, text.len() as u64);
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// The number of a type in files.
+pub fn dtype_id(dtype: Dtype) -> u8 {
+    dtype.0
+}

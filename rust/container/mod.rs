@@ -1,0 +1,68 @@
+//! The container: a `.terse` file, or the same bytes in memory, specified in FORMAT.md.
+//!
+//! ```text
+//!   │ magic, header size, header CRC │ header: version, block CRCs, metadata, codebooks, entries │
+//!   │ data: codebooks, then each entry's sections, large ones at multiples of 64 bytes           │
+//! ```
+//!
+//! `header.rs` turns a [`Header`] into bytes and back, and is the only parser; `writer.rs` lays
+//! tensors out and writes them beside their target, synced, then renamed; `reader.rs` reads one
+//! tensor at a time and checks every byte it uses against the header's checksums. The header holds
+//! no offsets: sections follow one another in its order, so nothing can overlap or leave a hole.
+
+mod header;
+mod reader;
+mod writer;
+
+pub use header::{Dtype, MAGIC, VERSION};
+pub use reader::{Entry, Reader, Tensor};
+pub use writer::{Stored, Writer};
+
+use crate::array::Owner;
+use crate::error::{Error, Result};
+use crate::matrix::CompressedMatrix;
+
+/// What a reader may be asked to take; more is `LimitExceeded`, refused before any allocation.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of the header.
+    pub header_nbytes: u64,
+    /// Bytes of one tensor, as stored and as dense numbers.
+    pub tensor_nbytes: u64,
+    /// Tensors and aliases.
+    pub tensors: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { header_nbytes: 64 << 20, tensor_nbytes: 1 << 36, tensors: 1 << 20 }
+    }
+}
+
+/// One matrix as a container of its own, under an empty name.
+pub fn matrix_to_bytes(matrix: &CompressedMatrix) -> Vec<u8> {
+    let mut writer = Writer::default();
+    let dims = [matrix.shape().nrows as u64, matrix.shape().ncols as u64];
+    let added = writer.add("", Dtype::FLOAT32, &dims, Stored::Matrix(matrix));
+    added.expect("an empty name and the matrix's own shape are fine");
+    writer.to_bytes()
+}
+
+/// The matrix in a container that holds nothing else, as a view of its bytes.
+///
+/// # Errors
+/// As [`Reader::open`] and [`Reader::get`]; `Corrupt` when it is not one matrix.
+pub fn matrix_from_bytes(bytes: Owner, limits: &Limits) -> Result<CompressedMatrix> {
+    let reader = Reader::from_owner(bytes, limits)?;
+    let names: Vec<&str> = reader.keys().collect();
+    let [name] = names[..] else {
+        return Err(Error::corrupt(format!(
+            "container: {} tensors, expected one matrix",
+            names.len()
+        )));
+    };
+    match reader.get(name)? {
+        Tensor::Matrix(matrix) => Ok(matrix),
+        Tensor::Array(_) => Err(Error::corrupt("container: a plain tensor, expected one matrix")),
+    }
+}

@@ -1,0 +1,461 @@
+//! Reading: one pass over the header, then one tensor at a time, each byte checked when used.
+
+use super::Limits;
+use super::header::{Body, EntryHeader, Header, MAGIC, PREAMBLE_NBYTES, block_count, data_start};
+use crate::array::{Array, Owner};
+use crate::codebook::Codebook;
+use crate::entropy::Coder;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::{LayoutSpec, Parts};
+use crate::mapping;
+use crate::matrix::CompressedMatrix;
+use bytemuck::{Pod, Zeroable};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+/// An open container.
+pub struct Reader {
+    source: Source,
+    header: Header,
+    /// Where the data starts in the source.
+    start: u64,
+    nbytes: u64,
+    /// Codebooks read so far, so that matrices that share one share it in memory.
+    codebooks: Mutex<Vec<Option<Arc<Codebook>>>>,
+}
+
+enum Source {
+    File(File),
+    Memory(Owner),
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub enum Tensor {
+    /// A compressed matrix.
+    Matrix(CompressedMatrix),
+    /// Little-endian elements.
+    Array(Array<u8>),
+}
+
+/// What the header says of a name.
+#[derive(Clone, Debug)]
+pub struct Entry<'a> {
+    /// The type of the elements, before compression.
+    pub dtype: &'static str,
+    /// The logical shape.
+    pub dims: &'a [u64],
+    /// Stored bytes of the sections, without the codebook.
+    pub nbytes: u64,
+    /// The tensor of which this is another name.
+    pub alias_of: Option<&'a str>,
+    /// Layout, coder and number of kept weights of a matrix.
+    pub matrix: Option<(&'static LayoutSpec, Coder, usize)>,
+}
+
+impl Reader {
+    /// Opens a file and checks its header.
+    ///
+    /// # Errors
+    /// `Io`, `Truncated`, `Corrupt`, `UnsupportedVersion` or `LimitExceeded`; when the file is
+    /// something else, the message says what.
+    pub fn open(path: &Path, limits: &Limits) -> Result<Self> {
+        let place = path.display().to_string();
+        let file = open_file(path)?;
+        Self::new(Source::File(file), limits).map_err(|e| e.within(&place))
+    }
+
+    /// Opens a file by mapping it; tensors are then views of the mapping.
+    ///
+    /// The file must not be changed while the reader or any of its tensors lives.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub fn map(path: &Path, limits: &Limits) -> Result<Self> {
+        let place = path.display().to_string();
+        let file = open_file(path)?;
+        let bytes = mapping::map(&file).map_err(|e| Error::io(&place, e))?;
+        Self::new(Source::Memory(bytes), limits).map_err(|e| e.within(&place))
+    }
+
+    /// Reads a container that is in memory; tensors are views of it.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub fn from_owner(bytes: Owner, limits: &Limits) -> Result<Self> {
+        Self::new(Source::Memory(bytes), limits)
+    }
+
+    fn new(source: Source, limits: &Limits) -> Result<Self> {
+        let nbytes = source.len()?;
+        let head = source.read(0..nbytes.min(512))?;
+        let preamble: [u8; 16] = match head.as_slice().get(..16) {
+            Some(first) if first.starts_with(&MAGIC) => first.try_into().unwrap_or([0; 16]),
+            _ => return Err(not_a_container(head.as_slice(), nbytes)),
+        };
+        let word = |at: usize| {
+            preamble[at..at + 4].iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte))
+        };
+        let (header_nbytes, checksum) = (u64::from(word(8)), word(12));
+        if header_nbytes > limits.header_nbytes {
+            return Err(Error::new(
+                ErrorKind::LimitExceeded,
+                format!(
+                    "header: {header_nbytes} bytes, expected at most {}: raise the limit to read it",
+                    limits.header_nbytes
+                ),
+            ));
+        }
+        let end = PREAMBLE_NBYTES + header_nbytes;
+        if end > nbytes {
+            return Err(Error::truncated("container", end, nbytes));
+        }
+        let bytes = source.read(PREAMBLE_NBYTES..end)?;
+        if crc32fast::hash(bytes.as_slice()) != checksum {
+            return Err(Error::corrupt(format!(
+                "header: checksum {:#010x}, expected {checksum:#010x} (bytes 16 to {end})",
+                crc32fast::hash(bytes.as_slice())
+            )));
+        }
+        let header = Header::parse(bytes.as_slice(), limits)?;
+        let start = data_start(header_nbytes, header.data_nbytes);
+        let whole = start.and_then(|start| start.checked_add(header.data_nbytes));
+        let (Some(start), Some(whole)) = (start, whole) else {
+            return Err(Error::corrupt("header: data past 2^64"));
+        };
+        if nbytes < whole {
+            return Err(Error::truncated("container", whole, nbytes));
+        }
+        if nbytes > whole {
+            return Err(Error::corrupt(format!(
+                "container: {nbytes} bytes, expected {whole}: something follows the data"
+            )));
+        }
+        let padding = source.read(end..start)?;
+        if padding.as_slice().iter().any(|&byte| byte != 0) {
+            return Err(Error::corrupt(format!("container: padding at byte {end} is not zero")));
+        }
+        let codebooks = Mutex::new(vec![None; header.codebooks.len()]);
+        Ok(Self { source, header, start, nbytes, codebooks })
+    }
+
+    /// The names, in file order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.header.entries.iter().map(|entry| entry.name.as_str())
+    }
+
+    /// The user's strings.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.header.metadata
+    }
+
+    /// The size of the whole container.
+    pub fn nbytes(&self) -> u64 {
+        self.nbytes
+    }
+
+    /// What the header says of `name`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when there is no such name.
+    pub fn entry(&self, name: &str) -> Result<Entry<'_>> {
+        let entry = self.find(name)?;
+        let (alias_of, target) = match entry.body {
+            Body::Alias(target) => {
+                let target = &self.header.entries[target];
+                (Some(target.name.as_str()), target)
+            }
+            _ => (None, entry),
+        };
+        let matrix = match &target.body {
+            Body::Matrix(matrix) => Some((matrix.layout, matrix.coder, matrix.nnz)),
+            _ => None,
+        };
+        let nbytes = target.sections.iter().map(|section| section.1).sum();
+        Ok(Entry { dtype: entry.dtype.name(), dims: &entry.dims, nbytes, alias_of, matrix })
+    }
+
+    /// Reads and checks one tensor.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an unknown name; `Corrupt`, `Truncated` or `Io` that names the tensor.
+    pub fn get(&self, name: &str) -> Result<Tensor> {
+        let mut entry = self.find(name)?;
+        if let Body::Alias(target) = entry.body {
+            entry = &self.header.entries[target];
+        }
+        self.tensor(entry).map_err(|e| e.within(&format!("tensor {}", entry.name)))
+    }
+
+    /// Reads and checks everything: every tensor, every block, every byte of padding.
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub fn verify(&self) -> Result<()> {
+        for entry in &self.header.entries {
+            if !matches!(entry.body, Body::Alias(_)) {
+                self.get(&entry.name)?;
+            }
+        }
+        for number in 0..self.header.codebooks.len() {
+            self.codebook(number)?;
+        }
+        let mut end = 0;
+        let sections = self.header.entries.iter().flat_map(|entry| &entry.sections);
+        for &(start, nbytes) in self.header.codebooks.iter().chain(sections) {
+            let (owner, at) = self.data(end..start)?;
+            let padding = &(*owner).as_ref()[at..at + (start - end) as usize];
+            if padding.iter().any(|&byte| byte != 0) {
+                return Err(Error::corrupt(format!("data: padding at byte {end} is not zero")));
+            }
+            end = start + nbytes;
+        }
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Result<&EntryHeader> {
+        let at = self.header.by_name.get(name).ok_or_else(|| {
+            Error::invalid(format!(
+                "{name:?}: no tensor of that name among {}",
+                self.header.entries.len()
+            ))
+        })?;
+        Ok(&self.header.entries[*at])
+    }
+
+    fn tensor(&self, entry: &EntryHeader) -> Result<Tensor> {
+        let first = entry.sections.first().map_or(0, |section| section.0);
+        let end = entry.sections.last().map_or(first, |section| section.0 + section.1);
+        let (owner, at) = self.data(first..end)?;
+        let place = |section: (u64, u64)| (at + (section.0 - first) as usize, section.1 as usize);
+        let Body::Matrix(matrix) = &entry.body else {
+            let (at, nbytes) = entry.sections.first().map_or((at, 0), |&section| place(section));
+            let array = Array::view(&owner, at, nbytes)?;
+            if entry.dtype.name() == "bool" && array.as_slice().iter().any(|&byte| byte > 1) {
+                return Err(Error::corrupt("bool: a byte over 1, expected 0 or 1"));
+            }
+            return Ok(Tensor::Array(array));
+        };
+        let codebook = match matrix.codebook {
+            Some(number) => Some(self.codebook(number)?),
+            None if matrix.layout.holds_values => None,
+            None => Some(Arc::new(Codebook::empty())),
+        };
+        let sections =
+            matrix.layout.sections.iter().zip(&entry.sections).map(|(&name, &section)| {
+                let (at, nbytes) = place(section);
+                (name, owner.clone(), at, nbytes)
+            });
+        let parts = Parts {
+            shape: matrix.shape,
+            nnz: matrix.nnz,
+            codebook,
+            coder: matrix.coder,
+            params: matrix.params.clone(),
+            sections: sections.collect(),
+        };
+        CompressedMatrix::read(matrix.layout, parts).map(Tensor::Matrix)
+    }
+
+    fn codebook(&self, number: usize) -> Result<Arc<Codebook>> {
+        let mut codebooks = self.codebooks.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(codebook) = &codebooks[number] {
+            return Ok(codebook.clone());
+        }
+        let (start, nbytes) = self.header.codebooks[number];
+        let (owner, at) = self.data(start..start + nbytes)?;
+        let values = Array::<f32>::view(&owner, at, nbytes as usize)?;
+        let codebook = Codebook::new(values)
+            .map(Arc::new)
+            .map_err(|e| Error::corrupt(e.to_string()).within(&format!("codebook {number}")))?;
+        codebooks[number] = Some(codebook.clone());
+        Ok(codebook)
+    }
+
+    /// The bytes of `range` of the data, their blocks checked: an owner, and where they start in it.
+    fn data(&self, range: Range<u64>) -> Result<(Owner, usize)> {
+        let block = 1u64 << self.header.block_log2;
+        let first = range.start / block;
+        let blocks = first..range.end.div_ceil(block).max(first);
+        let from = first * block;
+        let to = (blocks.end * block).min(self.header.data_nbytes).max(from);
+        debug_assert!(blocks.end <= block_count(self.header.data_nbytes, self.header.block_log2));
+        if range.is_empty() {
+            return Ok((Arc::new([0u8; 0]), 0));
+        }
+        let (owner, base) = match &self.source {
+            Source::Memory(bytes) => (bytes.clone(), (self.start + from) as usize),
+            Source::File(_) => {
+                let lines = self.source.read(self.start + from..self.start + to)?;
+                let owner: Owner = Arc::new(lines);
+                (owner, 0)
+            }
+        };
+        let bytes = &(*owner).as_ref()[base..base + (to - from) as usize];
+        for (number, block) in (first..).zip(bytes.chunks(block as usize)) {
+            let expected = self.header.checksums[number as usize];
+            let found = crc32fast::hash(block);
+            if found != expected {
+                return Err(Error::corrupt(format!(
+                    "data: block {number} has checksum {found:#010x}, expected {expected:#010x} \
+                     (file bytes {} to {})",
+                    self.start + from,
+                    self.start + to
+                )));
+            }
+        }
+        let at = (range.start - from) as usize;
+        let nbytes = (range.end - range.start) as usize;
+        let is_wasteful = bytes.len() - nbytes > nbytes / 8 + 64;
+        if is_wasteful && matches!(self.source, Source::File(_)) {
+            let from = at / 64 * 64;
+            let lines = Lines::copy_of(&bytes[from..at + nbytes]);
+            return Ok((Arc::new(lines), at - from));
+        }
+        Ok((owner, base + at))
+    }
+}
+
+impl Source {
+    fn len(&self) -> Result<u64> {
+        match self {
+            Self::File(file) => Ok(file.metadata().map_err(|e| Error::io("size", e))?.len()),
+            Self::Memory(bytes) => Ok((**bytes).as_ref().len() as u64),
+        }
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Lines> {
+        let nbytes = (range.end - range.start) as usize;
+        match self {
+            Self::Memory(bytes) => {
+                Ok(Lines::copy_of(&(**bytes).as_ref()[range.start as usize..range.end as usize]))
+            }
+            Self::File(file) => {
+                let mut lines = Lines::zeroed(nbytes)?;
+                read_at(file, lines.as_mut_slice(), range.start).map_err(|e| match e.kind() {
+                    std::io::ErrorKind::UnexpectedEof => Error::new(
+                        ErrorKind::Truncated,
+                        format!("container: ends before byte {}; it was cut while open", range.end),
+                    ),
+                    _ => Error::io("reading", e),
+                })?;
+                Ok(lines)
+            }
+        }
+    }
+}
+
+/// Owned bytes aligned to 64, so that aligned sections can be used in place.
+struct Lines {
+    lines: Vec<Line>,
+    nbytes: usize,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl Lines {
+    fn zeroed(nbytes: usize) -> Result<Self> {
+        let mut lines = Vec::new();
+        let count = nbytes.div_ceil(64);
+        lines.try_reserve_exact(count).map_err(|_| {
+            Error::new(ErrorKind::LimitExceeded, format!("memory: {nbytes} bytes cannot be had"))
+        })?;
+        lines.resize(count, Line([0; 64]));
+        Ok(Self { lines, nbytes })
+    }
+
+    fn copy_of(bytes: &[u8]) -> Self {
+        let mut lines =
+            Self { lines: vec![Line([0; 64]); bytes.len().div_ceil(64)], nbytes: bytes.len() };
+        lines.as_mut_slice().copy_from_slice(bytes);
+        lines
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.lines)[..self.nbytes]
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.nbytes]
+    }
+}
+
+impl AsRef<[u8]> for Lines {
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+fn open_file(path: &Path) -> Result<File> {
+    let failed = |e| Error::io(path.display(), e);
+    let file = File::open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.is_dir() {
+        return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+    }
+    Ok(file)
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, out: &mut [u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, at)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut out: &mut [u8], mut at: u64) -> std::io::Result<()> {
+    while !out.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, out, at)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                out = &mut out[n..];
+                at += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a file that does not start as a container really is.
+fn not_a_container(head: &[u8], nbytes: u64) -> Error {
+    let text = String::from_utf8_lossy(head);
+    let start = text.trim_start().to_ascii_lowercase();
+    let header_size =
+        head.get(..8).map(|b| b.iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b)));
+    let is = if head.is_empty() {
+        "it is empty"
+    } else if MAGIC.starts_with(head) || head.starts_with(&MAGIC) {
+        return Error::truncated("container", 16, nbytes);
+    } else if head.starts_with(b"version https://git-lfs") {
+        "it is a git-LFS pointer: run `git lfs pull` to fetch the file itself"
+    } else if start.starts_with("<!doctype")
+        || start.starts_with("<html")
+        || start.starts_with("<?xml")
+    {
+        "it is an HTML or XML page: the download gave an error page instead of the file"
+    } else if head.starts_with(b"PK\x03\x04") {
+        "it is a zip archive (a torch.save file or an .npz, perhaps): unpack it, or compress the model in it"
+    } else if head.starts_with(b"\x1f\x8b") {
+        "it is gzip-compressed: decompress it first"
+    } else if head.starts_with(b"\x93NUMPY") {
+        "it is a NumPy array file"
+    } else if head.get(8) == Some(&b'{') && header_size.is_some_and(|n| n < nbytes) {
+        "it is a safetensors file: use `tersenet compress`"
+    } else if head.starts_with(b"\x89TRS") || head.starts_with(b"\tTRS") {
+        "its line ends were changed: it was copied in text mode, copy it in binary mode"
+    } else if head.iter().all(|&byte| byte == 0) {
+        "it is all zeros: an unfinished download or a damaged disk"
+    } else if head.iter().all(|&byte| byte == 0xff) {
+        "it is all 0xff: a damaged disk"
+    } else if head.first() == Some(&0x80) && head.get(1).is_some_and(|&b| (2..=5).contains(&b)) {
+        "it is a Python pickle, which is never loaded"
+    } else if std::str::from_utf8(&head[..head.len().min(64)]).is_ok() && !head.contains(&0) {
+        "it is a text file"
+    } else {
+        "its first bytes are something else"
+    };
+    Error::corrupt(format!("not a tersenet container: {is}"))
+}

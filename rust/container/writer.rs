@@ -1,0 +1,261 @@
+//! Writing: lays tensors out, checksums the data in blocks, writes beside the target, renames.
+//!
+//! Sections are never copied together: the checksums are taken in a first pass over the slices,
+//! the header is written, then the slices. The file appears under its name only when it is whole
+//! and on disk; whatever fails, the old file is untouched and no stray one is left.
+
+use super::header::{
+    BLOCK_LOG2, Dtype, MAGIC, VERSION, block_count, data_start, dtype_id, put_string, section_start,
+};
+use crate::bits;
+use crate::codebook::Codebook;
+use crate::error::{Error, Result};
+use crate::matrix::CompressedMatrix;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub enum Stored<'a> {
+    /// A compressed matrix.
+    Matrix(&'a CompressedMatrix),
+    /// Little-endian elements.
+    Array(&'a [u8]),
+}
+
+/// Collects tensors for one container.
+#[derive(Debug, Default)]
+pub struct Writer<'a> {
+    names: HashMap<String, usize>,
+    entries: Vec<u8>,
+    codebooks: Vec<Arc<Codebook>>,
+    codebook_numbers: HashMap<Vec<u8>, usize>,
+    sections: Vec<&'a [u8]>,
+    metadata: BTreeMap<String, String>,
+}
+
+const ZEROS: [u8; 64] = [0; 64];
+
+impl<'a> Writer<'a> {
+    /// A container of nothing but `metadata`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a string with a NUL.
+    pub fn new(metadata: BTreeMap<String, String>) -> Result<Self> {
+        for text in metadata.iter().flat_map(|(key, value)| [key, value]) {
+            check_text("metadata", text)?;
+        }
+        Ok(Self { metadata, ..Self::default() })
+    }
+
+    /// Adds a tensor of logical shape `dims`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name that is taken or holds a NUL, or a shape that does not fit.
+    pub fn add(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        dims: &[u64],
+        stored: Stored<'a>,
+    ) -> Result<()> {
+        self.start(name, if matches!(stored, Stored::Array(_)) { 0 } else { 1 })?;
+        self.entries.push(dtype_id(dtype));
+        let entries = dims.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim));
+        let mismatch = |found: &str| {
+            Error::invalid(format!("{name}: shape {dims:?} of {}, found {found}", dtype.name()))
+        };
+        match stored {
+            Stored::Array(bytes) => {
+                if entries.and_then(|n| n.checked_mul(dtype.nbytes())) != Some(bytes.len() as u64) {
+                    return Err(mismatch(&format!("{} bytes", bytes.len())));
+                }
+                self.put_dims(dims);
+                self.sections.push(bytes);
+            }
+            Stored::Matrix(matrix) => {
+                let shape = [matrix.shape().nrows as u64, matrix.shape().ncols as u64];
+                let fits =
+                    entries == shape[0].checked_mul(shape[1]) && dims.first() == Some(&shape[0]);
+                if !fits || !dtype.is_matrix_type() {
+                    return Err(mismatch(&format!(
+                        "a float32, float16 or bfloat16 matrix {shape:?}"
+                    )));
+                }
+                self.put_dims(if dims == shape { &[] } else { dims });
+                let number =
+                    matrix.codebook().filter(|c| c.k() > 0).map(|c| self.codebook_number(c));
+                // An empty codebook has no number of its own: nnz = 0 says that it is empty.
+                bits::put_varint(&mut self.entries, number.map_or(0, |n| n as u64 + 1));
+                matrix.write_header(&mut self.entries);
+                self.sections.extend(matrix.section_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds another name of the tensor `target`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name that is taken, or a target that was not added.
+    pub fn add_alias(&mut self, name: &str, target: &str) -> Result<()> {
+        let number = self.names.get(target).copied().ok_or_else(|| {
+            Error::invalid(format!("{name}: another name of {target:?}, which was not added"))
+        })?;
+        self.start(name, 2)?;
+        bits::put_varint(&mut self.entries, number as u64);
+        Ok(())
+    }
+
+    fn start(&mut self, name: &str, kind: u8) -> Result<()> {
+        check_text("name", name)?;
+        if self.names.insert(name.to_owned(), self.names.len()).is_some() {
+            return Err(Error::invalid(format!("{name}: the name twice, expected distinct names")));
+        }
+        put_string(&mut self.entries, name);
+        self.entries.push(kind);
+        Ok(())
+    }
+
+    fn put_dims(&mut self, dims: &[u64]) {
+        bits::put_varint(&mut self.entries, dims.len() as u64);
+        dims.iter().for_each(|&dim| bits::put_varint(&mut self.entries, dim));
+    }
+
+    fn codebook_number(&mut self, codebook: &Arc<Codebook>) -> usize {
+        let next = self.codebooks.len();
+        let number = *self.codebook_numbers.entry(codebook.as_bytes().to_vec()).or_insert(next);
+        if number == next {
+            self.codebooks.push(codebook.clone());
+        }
+        number
+    }
+
+    /// Writes the container to `out` and returns its size.
+    fn write_to(&self, out: &mut impl Write) -> std::io::Result<u64> {
+        let codebooks: Vec<&[u8]> = self.codebooks.iter().map(|c| c.as_bytes()).collect();
+        let mut blocks = Blocks::default();
+        let all = || codebooks.iter().chain(&self.sections).copied();
+        for_each_slice(all(), |slice| {
+            blocks.update(slice);
+            Ok(())
+        })?;
+        let (data_nbytes, checksums) = blocks.finish();
+        let mut header = vec![VERSION];
+        bits::put_varint(&mut header, 0);
+        header.push(BLOCK_LOG2);
+        bits::put_varint(&mut header, data_nbytes);
+        checksums.iter().for_each(|crc| header.extend_from_slice(&crc.to_le_bytes()));
+        bits::put_varint(&mut header, self.metadata.len() as u64);
+        for (key, value) in &self.metadata {
+            put_string(&mut header, key);
+            put_string(&mut header, value);
+        }
+        bits::put_varint(&mut header, self.codebooks.len() as u64);
+        self.codebooks.iter().for_each(|c| bits::put_varint(&mut header, c.k() as u64));
+        bits::put_varint(&mut header, self.names.len() as u64);
+        header.extend_from_slice(&self.entries);
+        let header_nbytes = u32::try_from(header.len())
+            .map_err(|_| std::io::Error::other("a header over 4 GiB"))?;
+        out.write_all(&MAGIC)?;
+        out.write_all(&header_nbytes.to_le_bytes())?;
+        out.write_all(&crc32fast::hash(&header).to_le_bytes())?;
+        out.write_all(&header)?;
+        let start = data_start(header.len() as u64, data_nbytes).unwrap_or(u64::MAX);
+        out.write_all(&ZEROS[..(start - 16 - header.len() as u64) as usize])?;
+        for_each_slice(all(), |slice| out.write_all(slice))?;
+        Ok(start + data_nbytes)
+    }
+
+    /// The container's bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write_to(&mut out).expect("writing to memory cannot fail");
+        out
+    }
+
+    /// Writes the container beside `path`, syncs it, renames it to `path`; returns its size.
+    ///
+    /// # Errors
+    /// `Io` that names the path; then whatever was at `path` is unchanged.
+    pub fn save(&self, path: &Path) -> Result<u64> {
+        let failed = |e| Error::io(format!("saving {}", path.display()), e);
+        let folder = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        if path.is_dir() {
+            return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+        }
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".tersenet-").suffix(".tmp");
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(folder).map_err(failed)?;
+        let mut out = std::io::BufWriter::with_capacity(1 << 20, file.as_file_mut());
+        let nbytes =
+            self.write_to(&mut out).and_then(|n| out.flush().map(|()| n)).map_err(failed)?;
+        drop(out);
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist(path).map_err(|e| failed(e.error))?;
+        #[cfg(unix)]
+        std::fs::File::open(folder).and_then(|f| f.sync_all()).map_err(failed)?;
+        Ok(nbytes)
+    }
+}
+
+fn check_text(what: &str, text: &str) -> Result<()> {
+    if text.contains('\0') {
+        return Err(Error::invalid(format!("{what}: {text:?} holds a NUL, expected none")));
+    }
+    Ok(())
+}
+
+/// Gives `sections` and the zeros between them, in file order.
+fn for_each_slice<'s>(
+    sections: impl Iterator<Item = &'s [u8]>,
+    mut give: impl FnMut(&[u8]) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let mut end = 0u64;
+    for section in sections {
+        let start = section_start(end, section.len() as u64).unwrap_or(end);
+        give(&ZEROS[..(start - end) as usize])?;
+        give(section)?;
+        end = start + section.len() as u64;
+    }
+    Ok(())
+}
+
+/// The CRC-32 of each block of a stream of slices.
+#[derive(Default)]
+struct Blocks {
+    nbytes: u64,
+    current: crc32fast::Hasher,
+    done: Vec<u32>,
+}
+
+impl Blocks {
+    fn update(&mut self, mut slice: &[u8]) {
+        let block = 1u64 << BLOCK_LOG2;
+        while !slice.is_empty() {
+            let room = (block - self.nbytes % block).min(slice.len() as u64) as usize;
+            let (now, later) = slice.split_at(room);
+            self.current.update(now);
+            self.nbytes += room as u64;
+            if self.nbytes.is_multiple_of(block) {
+                self.done.push(std::mem::take(&mut self.current).finalize());
+            }
+            slice = later;
+        }
+    }
+
+    fn finish(mut self) -> (u64, Vec<u32>) {
+        if !self.nbytes.is_multiple_of(1 << BLOCK_LOG2) {
+            self.done.push(self.current.finalize());
+        }
+        debug_assert_eq!(self.done.len() as u64, block_count(self.nbytes, BLOCK_LOG2));
+        (self.nbytes, self.done)
+    }
+}
