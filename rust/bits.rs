@@ -85,6 +85,43 @@ pub fn field(bytes: &[u8], at: usize, width: u32) -> u64 {
     peek(bytes, at) & ((1u64 << width) - 1)
 }
 
+/// Reads fields one after the other: a 64-bit window that is refilled from memory.
+///
+/// Past the end it reads zeros; [`BitReader::position`] tells how far it went.
+#[derive(Debug)]
+pub struct BitReader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    window: u64,
+    valid: u32,
+}
+
+impl<'a> BitReader<'a> {
+    /// A reader that starts at bit `at` of `bytes`.
+    pub fn new(bytes: &'a [u8], at: usize) -> Self {
+        Self { bytes, at, window: 0, valid: 0 }
+    }
+
+    /// The next field of `width` ≤ 56 bits.
+    #[inline]
+    pub fn take(&mut self, width: u32) -> u64 {
+        if self.valid < width {
+            self.window = peek(self.bytes, self.at);
+            self.valid = 64 - (self.at % 8) as u32;
+        }
+        let value = self.window & ((1u64 << width) - 1);
+        self.window >>= width;
+        self.valid -= width;
+        self.at += width as usize;
+        value
+    }
+
+    /// The bit that the next field starts at.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+}
+
 /// Packs `values` into fields of `width` bits.
 pub fn pack(values: impl IntoIterator<Item = u64>, width: u32) -> Vec<u8> {
     let mut writer = BitWriter::new();
@@ -137,6 +174,10 @@ mod tests {
             prop_assert_eq!(bytes.len(), packed_nbytes(values.len(), width).unwrap());
             for (i, &value) in values.iter().enumerate() {
                 prop_assert_eq!(field(&bytes, i * width as usize, width), value);
+            }
+            let mut reader = BitReader::new(&bytes, 0);
+            for &value in values.iter().filter(|_| width <= 56) {
+                prop_assert_eq!(reader.take(width), value);
             }
         }
 

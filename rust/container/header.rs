@@ -460,7 +460,8 @@ fn parse_entry(
             "{name:?} of shape {dims:?} with nnz = {nnz} as a matrix of [{nrows}, {ncols}]"
         )));
     }
-    let dense_nbytes = product.and_then(|n| n.checked_mul(4)).unwrap_or(u64::MAX);
+    let longest = product.map(|n| n.max(nrows as u64).max(ncols as u64));
+    let dense_nbytes = longest.and_then(|n| n.checked_mul(4)).unwrap_or(u64::MAX);
     if dense_nbytes > limits.tensor_nbytes {
         return Err(limit("dense bytes", dense_nbytes, limits.tensor_nbytes, &name));
     }

@@ -28,6 +28,18 @@ impl Kernels for Avx2 {
         unsafe { sparse_dot(cols, values, x) }
     }
 
+    fn symbol_dot(
+        &self,
+        cols: &[[u8; 2]],
+        symbols: &[u8],
+        codebook: &[f32; 256],
+        x: &[f32],
+    ) -> f32 {
+        assert_eq!(cols.len(), symbols.len(), "symbol_dot: columns and symbols");
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { symbol_dot(cols, symbols, codebook, x) }
+    }
+
     fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32 {
         assert_eq!(w.len(), x.len(), "dense_dot: weights and inputs");
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
@@ -76,6 +88,42 @@ fn sparse_dot(cols: &[u32], values: &[f32], x: &[f32]) -> f32 {
     let mut sum = horizontal_sum(_mm256_add_ps(sums[0], sums[1]));
     for (&col, &value) in col_rest.iter().zip(value_rest) {
         sum += value * x[col as usize];
+    }
+    sum
+}
+
+/// Scalar multiply–adds, whose operand comes straight from x: two look-ups a weight leave nothing
+/// for wide registers to do. The highest column is found
+/// first, eight columns an instruction, and compared with the length of x once.
+#[target_feature(enable = "avx2,fma")]
+fn symbol_dot(cols: &[[u8; 2]], symbols: &[u8], codebook: &[f32; 256], x: &[f32]) -> f32 {
+    let (col_chunks, col_rest) = cols.as_chunks::<8>();
+    let (symbol_chunks, symbol_rest) = symbols.as_chunks::<8>();
+    let mut highest = _mm_setzero_si128();
+    for chunk in col_chunks {
+        // SAFETY: a chunk is 16 readable bytes; loadu needs no alignment.
+        highest = _mm_max_epu16(highest, unsafe { _mm_loadu_si128(chunk.as_ptr().cast()) });
+    }
+    // The least of the complements is the complement of the highest column.
+    let complement = _mm_minpos_epu16(_mm_xor_si128(highest, _mm_set1_epi16(-1)));
+    let highest = usize::from(!(_mm_extract_epi16::<0>(complement) as u16));
+    assert!(
+        col_chunks.is_empty() || highest < x.len(),
+        "symbol_dot: column {highest} of {}",
+        x.len()
+    );
+    let mut sums = [0.0f32; 8];
+    for (cols, symbols) in col_chunks.iter().zip(symbol_chunks) {
+        for i in 0..8 {
+            let col = usize::from(u16::from_le_bytes(cols[i]));
+            // SAFETY: every column of a chunk is at most `highest`, which is under x.len().
+            let x = unsafe { x.get_unchecked(col) };
+            sums[i] = codebook[usize::from(symbols[i])].mul_add(*x, sums[i]);
+        }
+    }
+    let mut sum: f32 = sums.iter().sum();
+    for (&col, &symbol) in col_rest.iter().zip(symbol_rest) {
+        sum += codebook[usize::from(symbol)] * x[usize::from(u16::from_le_bytes(col))];
     }
     sum
 }

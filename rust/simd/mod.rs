@@ -31,6 +31,14 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// When the slices differ in length or a column is outside x.
     fn sparse_dot(&self, cols: &[u32], values: &[f32], x: &[f32]) -> f32;
 
+    /// Σ codebook[symbols[i]] · x[cols[i]], from columns and symbols as they are stored: 16-bit
+    /// little-endian columns at any alignment, 8-bit symbols.
+    ///
+    /// # Panics
+    /// When the slices differ in length or a column is outside x.
+    fn symbol_dot(&self, cols: &[[u8; 2]], symbols: &[u8], codebook: &[f32; 256], x: &[f32])
+    -> f32;
+
     /// Σ w[i] · x[i] over the entries of w that are not +0.0.
     ///
     /// # Panics
@@ -120,6 +128,12 @@ mod tests {
                 prop_assert!((dense - exact).abs() <= bound, "{name} dense {dense} {exact}");
                 let sparse = f64::from(set.sparse_dot(&cols, &reversed, &x));
                 prop_assert!((sparse - exact).abs() <= bound, "{name} sparse {sparse} {exact}");
+                let mut values = [f32::NAN; 256];
+                values[..reversed.len()].copy_from_slice(&reversed);
+                let symbols: Vec<u8> = (0..reversed.len() as u8).collect();
+                let stored: Vec<[u8; 2]> = cols.iter().map(|&col| (col as u16).to_le_bytes()).collect();
+                let symbol = f64::from(set.symbol_dot(&stored, &symbols, &values, &x));
+                prop_assert!((symbol - exact).abs() <= bound, "{name} symbol {symbol} {exact}");
                 let panel = f64::from(set.panel_product(&cols, &reversed, &panel)[lane]);
                 prop_assert!((panel - exact).abs() <= bound, "{name} panel {panel} {exact}");
             }
@@ -153,7 +167,12 @@ mod tests {
                 let panel = std::panic::catch_unwind(|| {
                     set.panel_product(&cols, &values, &[[1.0; LANES]; 5])
                 });
-                assert!(dot.is_err() && panel.is_err(), "{} {len}", set.name());
+                let stored: Vec<[u8; 2]> =
+                    cols.iter().map(|&col| (col as u16).to_le_bytes()).collect();
+                let symbol = std::panic::catch_unwind(|| {
+                    set.symbol_dot(&stored, &vec![0; len], &[1.0; 256], &[1.0; 5])
+                });
+                assert!(dot.is_err() && panel.is_err() && symbol.is_err(), "{} {len}", set.name());
             }
         }
     }

@@ -15,6 +15,20 @@ impl Kernels for Scalar {
         cols.iter().zip(values).map(|(&col, &value)| value * x[col as usize]).sum()
     }
 
+    fn symbol_dot(
+        &self,
+        cols: &[[u8; 2]],
+        symbols: &[u8],
+        codebook: &[f32; 256],
+        x: &[f32],
+    ) -> f32 {
+        assert_eq!(cols.len(), symbols.len(), "symbol_dot: columns and symbols");
+        let products = cols.iter().zip(symbols).map(|(&col, &symbol)| {
+            codebook[usize::from(symbol)] * x[usize::from(u16::from_le_bytes(col))]
+        });
+        products.sum()
+    }
+
     fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32 {
         assert_eq!(w.len(), x.len(), "dense_dot: weights and inputs");
         w.iter().zip(x).filter(|(w, _)| w.to_bits() != 0).map(|(w, x)| w * x).sum()

@@ -1,4 +1,5 @@
 //! Integration tests of the core, one module a topic.
 
+mod container;
 mod matrices;
 mod roundtrip;

@@ -1,0 +1,398 @@
+//! `packed`: per block of 64 rows the cheaper of a bitmap and column fields; packed symbols.
+//!
+//! ```text
+//!   row_nnz:   kept weights of each row, as differences ([`Offsets`])
+//!   forms:     u8 [blocks]   how a block stores its columns:
+//!                0        a bitmap: bit row · ncols + col is set where a weight is kept
+//!                1 … 31   gaps: for each kept weight the columns skipped since the last one, in
+//!                         fields of that many bits; a field of all ones skips 2^width − 1
+//!                         columns and is followed by another field
+//!                144, 160 columns as they are, in 16 or 32 bits
+//!   ends:      where each block's columns end, in bytes, as differences ([`Offsets`])
+//!   positions: the columns, block after block, each from a whole byte
+//!   symbols:   one field of `symbol_width` bits for each kept weight
+//! ```
+//!
+//! For size, gap fields take the width with the fewest bits for the block, and symbols ⌈log2 k⌉
+//! bits. For speed, columns are whole words (a bitmap where more than half are kept) and symbols
+//! take 8 or 16 bits (none for k = 1), so that a product reads them as they lie.
+//!
+//! Space: about H₀-like width + 1 bits of gap and ⌈log2 k⌉ of symbol a kept weight, or one bit an
+//! entry and the symbol. Time: one pass; a row in the middle of a block of gaps costs the rows
+//! before it.
+
+use super::{Encoded, Encoding, Goal, Layout, LayoutSpec, Parts, Product, check_rows};
+use crate::array::Array;
+use crate::bits::{self, BitReader, BitWriter};
+use crate::codebook::MAX_K;
+use crate::entropy::Coder;
+use crate::error::{Error, Result};
+use crate::offsets::{Offsets, STRIDE};
+use crate::rows::{RowBlock, Rows, Shape};
+use std::ops::Range;
+
+pub(super) const SPEC: LayoutSpec = LayoutSpec {
+    name: "packed",
+    id: 7,
+    coders: &[Coder::Fixed],
+    sections: &["row_nnz", "forms", "ends", "positions", "symbols"],
+    holds_values: false,
+    encode,
+    read,
+};
+
+const BITMAP: u8 = 0;
+const MAX_GAP_WIDTH: u8 = 31;
+/// Added to the width of columns that are stored as they are.
+const ABSOLUTE: u8 = 128;
+
+#[derive(Debug)]
+struct Packed {
+    shape: Shape,
+    row_nnz: Offsets,
+    forms: Array<u8>,
+    ends: Offsets,
+    positions: Array<u8>,
+    symbol_width: u32,
+    symbols: Array<u8>,
+}
+
+fn encode(rows: &Rows, encoding: &Encoding) -> Result<Encoded> {
+    let (codebook, symbols) = rows.shared("packed")?;
+    let shape = rows.shape();
+    let (mut forms, mut lengths, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+    for start in (0..shape.nrows).step_by(STRIDE) {
+        let block = start..shape.nrows.min(start + STRIDE);
+        let form = choose_form(rows, block.clone(), encoding.goal);
+        let bytes = encode_columns(rows, block, form);
+        forms.push(form);
+        lengths.push(bytes.len() as u64);
+        positions.extend(bytes);
+    }
+    let symbol_width = match (encoding.goal, bits::bit_width(codebook.k().saturating_sub(1) as u64))
+    {
+        (_, 0) => 0,
+        (Goal::Size, width) => width,
+        (Goal::Speed, width) => width.next_multiple_of(8),
+    };
+    let row_nnz: Vec<u64> = (0..shape.nrows).map(|row| rows.row_cols(row).len() as u64).collect();
+    let packed = Packed {
+        shape,
+        row_nnz: Offsets::from_lengths(&row_nnz),
+        forms: forms.into(),
+        ends: Offsets::from_lengths(&lengths),
+        positions: positions.into(),
+        symbol_width,
+        symbols: bits::pack(symbols.iter().map(|&s| u64::from(s)), symbol_width).into(),
+    };
+    Ok((Box::new(packed), Some(codebook.clone())))
+}
+
+/// The gaps of one row: columns skipped before each kept one.
+fn gaps(cols: &[u32]) -> impl Iterator<Item = u32> {
+    let mut next = 0;
+    cols.iter().map(move |&col| {
+        let gap = col - next;
+        next = col + 1;
+        gap
+    })
+}
+
+/// The form with the fewest bits for the block; the bitmap where they are equal.
+fn choose_form(rows: &Rows, block: Range<usize>, goal: Goal) -> u8 {
+    let ncols = rows.shape().ncols;
+    let bitmap_bits = (block.len() as u64) * ncols as u64;
+    let nnz = (rows.indptr()[block.end] - rows.indptr()[block.start]) as u64;
+    if goal == Goal::Speed {
+        let width = if ncols <= 1 << 16 { 16 } else { 32 };
+        // Finding the set bits of a bitmap costs more than reading words, unless most are set.
+        return if nnz * 2 <= bitmap_bits { ABSOLUTE | width } else { BITMAP };
+    }
+    if nnz >= bitmap_bits {
+        return BITMAP;
+    }
+    let mut counts: Vec<u64> = Vec::new();
+    for gap in block.flat_map(|row| gaps(rows.row_cols(row))) {
+        if gap as usize >= counts.len() {
+            counts.resize(gap as usize + 1, 0);
+        }
+        counts[gap as usize] += 1;
+    }
+    let gap_bits = |width: u8| -> u64 {
+        let most = (1u64 << width) - 1;
+        let fields = counts.iter().zip(0u64..).map(|(&count, gap)| count * (1 + gap / most));
+        fields.sum::<u64>() * u64::from(width)
+    };
+    let widest = bits::bit_width(counts.len() as u64).clamp(1, u32::from(MAX_GAP_WIDTH)) as u8;
+    (1..=widest)
+        .map(|width| (gap_bits(width), width))
+        .chain([(bitmap_bits, BITMAP)])
+        .min()
+        .map_or(BITMAP, |(_, form)| form)
+}
+
+fn encode_columns(rows: &Rows, block: Range<usize>, form: u8) -> Vec<u8> {
+    let mut writer = BitWriter::new();
+    for row in block {
+        let cols = rows.row_cols(row);
+        if form == BITMAP {
+            let mut at = 0;
+            for &col in cols {
+                put_zeros(&mut writer, col - at);
+                writer.put(1, 1);
+                at = col + 1;
+            }
+            put_zeros(&mut writer, rows.shape().ncols as u32 - at);
+        } else if form & ABSOLUTE != 0 {
+            cols.iter().for_each(|&col| writer.put(u64::from(col), u32::from(form & !ABSOLUTE)));
+        } else {
+            let most = (1u32 << form) - 1;
+            for gap in gaps(cols) {
+                (0..gap / most).for_each(|_| writer.put(u64::from(most), u32::from(form)));
+                writer.put(u64::from(gap % most), u32::from(form));
+            }
+        }
+    }
+    writer.finish()
+}
+
+fn put_zeros(writer: &mut BitWriter, count: u32) {
+    (0..count / 32).for_each(|_| writer.put(0, 32));
+    writer.put(0, count % 32);
+}
+
+fn read(parts: Parts) -> Result<Box<dyn Layout>> {
+    let [m0, w0, b0, m1, w1, b1, symbol_width] = parts.params()?;
+    let shape = parts.shape;
+    let blocks = shape.nrows.div_ceil(STRIDE);
+    let positions = parts.section::<u8>("positions")?;
+    let needed = bits::bit_width(parts.k().saturating_sub(1) as u64);
+    if symbol_width > 16 || (symbol_width as u32) < needed {
+        return Err(Error::corrupt(format!(
+            "symbols of {symbol_width} bits, expected {needed} to 16 for k = {}",
+            parts.k()
+        )));
+    }
+    debug_assert!(parts.k() <= MAX_K);
+    let symbol_width = symbol_width as u32;
+    let symbol_bytes = bits::packed_nbytes(parts.nnz, symbol_width)
+        .ok_or_else(|| Error::corrupt(format!("nnz = {}", parts.nnz)))?;
+    let packed = Packed {
+        shape,
+        row_nnz: Offsets::read(
+            shape.nrows,
+            parts.nnz as u64,
+            [m0, w0, b0],
+            parts.section("row_nnz")?,
+        )
+        .map_err(|e| e.within("section row_nnz"))?,
+        forms: parts.section_of("forms", blocks)?,
+        ends: Offsets::read(blocks, positions.len() as u64, [m1, w1, b1], parts.section("ends")?)
+            .map_err(|e| e.within("section ends"))?,
+        positions,
+        symbol_width,
+        symbols: parts.section_of("symbols", symbol_bytes)?,
+    };
+    check_rows(&packed, &parts)?;
+    let used = parts.nnz * symbol_width as usize;
+    if bits::peek(packed.symbols.as_slice(), used) != 0 && used < symbol_bytes * 8 {
+        return Err(Error::corrupt("section symbols: padding is not zero"));
+    }
+    Ok(Box::new(packed))
+}
+
+impl Packed {
+    /// Decodes the columns of `rows`, which lie in one block, and their kept counts.
+    fn decode_columns(&self, block: usize, rows: Range<usize>, out: &mut RowBlock) -> Result<()> {
+        let start = self.ends.start(block) as usize;
+        let bytes = &self.positions.as_slice()[start..][..self.ends.length(block) as usize];
+        let first = block * STRIDE;
+        let form = self.forms.as_slice()[block];
+        let ncols = self.shape.ncols;
+        let damaged = |row: usize, what: &str| {
+            Err(Error::corrupt(format!("row {row}: {what} (section positions, byte {start})")))
+        };
+        let skipped: u64 = (first..rows.start).map(|row| self.row_nnz.length(row)).sum();
+        if form == BITMAP {
+            let expected = (self.shape.nrows - first).min(STRIDE).checked_mul(ncols);
+            if expected.map(|bits| bits.div_ceil(8)) != Some(bytes.len()) {
+                return damaged(first, "a bitmap of another size");
+            }
+            for row in rows {
+                let before = out.cols.len();
+                let bits_at = (row - first) * ncols;
+                for base in (0..ncols).step_by(56) {
+                    let width = (ncols - base).min(56) as u32;
+                    let mut word = bits::field(bytes, bits_at + base, width);
+                    while word != 0 {
+                        out.cols.push(base as u32 + word.trailing_zeros());
+                        word &= word - 1;
+                    }
+                }
+                if (out.cols.len() - before) as u64 != self.row_nnz.length(row) {
+                    return damaged(row, "a bitmap with another number of kept weights");
+                }
+                out.end_row();
+            }
+            return Ok(());
+        }
+        if form & ABSOLUTE != 0 {
+            let width = form & !ABSOLUTE;
+            let nbytes = usize::from(width / 8);
+            let mut at = skipped as usize * nbytes;
+            for row in rows {
+                let len = self.row_nnz.length(row) as usize;
+                let Some(words) = bytes.get(at..at + len * nbytes) else {
+                    return damaged(row, "columns that end too early");
+                };
+                match width {
+                    16 => out.cols.extend(
+                        words.as_chunks::<2>().0.iter().map(|&b| u32::from(u16::from_le_bytes(b))),
+                    ),
+                    32 => out
+                        .cols
+                        .extend(words.as_chunks::<4>().0.iter().map(|&b| u32::from_le_bytes(b))),
+                    _ => return damaged(row, "an unknown form"),
+                }
+                out.end_row();
+                at += words.len();
+            }
+            return Ok(());
+        }
+        if form > MAX_GAP_WIDTH {
+            return damaged(first, "an unknown form");
+        }
+        let (width, most) = (u32::from(form), (1u64 << form) - 1);
+        let kept: u64 = skipped + rows.clone().map(|row| self.row_nnz.length(row)).sum::<u64>();
+        if kept.saturating_mul(u64::from(width)) > bytes.len() as u64 * 8 {
+            return damaged(first, "fewer gaps than kept weights");
+        }
+        let mut reader = BitReader::new(bytes, 0);
+        for _ in 0..skipped {
+            while reader.take(width) == most {
+                if reader.position() > bytes.len() * 8 {
+                    return damaged(first, "gaps that end too early");
+                }
+            }
+        }
+        for row in rows {
+            let mut next = 0;
+            for _ in 0..self.row_nnz.length(row) {
+                loop {
+                    let field = reader.take(width);
+                    next += field;
+                    if field != most {
+                        break;
+                    }
+                    if next >= ncols as u64 {
+                        return damaged(row, "a gap past the last column");
+                    }
+                }
+                if next >= ncols as u64 {
+                    return damaged(row, "a column past the last one");
+                }
+                out.cols.push(next as u32);
+                next += 1;
+            }
+            out.end_row();
+        }
+        if reader.position() > bytes.len() * 8 {
+            return damaged(first, "gaps that end too early");
+        }
+        Ok(())
+    }
+
+    fn decode_symbols(&self, range: Range<usize>, out: &mut Vec<u16>) {
+        let bytes = self.symbols.as_slice();
+        match self.symbol_width {
+            0 => out.resize(out.len() + range.len(), 0),
+            8 => out.extend(bytes[range].iter().map(|&b| u16::from(b))),
+            16 => out.extend(
+                bytes[range.start * 2..range.end * 2]
+                    .as_chunks::<2>()
+                    .0
+                    .iter()
+                    .map(|&b| u16::from_le_bytes(b)),
+            ),
+            width => {
+                let mut reader = BitReader::new(bytes, range.start * width as usize);
+                out.extend(range.map(|_| reader.take(width) as u16));
+            }
+        }
+    }
+}
+
+impl Layout for Packed {
+    fn spec(&self) -> &'static LayoutSpec {
+        &SPEC
+    }
+
+    fn params(&self) -> Vec<u64> {
+        let mut params = self.row_nnz.params().to_vec();
+        params.extend(self.ends.params());
+        params.push(u64::from(self.symbol_width));
+        params
+    }
+
+    fn sections(&self) -> Vec<&[u8]> {
+        vec![
+            self.row_nnz.as_bytes(),
+            self.forms.as_slice(),
+            self.ends.as_bytes(),
+            self.positions.as_slice(),
+            self.symbols.as_slice(),
+        ]
+    }
+
+    fn decode(&self, rows: Range<usize>, out: &mut RowBlock) -> Result<()> {
+        out.clear();
+        let mut row = rows.start;
+        while row < rows.end {
+            let block = row / STRIDE;
+            let end = rows.end.min((block + 1) * STRIDE);
+            self.decode_columns(block, row..end, out)?;
+            row = end;
+        }
+        let start = self.row_nnz.start(rows.start) as usize;
+        self.decode_symbols(start..start + out.cols.len(), &mut out.symbols);
+        Ok(())
+    }
+
+    /// Blocks of whole 16-bit columns and 8-bit symbols are multiplied as they lie.
+    fn matvec(&self, product: &Product<'_>, rows: Range<usize>, y: &mut [f32]) -> Result<()> {
+        let mut values = [0.0; 256];
+        let is_direct = self.symbol_width == 8;
+        if is_direct {
+            values[..product.codebook.len()].copy_from_slice(product.codebook);
+        }
+        let mut buffer = RowBlock::default();
+        let mut row = rows.start;
+        while row < rows.end {
+            let block = row / STRIDE;
+            let end = rows.end.min((block + 1) * STRIDE);
+            let y = &mut y[row - rows.start..end - rows.start];
+            if is_direct && self.forms.as_slice()[block] == ABSOLUTE | 16 {
+                let start = self.ends.start(block) as usize;
+                let (cols, _) = self.positions.as_slice()[start..].as_chunks::<2>();
+                let first = self.row_nnz.start(block * STRIDE) as usize;
+                let mut at = self.row_nnz.start(row) as usize;
+                for (row, y) in (row..end).zip(y) {
+                    let len = self.row_nnz.length(row) as usize;
+                    let cols = &cols[at - first..][..len];
+                    let symbols = &self.symbols.as_slice()[at..at + len];
+                    *y = product.kernels.symbol_dot(cols, symbols, &values, product.x);
+                    at += len;
+                }
+            } else {
+                self.decode(row..end, &mut buffer)?;
+                buffer.look_up(product.codebook);
+                for (row, y) in y.iter_mut().enumerate() {
+                    let (cols, values) = buffer.row(row);
+                    *y = product.kernels.sparse_dot(cols, values, product.x);
+                }
+            }
+            row = end;
+        }
+        Ok(())
+    }
+}
