@@ -122,6 +122,23 @@ impl<'a> BitReader<'a> {
     }
 }
 
+/// Unpacks fields of `width` ≤ 16 bits from bit `at` on: several a load.
+pub fn unpack(bytes: &[u8], mut at: usize, width: u32, out: &mut [u16]) {
+    if width == 0 {
+        return out.fill(0);
+    }
+    let mask = (1u64 << width) - 1;
+    let per_load = (56 / width) as usize;
+    for fields in out.chunks_mut(per_load) {
+        let mut word = peek(bytes, at);
+        for field in fields {
+            *field = (word & mask) as u16;
+            word >>= width;
+        }
+        at += per_load * width as usize;
+    }
+}
+
 /// Packs `values` into fields of `width` bits.
 pub fn pack(values: impl IntoIterator<Item = u64>, width: u32) -> Vec<u8> {
     let mut writer = BitWriter::new();
@@ -174,6 +191,13 @@ mod tests {
             prop_assert_eq!(bytes.len(), packed_nbytes(values.len(), width).unwrap());
             for (i, &value) in values.iter().enumerate() {
                 prop_assert_eq!(field(&bytes, i * width as usize, width), value);
+            }
+            if width <= 16 {
+                let from = values.len() / 3;
+                let mut fields = vec![1; values.len() - from];
+                unpack(&bytes, from * width as usize, width, &mut fields);
+                let expected: Vec<u16> = values[from..].iter().map(|&v| v as u16).collect();
+                prop_assert_eq!(fields, expected);
             }
             let mut reader = BitReader::new(&bytes, 0);
             for &value in values.iter().filter(|_| width <= 56) {

@@ -201,6 +201,13 @@ fn read(parts: Parts) -> Result<Box<dyn Layout>> {
     Ok(Box::new(packed))
 }
 
+/// Adds a row of `len` columns to be filled.
+fn new_row(out: &mut RowBlock, len: usize) -> &mut [u32] {
+    let before = out.cols.len();
+    out.cols.resize(before + len, 0);
+    &mut out.cols[before..]
+}
+
 impl Packed {
     /// Decodes the columns of `rows`, which lie in one block, and their kept counts.
     fn decode_columns(&self, block: usize, rows: Range<usize>, out: &mut RowBlock) -> Result<()> {
@@ -219,17 +226,21 @@ impl Packed {
                 return damaged(first, "a bitmap of another size");
             }
             for row in rows {
-                let before = out.cols.len();
-                let bits_at = (row - first) * ncols;
+                let (len, bits_at) = (self.row_nnz.length(row) as usize, (row - first) * ncols);
+                let cols = new_row(out, len);
+                let mut kept = 0;
                 for base in (0..ncols).step_by(56) {
-                    let width = (ncols - base).min(56) as u32;
-                    let mut word = bits::field(bytes, bits_at + base, width);
+                    let mut word =
+                        bits::field(bytes, bits_at + base, (ncols - base).min(56) as u32);
                     while word != 0 {
-                        out.cols.push(base as u32 + word.trailing_zeros());
+                        if let Some(col) = cols.get_mut(kept) {
+                            *col = base as u32 + word.trailing_zeros();
+                        }
+                        kept += 1;
                         word &= word - 1;
                     }
                 }
-                if (out.cols.len() - before) as u64 != self.row_nnz.length(row) {
+                if kept != len {
                     return damaged(row, "a bitmap with another number of kept weights");
                 }
                 out.end_row();
@@ -276,23 +287,20 @@ impl Packed {
             }
         }
         for row in rows {
-            let mut next = 0;
-            for _ in 0..self.row_nnz.length(row) {
-                loop {
-                    let field = reader.take(width);
-                    next += field;
-                    if field != most {
-                        break;
-                    }
-                    if next >= ncols as u64 {
-                        return damaged(row, "a gap past the last column");
-                    }
-                }
-                if next >= ncols as u64 {
-                    return damaged(row, "a column past the last one");
-                }
-                out.cols.push(next as u32);
-                next += 1;
+            let cols = new_row(out, self.row_nnz.length(row) as usize);
+            let (mut next, mut kept) = (0u64, 0);
+            // Every field moves on; one that is not all ones also keeps a column. The last column
+            // is the highest, so it alone is checked.
+            while let Some(col) = cols.get_mut(kept) {
+                let field = reader.take(width);
+                next += field;
+                *col = next as u32;
+                let is_kept = field != most;
+                kept += usize::from(is_kept);
+                next += u64::from(is_kept);
+            }
+            if next > ncols as u64 {
+                return damaged(row, "a column past the last one");
             }
             out.end_row();
         }
@@ -315,8 +323,9 @@ impl Packed {
                     .map(|&b| u16::from_le_bytes(b)),
             ),
             width => {
-                let mut reader = BitReader::new(bytes, range.start * width as usize);
-                out.extend(range.map(|_| reader.take(width) as u16));
+                let before = out.len();
+                out.resize(before + range.len(), 0);
+                bits::unpack(bytes, range.start * width as usize, width, &mut out[before..]);
             }
         }
     }
