@@ -1,2 +1,3 @@
 """tersenet."""
+
 from tersenet._core import CODERS, LAYOUTS, PAIRS, SIMD, Codebook, CompressedMatrix, __version__

@@ -1,7 +1,7 @@
 """The compiled core: compressed matrices, files of them, and the paper's bounds."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,8 +13,8 @@ PAIRS: tuple[tuple[str, str], ...]
 SIMD: str
 SIMD_AVAILABLE: tuple[str, ...]
 
-Goal = Literal["size", "speed"]
-Columns = Literal["coded", "raw"]
+Goal: TypeAlias = Literal["size", "speed"]
+Columns: TypeAlias = Literal["coded", "raw"]
 
 @final
 class Codebook:
@@ -61,7 +61,9 @@ class CompressedMatrix:
     def rows(self, ids: ArrayLike) -> NDArray[np.float32]: ...
     def matvec(self, x: ArrayLike, threads: int | None = None) -> NDArray[np.float32]: ...
     def matmul(self, x: ArrayLike, threads: int | None = None) -> NDArray[np.float32]: ...
-    def matmul_transposed(self, x: ArrayLike, threads: int | None = None) -> NDArray[np.float32]: ...
+    def matmul_transposed(
+        self, x: ArrayLike, threads: int | None = None
+    ) -> NDArray[np.float32]: ...
     def to(
         self,
         layout: str = "auto",

@@ -1,0 +1,131 @@
+"""Pruning a model: a mask on each weight that training cannot undo.
+
+::
+
+    weight = where(mask, original, 0)          # on each use; the gradient is masked likewise
+
+Why this way: the dense original keeps training where it is kept, and whatever momentum, Adam's
+state or weight decay do to it elsewhere never shows. `where` and not a product, so that a pruned
+NaN or infinity is zero too. Pruning again ranks only what is still kept, so a mask shrinks, unless
+`regrow` asks to rank all of the original.
+
+Price: one byte a weight for the mask, one masked copy a use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tersenet.parametrization import Parametrization, Target, as_array, attach, targets
+from tersenet.plan import Plan
+from tersenet.pruning import PRUNERS, Mask
+
+
+class Masked(Parametrization):
+    """Computes a weight as its original where the mask is True, and zero elsewhere."""
+
+    def __init__(self, mask: Tensor) -> None:
+        """Keep the mask, a bool tensor in the shape of the weight, as a buffer."""
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, original: Tensor) -> Tensor:
+        """Return the masked weight."""
+        return torch.where(self.mask, original, torch.zeros_like(original))
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Return the original for an assigned weight: the weight itself."""
+        return weight
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """What pruning left of one layer."""
+
+    name: str
+    shape: tuple[int, ...]
+    nnz: int
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of pruned weights."""
+        size = int(np.prod(self.shape))
+        return 1 - self.nnz / size if size else 0.0
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """What pruning left of each layer, in the model's order; tied layers count once."""
+
+    layers: tuple[PrunedLayer, ...]
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of pruned weights over all these layers."""
+        size = sum(int(np.prod(layer.shape)) for layer in self.layers)
+        return 1 - sum(layer.nnz for layer in self.layers) / size if size else 0.0
+
+
+def prune(model: nn.Module, plan: Plan, *, regrow: bool = False) -> PruningReport:
+    """Mask the weights of the layers whose rule asks for it, in place; the model stays trainable.
+
+    Reached are Linear, Conv1d, Conv2d and, where a pattern means them, Embedding layers; biases
+    and norms never. The parameters stay the same objects, so an optimizer made before stays valid.
+    A layer that is pruned already can only lose more weights, unless `regrow`; then all weights
+    under the mask are ranked anew. If an error is raised, the model is as it was.
+
+    Raises:
+        ValueError: if a pattern matches nothing, a pruner is unknown, a weight is NaN or no plain
+            parameter, or a layer is quantized already.
+
+    Example:
+        >>> model = nn.Linear(10, 10)
+        >>> prune(model, Plan.of(sparsity=0.9)).layers[0].nnz
+        10
+    """
+    chosen = [target for target in targets(model, plan) if target.rule.prunes]
+    for target in chosen:
+        if type(target.parametrization) not in (type(None), Masked):
+            raise ValueError(
+                f"prune: layer {target.name!r} is quantized, expected a layer that is not "
+                "(prune first, or unparametrize it)"
+            )
+    groups: dict[object, list[Target]] = {}
+    for target in chosen:
+        rule = target.rule
+        alike = (rule.pruner, rule.sparsity, rule.threshold)
+        key = alike if plan.pruning_scope == "global" else target.name
+        groups.setdefault(key, []).append(target)
+    found: dict[str, Mask] = {}
+    for group in groups.values():
+        found |= _masks(group, regrow)
+    report = []
+    for target in chosen:
+        mask = found[target.name]
+        tensor = torch.from_numpy(mask).to(target.original.device)
+        if target.parametrization is None:
+            attach(target, Masked(tensor), target.original)
+        else:
+            target.parametrization.mask = tensor
+        report.append(PrunedLayer(target.name, mask.shape, int(np.count_nonzero(mask))))
+    return PruningReport(tuple(report))
+
+
+def _masks(group: list[Target], regrow: bool) -> dict[str, Mask]:
+    """Return the masks of targets that ask the same and are ranked together."""
+    rule = group[0].rule
+    name = rule.pruner or "magnitude"
+    if name not in PRUNERS:
+        raise ValueError(f"prune: pruner is {name!r}, expected one of {', '.join(PRUNERS)}")
+    arrays, within = {}, {}
+    for target in group:
+        arrays[target.name] = as_array(target.original if regrow else target.weight())
+        if target.parametrization is not None and not regrow:
+            within[target.name] = target.parametrization.mask.cpu().numpy()
+    return PRUNERS[name](
+        arrays, sparsity=rule.sparsity, threshold=rule.threshold, scope="global", within=within
+    )
