@@ -1,4 +1,5 @@
 //! Integration tests of the core, one module a topic.
 
+mod hostile_sections;
 mod matrices;
 mod roundtrip;
