@@ -20,6 +20,7 @@
 
 mod csr;
 mod dense;
+mod index_map;
 
 use crate::array::{Array, Element, Owner};
 use crate::codebook::Codebook;
@@ -31,7 +32,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Every layout there is, in the order in which they are listed to users.
-pub const LAYOUTS: &[&LayoutSpec] = &[&dense::SPEC, &csr::SPEC];
+pub const LAYOUTS: &[&LayoutSpec] = &[&dense::SPEC, &csr::SPEC, &index_map::SPEC];
 
 /// One row of the table of layouts.
 pub struct LayoutSpec {
