@@ -18,6 +18,7 @@
 //! A layout is made in two ways only: `encode`, from [`Rows`], and `read`, from the [`Parts`] of a
 //! file; `read` checks everything, so a layout that exists is valid.
 
+mod cla;
 mod cser;
 mod csr;
 mod dense;
@@ -33,7 +34,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Every layout there is, in the order in which they are listed to users.
-pub const LAYOUTS: &[&LayoutSpec] = &[&dense::SPEC, &csr::SPEC, &index_map::SPEC, &cser::SPEC];
+pub const LAYOUTS: &[&LayoutSpec] =
+    &[&dense::SPEC, &csr::SPEC, &index_map::SPEC, &cser::SPEC, &cla::SPEC];
 
 /// One row of the table of layouts.
 pub struct LayoutSpec {
