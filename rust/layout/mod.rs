@@ -18,9 +18,12 @@
 //! A layout is made in two ways only: `encode`, from [`Rows`], and `read`, from the [`Parts`] of a
 //! file; `read` checks everything, so a layout that exists is valid.
 
+mod cla;
+mod cser;
 mod csr;
 mod dense;
 mod packed;
+mod index_map;
 
 use crate::array::{Array, Element, Owner};
 use crate::codebook::Codebook;
@@ -32,7 +35,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Every layout there is, in the order in which they are listed to users.
-pub const LAYOUTS: &[&LayoutSpec] = &[&dense::SPEC, &csr::SPEC, &packed::SPEC];
+pub const LAYOUTS: &[&LayoutSpec] =
+    &[&dense::SPEC, &csr::SPEC, &index_map::SPEC, &cser::SPEC, &cla::SPEC, &packed::SPEC];
 
 /// One row of the table of layouts.
 pub struct LayoutSpec {

@@ -1,5 +1,6 @@
 //! Integration tests of the core, one module a topic.
 
 mod container;
+mod hostile_sections;
 mod matrices;
 mod roundtrip;
