@@ -20,6 +20,11 @@
 
 mod csr;
 mod dense;
+mod gaps;
+mod hac;
+mod published;
+mod row_ends;
+mod shac;
 
 use crate::array::{Array, Element, Owner};
 use crate::codebook::Codebook;
@@ -31,7 +36,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Every layout there is, in the order in which they are listed to users.
-pub const LAYOUTS: &[&LayoutSpec] = &[&dense::SPEC, &csr::SPEC];
+pub const LAYOUTS: &[&LayoutSpec] = &[&dense::SPEC, &csr::SPEC, &hac::SPEC, &shac::SPEC];
 
 /// One row of the table of layouts.
 pub struct LayoutSpec {

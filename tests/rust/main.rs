@@ -1,4 +1,5 @@
 //! Integration tests of the core, one module a topic.
 
 mod matrices;
+mod published;
 mod roundtrip;
