@@ -24,6 +24,7 @@
 
 pub mod array;
 pub mod bits;
+pub mod bounds;
 pub mod codebook;
 pub mod container;
 pub mod entropy;

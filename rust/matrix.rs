@@ -107,7 +107,7 @@ impl CompressedMatrix {
         let density = rows.nnz() as f64 / rows.shape().entries().max(1) as f64;
         let names: &[&str] = match (rows.values(), request.goal) {
             (Values::Raw(_), _) => &["csr", "dense"],
-            (_, Goal::Size) => &["packed", "dense"],
+            (_, Goal::Size) => &["packed", "shac", "hac", "dense"],
             (_, Goal::Speed) if density <= DENSE_IS_FASTER => &["packed"],
             (_, Goal::Speed) => &["dense"],
         };

@@ -3,6 +3,8 @@
 //! To add one: write `entropy/<name>.rs`, put it into [`Coder`] and into the table rows of the
 //! layouts it goes with.
 
+pub mod huffman;
+
 use crate::error::{Error, Result};
 
 /// How symbols are turned into bits.

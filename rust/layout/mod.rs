@@ -22,8 +22,13 @@ mod cla;
 mod cser;
 mod csr;
 mod dense;
-mod packed;
+mod gaps;
+mod hac;
 mod index_map;
+mod packed;
+mod published;
+mod row_ends;
+mod shac;
 
 use crate::array::{Array, Element, Owner};
 use crate::codebook::Codebook;
@@ -35,8 +40,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Every layout there is, in the order in which they are listed to users.
-pub const LAYOUTS: &[&LayoutSpec] =
-    &[&dense::SPEC, &csr::SPEC, &index_map::SPEC, &cser::SPEC, &cla::SPEC, &packed::SPEC];
+pub const LAYOUTS: &[&LayoutSpec] = &[
+    &dense::SPEC,
+    &csr::SPEC,
+    &index_map::SPEC,
+    &cser::SPEC,
+    &cla::SPEC,
+    &hac::SPEC,
+    &shac::SPEC,
+    &packed::SPEC,
+];
 
 /// One row of the table of layouts.
 pub struct LayoutSpec {

@@ -3,4 +3,5 @@
 mod container;
 mod hostile_sections;
 mod matrices;
+mod published;
 mod roundtrip;

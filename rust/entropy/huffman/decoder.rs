@@ -1,0 +1,299 @@
+//! Decoding: a table for short codewords, several at a time, and a search for long ones.
+//!
+//! The next 11 bits index a table of packed entries:
+//!
+//! ```text
+//!   all symbols under 256        31    28 27 26 25   24 23   16 15    8 7     0
+//!                               │ nbits  │  0  │ count │ third │ second│ first │   count in [1, 3]
+//!   otherwise                   │ nbits  │  0  │   1   │        symbol         │
+//!   first codeword over 11 bits │                      0                       │
+//! ```
+//!
+//! `nbits` is what the codewords take together. The three bytes are written whatever `count` says,
+//! and the output advances by `count`, so there is no branch on it. A 33-bit window serves three
+//! look-ups. A long codeword is found as published: the length is the first one whose next length's
+//! first codeword is above the window.
+//!
+//! One look-up waits for the one before it, a dozen cycles; rows start at known bits, so four of
+//! them are decoded in turns and the waits overlap. Where symbols go past 255 a look-up yields one.
+
+use super::stream::window;
+use super::{Code, MAX_BITS};
+
+/// The bits that index the table.
+pub const PRIMARY_BITS: u32 = 11;
+/// Rows that are decoded in turns.
+pub const LANES: usize = 4;
+/// Look-ups that one window serves.
+const LOOKUPS: usize = 3;
+/// The most symbols in an entry.
+const MOST: usize = 3;
+
+const _: () = assert!(LOOKUPS as u32 * PRIMARY_BITS <= 33 && MAX_BITS <= 33);
+
+/// Finds one symbol by its codeword's length: small, and right for every code.
+#[derive(Clone, Debug)]
+pub struct Search {
+    /// The symbol of each rank; never empty.
+    symbols: Vec<u32>,
+    longest: u32,
+    /// As in [`Code`], with the same invariants: `longest + 2` entries each, the last first
+    /// codeword 2^longest and the last first rank the number of symbols.
+    first_ranks: Vec<u32>,
+    first_codewords: Vec<u32>,
+}
+
+impl Search {
+    /// A search for `name(symbol)` of each symbol of `code`, which has at least one.
+    pub fn new(code: &Code, name: impl Fn(u32) -> u32) -> Self {
+        assert!(!code.order().is_empty(), "huffman: nothing can be decoded with no symbols");
+        Self {
+            symbols: code.order().iter().map(|&symbol| name(symbol)).collect(),
+            longest: code.longest(),
+            first_ranks: code.first_ranks().to_vec(),
+            first_codewords: code.first_codewords().to_vec(),
+        }
+    }
+
+    /// The symbol whose codeword is on top of `window`, and its length.
+    #[inline]
+    pub fn find(&self, window: u64) -> (u32, u32) {
+        let value = (window >> 1 >> (63 - self.longest)) as u32;
+        let mut length = 0;
+        // Ends at `longest` at the latest: value < 2^longest = first_codewords[longest + 1].
+        while self.first_codewords[length + 1] <= value {
+            length += 1;
+        }
+        let above = value - self.first_codewords[length];
+        let rank = self.first_ranks[length] + (above >> (self.longest - length as u32));
+        (self.symbols[rank as usize], length as u32)
+    }
+
+    /// The codewords that lie wholly in the first [`PRIMARY_BITS`] of a window, one by one: the
+    /// symbol and the bits up to its end.
+    pub fn prefix(&self, index: usize) -> impl Iterator<Item = (u32, u32)> {
+        let window = (index as u64) << (64 - PRIMARY_BITS);
+        let mut nbits = 0;
+        std::iter::from_fn(move || {
+            let (symbol, length) = self.find(window << nbits);
+            nbits += length;
+            (nbits <= PRIMARY_BITS && length > 0).then_some((symbol, nbits))
+        })
+    }
+}
+
+/// A stretch of the stream and where its symbols go.
+#[derive(Debug)]
+pub struct Lane<'a> {
+    /// The position of the next codeword in bits.
+    pub at: u64,
+    /// Room for exactly the symbols that are to be decoded.
+    pub out: &'a mut [u16],
+    done: usize,
+}
+
+impl<'a> Lane<'a> {
+    /// `out.len()` symbols from position `at`.
+    pub fn new(at: u64, out: &'a mut [u16]) -> Self {
+        Self { at, out, done: 0 }
+    }
+}
+
+/// A decoder of symbols under 65,536.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    search: Search,
+    /// True when every symbol is under 256, and entries hold several.
+    is_narrow: bool,
+    primary: Box<[u32; 1 << PRIMARY_BITS]>,
+}
+
+impl Decoder {
+    /// A decoder for `code`, which has at least one symbol and none of 65,536 or more.
+    pub fn new(code: &Code) -> Self {
+        assert!(code.nsymbols() <= 1 << 16, "huffman: {} symbols, at most 65536", code.nsymbols());
+        let search = Search::new(code, |symbol| symbol);
+        let is_narrow = search.symbols.iter().all(|&symbol| symbol < 256);
+        let mut primary = Box::new([0; 1 << PRIMARY_BITS]);
+        for (index, entry) in primary.iter_mut().enumerate() {
+            let most = if is_narrow { MOST } else { 1 };
+            for (count, (symbol, nbits)) in search.prefix(index).take(most).enumerate() {
+                let symbols = (*entry & 0xff_ffff) | symbol << (8 * count);
+                *entry = nbits << 28 | (count as u32 + 1) << 24 | symbols;
+            }
+        }
+        Self { search, is_narrow, primary }
+    }
+
+    /// Fills every lane's `out` and moves its `at` past the last codeword.
+    ///
+    /// Any bits decode to something; past the end of `words` they are zeros.
+    pub fn decode(&self, words: &[u32], lanes: &mut [Lane<'_>]) {
+        if self.search.longest == 0 {
+            let symbol = self.search.symbols[0] as u16;
+            return lanes.iter_mut().for_each(|lane| lane.out.fill(symbol));
+        }
+        for group in lanes.chunks_mut(LANES) {
+            if let Some(four) = group.first_chunk_mut::<LANES>() {
+                self.decode_in_turns(words, four);
+            }
+            for lane in group {
+                self.decode_in_turns(words, std::array::from_mut(lane));
+                self.finish(words, lane);
+            }
+        }
+    }
+
+    #[inline]
+    fn decode_in_turns<const N: usize>(&self, words: &[u32], lanes: &mut [Lane<'_>; N]) {
+        if self.is_narrow {
+            self.turns::<N, true>(words, lanes);
+        } else {
+            self.turns::<N, false>(words, lanes);
+        }
+    }
+
+    /// Decodes while every lane has room for whatever a window can hold.
+    fn turns<const N: usize, const NARROW: bool>(&self, words: &[u32], lanes: &mut [Lane<'_>; N]) {
+        let mut at: [u64; N] = std::array::from_fn(|i| lanes[i].at);
+        let mut done: [usize; N] = std::array::from_fn(|i| lanes[i].done);
+        while (0..N).all(|i| done[i] + LOOKUPS * MOST <= lanes[i].out.len()) {
+            let mut windows: [u64; N] = std::array::from_fn(|i| window(words, at[i]));
+            for _ in 0..LOOKUPS {
+                for i in 0..N {
+                    let entry = self.primary[(windows[i] >> (64 - PRIMARY_BITS)) as usize];
+                    if entry == 0 {
+                        let (symbol, length) = self.search.find(window(words, at[i]));
+                        lanes[i].out[done[i]] = symbol as u16;
+                        done[i] += 1;
+                        at[i] += u64::from(length);
+                        windows[i] = window(words, at[i]);
+                        continue;
+                    }
+                    if NARROW {
+                        let out = &mut lanes[i].out[done[i]..done[i] + MOST];
+                        out[0] = (entry & 0xff) as u16;
+                        out[1] = (entry >> 8 & 0xff) as u16;
+                        out[2] = (entry >> 16 & 0xff) as u16;
+                        done[i] += (entry >> 24 & 3) as usize;
+                    } else {
+                        lanes[i].out[done[i]] = entry as u16;
+                        done[i] += 1;
+                    }
+                    windows[i] <<= entry >> 28;
+                    at[i] += u64::from(entry >> 28);
+                }
+            }
+        }
+        for i in 0..N {
+            (lanes[i].at, lanes[i].done) = (at[i], done[i]);
+        }
+    }
+
+    /// Decodes the rest of a lane, never a symbol too many.
+    fn finish(&self, words: &[u32], lane: &mut Lane<'_>) {
+        while lane.done < lane.out.len() {
+            let window = window(words, lane.at);
+            let entry = self.primary[(window >> (64 - PRIMARY_BITS)) as usize];
+            let count = (entry >> 24 & 3) as usize;
+            let rest = &mut lane.out[lane.done..];
+            if self.is_narrow && count > 0 && count <= rest.len() {
+                for (i, out) in rest[..count].iter_mut().enumerate() {
+                    *out = (entry >> (8 * i) & 0xff) as u16;
+                }
+                lane.at += u64::from(entry >> 28);
+                lane.done += count;
+            } else {
+                let (symbol, length) = self.search.find(window);
+                rest[0] = symbol as u16;
+                lane.at += u64::from(length);
+                lane.done += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Writer, check_padding};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn round_trip(rows: &[Vec<u16>], nsymbols: usize) {
+        let mut histogram = vec![0; nsymbols];
+        rows.iter().flatten().for_each(|&s| histogram[usize::from(s)] += 1);
+        let code = Code::from_histogram(&histogram);
+        if code.order().is_empty() {
+            return;
+        }
+        let codewords = code.codewords();
+        let mut writer = Writer::default();
+        let mut ends = vec![0];
+        for row in rows {
+            for &symbol in row {
+                let (codeword, length) = codewords[usize::from(symbol)];
+                writer.put(codeword, length);
+            }
+            ends.push(writer.position());
+        }
+        assert_eq!(writer.position(), code.cost(&histogram));
+        let words = writer.finish();
+        check_padding(&words, code.cost(&histogram)).unwrap();
+        let mut found: Vec<Vec<u16>> = rows.iter().map(|row| vec![9; row.len()]).collect();
+        let mut lanes: Vec<Lane<'_>> =
+            found.iter_mut().zip(&ends).map(|(row, &at)| Lane::new(at, row)).collect();
+        Decoder::new(&code).decode(&words, &mut lanes);
+        for (lane, &end) in lanes.iter().zip(&ends[1..]) {
+            assert_eq!(lane.at, end);
+        }
+        assert_eq!(found, rows);
+    }
+
+    proptest! {
+        #[test]
+        fn rows_come_back_and_end_where_they_end(
+            rows in prop::collection::vec(prop::collection::vec(any::<u16>(), 0..120), 0..11),
+            nsymbols in prop::sample::select(vec![1usize, 2, 3, 32, 256, 257, 3000, 65_536]),
+            skew in 0u32..12,
+        ) {
+            // Skewed towards symbol 0, so that codewords of all lengths occur.
+            let rows: Vec<Vec<u16>> = rows
+                .iter()
+                .map(|row| {
+                    let skewed = |&s: &u16| (usize::from(s) >> (u32::from(s) % (skew + 1))) % nsymbols;
+                    row.iter().map(|s| skewed(s) as u16).collect()
+                })
+                .collect();
+            round_trip(&rows, nsymbols);
+        }
+
+        #[test]
+        fn any_bits_decode_to_symbols_of_the_code(
+            words in prop::collection::vec(any::<u32>(), 0..50), histogram in prop::collection::vec(0u64..9, 1..300),
+        ) {
+            let code = Code::from_histogram(&histogram);
+            if !code.order().is_empty() {
+                let mut out = vec![0; 400];
+                Decoder::new(&code).decode(&words, &mut [Lane::new(7, &mut out)]);
+                prop_assert!(out.iter().all(|&s| histogram[usize::from(s)] > 0));
+            }
+        }
+    }
+
+    #[test]
+    fn codewords_of_every_length_to_the_limit_come_back() {
+        let histogram: Vec<u64> = (0..30u32).map(|i| 1 << i.min(29)).collect();
+        let code = Code::from_histogram(&histogram);
+        assert_eq!(code.longest(), MAX_BITS);
+        let codewords = code.codewords();
+        let row: Vec<u16> = (0..30).chain((0..30).rev()).cycle().take(500).collect();
+        let mut writer = Writer::default();
+        for &symbol in &row {
+            writer.put(codewords[usize::from(symbol)].0, codewords[usize::from(symbol)].1);
+        }
+        let words = writer.finish();
+        let mut out = vec![0; row.len()];
+        Decoder::new(&code).decode(&words, &mut [Lane::new(0, &mut out)]);
+        assert_eq!(out, row);
+    }
+}
