@@ -8,7 +8,7 @@ use crate::codebook::{Codebook, Numbering};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
-/// The number of rows and columns of a matrix; the product fits in 63 bits, columns in 32.
+/// The number of rows and columns of a matrix: each fits in 32 bits, their product in 62.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Outputs.
@@ -21,12 +21,12 @@ impl Shape {
     /// The shape `[nrows, ncols]`.
     ///
     /// # Errors
-    /// `InvalidArgument` for more than 2³² − 1 columns or 2⁶² entries.
+    /// `InvalidArgument` for more than 2³² − 1 rows or columns, or 2⁶² entries.
     pub fn new(nrows: usize, ncols: usize) -> Result<Self> {
         let entries = (nrows as u64).checked_mul(ncols as u64);
-        if ncols > u32::MAX as usize || entries.is_none_or(|n| n > 1 << 62) {
+        if nrows.max(ncols) > u32::MAX as usize || entries.is_none_or(|n| n > 1 << 62) {
             return Err(Error::invalid(format!(
-                "matrix: shape [{nrows}, {ncols}], expected under 2^32 columns and 2^62 entries"
+                "matrix: shape [{nrows}, {ncols}], expected under 2^32 of each and 2^62 entries"
             )));
         }
         Ok(Self { nrows, ncols })

@@ -1,0 +1,90 @@
+//! What Python gives, as what the core takes.
+
+use super::invalid;
+use crate::layout::{Columns, Goal};
+use crate::matrix::Request;
+use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// The number of threads asked for, or the lesser of torch's and what this process may use.
+pub(super) fn threads(py: Python<'_>, asked: Option<usize>) -> PyResult<usize> {
+    match asked {
+        Some(0) => Err(invalid("threads: 0, expected at least 1".into())),
+        Some(threads) => Ok(threads),
+        None => {
+            let available = std::thread::available_parallelism().map_or(1, usize::from);
+            let modules = py.import("sys")?.getattr("modules")?.cast_into::<PyDict>()?;
+            match modules.get_item("torch")?.and_then(|t| t.getattr("get_num_threads").ok()) {
+                Some(count) => Ok(available.min(count.call0()?.extract()?)),
+                None => Ok(available),
+            }
+        }
+    }
+}
+
+/// `value` as a C-contiguous array of `T` with `ndim` dimensions, copied only where it must be.
+///
+/// Types that `T` cannot represent exactly are refused when `is_exact`.
+pub(super) fn array<'py, T: Element>(
+    value: &Bound<'py, PyAny>,
+    name: &str,
+    dtype: &str,
+    ndims: &[usize],
+    is_exact: bool,
+) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
+    let numpy = value.py().import("numpy")?;
+    let given = numpy.call_method1("asarray", (value,))?;
+    if is_exact
+        && !numpy.call_method1("can_cast", (given.getattr("dtype")?, dtype, "safe"))?.is_truthy()?
+    {
+        return Err(invalid(format!(
+            "{name}: dtype {}, expected {dtype} (converting may change values: do it first)",
+            given.getattr("dtype")?
+        )));
+    }
+    let kwargs = PyDict::new(value.py());
+    kwargs.set_item("dtype", dtype)?;
+    kwargs.set_item("order", "C")?;
+    let converted = numpy.call_method("asarray", (given,), Some(&kwargs))?;
+    let converted = converted.cast_into::<PyArrayDyn<T>>()?;
+    if !ndims.contains(&converted.ndim()) {
+        return Err(invalid(format!(
+            "{name}: shape {:?}, expected {} dimensions",
+            converted.shape(),
+            ndims.iter().map(usize::to_string).collect::<Vec<_>>().join(" or ")
+        )));
+    }
+    Ok(converted.readonly())
+}
+
+pub(super) fn slice<'a, T: Element>(array: &'a PyReadonlyArrayDyn<'_, T>) -> PyResult<&'a [T]> {
+    Ok(array.as_slice()?)
+}
+
+pub(super) fn request(layout: &str, coder: &str, goal: &str, columns: &str) -> PyResult<Request> {
+    let goal = match goal {
+        "size" => Goal::Size,
+        "speed" => Goal::Speed,
+        _ => return Err(invalid(format!("goal: {goal:?}, expected \"size\" or \"speed\""))),
+    };
+    let columns = match columns {
+        "coded" => Columns::Coded,
+        "raw" => Columns::Raw,
+        _ => return Err(invalid(format!("columns: {columns:?}, expected \"coded\" or \"raw\""))),
+    };
+    Request::parse(layout, coder, goal, columns).map_err(|e| invalid(e.to_string()))
+}
+
+/// A batch of `width` numbers a member.
+pub(super) fn batch<'py>(
+    x: &Bound<'py, PyAny>,
+    name: &str,
+    width: usize,
+) -> PyResult<PyReadonlyArrayDyn<'py, f32>> {
+    let x = array::<f32>(x, name, "float32", &[2], false)?;
+    if x.shape()[1] != width {
+        return Err(invalid(format!("{name}: shape {:?}, expected [batch, {width}]", x.shape())));
+    }
+    Ok(x)
+}

@@ -1,0 +1,116 @@
+//! Writing and reading containers.
+
+use super::matrix::PyMatrix;
+use super::{released, to_python};
+use crate::container::{Dtype, Limits, Reader as Container, Stored, Tensor, Writer};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+#[derive(FromPyObject)]
+pub(super) enum Value<'py> {
+    Matrix(Bound<'py, PyMatrix>),
+    Array(PyBackedBytes),
+}
+
+/// A tensor to be written: name, dtype, shape, value.
+pub(super) type Named<'py> = (String, String, Vec<u64>, Value<'py>);
+
+#[pyfunction]
+pub(super) fn write(
+    py: Python<'_>,
+    path: PathBuf,
+    tensors: Vec<Named<'_>>,
+    aliases: Vec<(String, String)>,
+    metadata: BTreeMap<String, String>,
+) -> PyResult<u64> {
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|(name, dtype, shape, value)| {
+            let stored = match value {
+                Value::Matrix(matrix) => Stored::Matrix(&matrix.get().0),
+                Value::Array(bytes) => Stored::Array(bytes),
+            };
+            (name, dtype, shape, stored)
+        })
+        .collect();
+    released(py, || {
+        let mut writer = Writer::new(metadata)?;
+        for (name, dtype, shape, stored) in tensors {
+            writer.add(name, Dtype::by_name(dtype)?, shape, stored)?;
+        }
+        for (name, target) in &aliases {
+            writer.add_alias(name, target)?;
+        }
+        writer.save(&path)
+    })
+}
+
+#[pyclass(frozen, module = "tersenet._core")]
+pub(super) struct Reader(Container);
+
+#[pymethods]
+impl Reader {
+    #[new]
+    #[pyo3(signature = (path, mmap=false, *, max_header_nbytes, max_tensor_nbytes, max_tensors))]
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        mmap: bool,
+        max_header_nbytes: u64,
+        max_tensor_nbytes: u64,
+        max_tensors: u64,
+    ) -> PyResult<Self> {
+        let limits = Limits {
+            header_nbytes: max_header_nbytes,
+            tensor_nbytes: max_tensor_nbytes,
+            tensors: max_tensors,
+        };
+        let open = if mmap { Container::map } else { Container::open };
+        released(py, || open(&path, &limits)).map(Self)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().collect()
+    }
+
+    fn entry<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
+        let entry = self.0.entry(name).map_err(|e| to_python(py, &e))?;
+        let dict = PyDict::new(py);
+        dict.set_item("kind", if entry.matrix.is_some() { "matrix" } else { "array" })?;
+        dict.set_item("dtype", entry.dtype)?;
+        dict.set_item("shape", PyTuple::new(py, entry.dims)?)?;
+        dict.set_item("nbytes", entry.nbytes)?;
+        if let Some(target) = entry.alias_of {
+            dict.set_item("alias_of", target)?;
+        }
+        if let Some((layout, coder, nnz)) = entry.matrix {
+            dict.set_item("layout", layout.name)?;
+            dict.set_item("coder", coder.name())?;
+            dict.set_item("nnz", nnz)?;
+        }
+        Ok(dict)
+    }
+
+    fn get<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        match released(py, || self.0.get(name))? {
+            Tensor::Matrix(matrix) => Ok(Bound::new(py, PyMatrix(matrix))?.into_any()),
+            Tensor::Array(array) => Ok(PyBytes::new(py, array.as_slice()).into_any()),
+        }
+    }
+
+    fn metadata(&self) -> HashMap<&str, &str> {
+        self.0.metadata().iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
+    }
+
+    fn verify(&self, py: Python<'_>) -> PyResult<()> {
+        released(py, || self.0.verify())
+    }
+
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.0.nbytes()
+    }
+}
