@@ -33,6 +33,7 @@ pub mod layout;
 pub mod mapping;
 pub mod matrix;
 pub mod offsets;
+mod products;
 #[cfg(feature = "python")]
 mod python;
 pub mod rows;

@@ -6,22 +6,14 @@
 //!   a file  ────┼──────────read────▶                └─▶ matvec, matmul
 //! ```
 //!
-//! Products decode a block of rows into a small buffer and use it for the whole batch; no dense
-//! copy of the matrix exists at any time. The batch is turned into panels of [`LANES`] members, so
-//! that a kept weight is one broadcast and a run of multiply–adds.
-//!
-//! Work is cut into blocks of rows, and each output is summed by one thread in one order, so the
-//! result has the same bits for any number of threads.
+//! The products are in `products.rs`.
 
 use crate::bits;
 use crate::codebook::Codebook;
 use crate::entropy::Coder;
 use crate::error::{Error, ErrorKind, Result};
-use crate::layout::{
-    self, BLOCK_ROWS, Columns, Encoding, Goal, Layout, LayoutSpec, Parts, Product,
-};
+use crate::layout::{self, BLOCK_ROWS, Columns, Encoding, Goal, Layout, LayoutSpec, Parts};
 use crate::rows::{RowBlock, Rows, Shape, Values};
-use crate::simd::{self, Kernels, LANES, Lanes};
 use crate::threads;
 use std::sync::Arc;
 
@@ -31,7 +23,7 @@ pub struct CompressedMatrix {
     shape: Shape,
     nnz: usize,
     codebook: Option<Arc<Codebook>>,
-    layout: Arc<dyn Layout>,
+    pub(crate) layout: Arc<dyn Layout>,
 }
 
 /// Which layout and coder to take; none of either leaves the choice to [`Request::goal`].
@@ -256,136 +248,6 @@ impl CompressedMatrix {
         Ok(out)
     }
 
-    /// y = W·x on the active instruction set: `x` has ncols numbers, the result nrows.
-    ///
-    /// # Errors
-    /// `InvalidArgument` when x has another length.
-    pub fn matvec(&self, x: &[f32], threads: usize) -> Result<Vec<f32>> {
-        self.matvec_on(simd::active()?, x, threads)
-    }
-
-    /// [`CompressedMatrix::matvec`] on a chosen instruction set.
-    ///
-    /// # Errors
-    /// As [`CompressedMatrix::matvec`].
-    pub fn matvec_on(
-        &self,
-        kernels: &'static dyn Kernels,
-        x: &[f32],
-        threads: usize,
-    ) -> Result<Vec<f32>> {
-        self.check_input("matvec", x.len(), 1)?;
-        let mut y = vec![0.0; self.shape.nrows];
-        let product = Product { codebook: self.codebook_values(), x, kernels };
-        let ranges = threads::split(self.shape.nrows, self.useful(threads, 1), BLOCK_ROWS);
-        let items = zip_chunks(ranges, &mut y, 1);
-        threads::for_each(threads, items, |(rows, y)| self.layout.matvec(&product, rows, y))?;
-        Ok(y)
-    }
-
-    /// Y = X·Wᵀ on the active instruction set: `x` is `[batch, ncols]`, the result
-    /// `[batch, nrows]`, both row-major.
-    ///
-    /// # Errors
-    /// `InvalidArgument` when x has another length.
-    pub fn matmul(&self, x: &[f32], batch: usize, threads: usize) -> Result<Vec<f32>> {
-        self.matmul_on(simd::active()?, x, batch, threads)
-    }
-
-    /// [`CompressedMatrix::matmul`] on a chosen instruction set.
-    ///
-    /// # Errors
-    /// As [`CompressedMatrix::matmul`].
-    pub fn matmul_on(
-        &self,
-        kernels: &'static dyn Kernels,
-        x: &[f32],
-        batch: usize,
-        threads: usize,
-    ) -> Result<Vec<f32>> {
-        self.check_input("matmul", x.len(), batch)?;
-        if batch == 1 {
-            return self.matvec_on(kernels, x, threads);
-        }
-        let Shape { nrows, ncols } = self.shape;
-        let panels = to_panels(x, batch, ncols);
-        // Transposed while it is computed: [nrows][panels · LANES], so that threads own whole rows.
-        let npanels = batch.div_ceil(LANES);
-        let mut by_row: Vec<Lanes> = vec![[0.0; LANES]; nrows * npanels];
-        let ranges = threads::split(nrows, self.useful(threads, batch), BLOCK_ROWS);
-        let items = zip_chunks(ranges, &mut by_row, npanels);
-        threads::for_each(threads, items, |(rows, out)| {
-            let mut block = RowBlock::default();
-            let blocks = out.chunks_mut(BLOCK_ROWS * npanels.max(1));
-            for (start, out) in rows.clone().step_by(BLOCK_ROWS).zip(blocks) {
-                self.decode(start..rows.end.min(start + BLOCK_ROWS), &mut block)?;
-                for panel in 0..npanels {
-                    let inputs = &panels[panel * ncols..(panel + 1) * ncols];
-                    for row in 0..block.nrows() {
-                        let (cols, values) = block.row(row);
-                        out[row * npanels + panel] = kernels.panel_product(cols, values, inputs);
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        let mut y = zeros(batch, nrows)?;
-        for (row, lanes) in by_row.chunks_exact(npanels.max(1)).enumerate() {
-            for (member, &value) in lanes.as_flattened()[..batch].iter().enumerate() {
-                y[member * nrows + row] = value;
-            }
-        }
-        Ok(y)
-    }
-
-    /// Y = X·W on the active instruction set, the gradient of [`CompressedMatrix::matmul`] by its
-    /// input: `x` is `[batch, nrows]`, the result `[batch, ncols]`, both row-major.
-    ///
-    /// Threads share the batch, so each output is summed over the rows in order.
-    ///
-    /// # Errors
-    /// `InvalidArgument` when x has another length.
-    pub fn matmul_transposed(&self, x: &[f32], batch: usize, threads: usize) -> Result<Vec<f32>> {
-        let Shape { nrows, ncols } = self.shape;
-        if Some(x.len()) != nrows.checked_mul(batch) {
-            return Err(Error::invalid(format!(
-                "matmul_transposed: x has {} numbers, expected {batch} · nrows = {batch} · {nrows}",
-                x.len()
-            )));
-        }
-        let npanels = batch.div_ceil(LANES);
-        let panels = to_panels(x, batch, nrows);
-        let mut sums: Vec<Lanes> = vec![[0.0; LANES]; npanels * ncols];
-        let ranges = threads::split(npanels, self.useful(threads, batch), 1);
-        let items = zip_chunks(ranges, &mut sums, ncols);
-        threads::for_each(threads, items, |(mine, sums)| {
-            let mut block = RowBlock::default();
-            for start in (0..nrows).step_by(BLOCK_ROWS) {
-                self.decode(start..nrows.min(start + BLOCK_ROWS), &mut block)?;
-                for (panel, sums) in mine.clone().zip(sums.chunks_exact_mut(ncols.max(1))) {
-                    for row in 0..block.nrows() {
-                        let inputs = &panels[panel * nrows + start + row];
-                        let (cols, values) = block.row(row);
-                        for (&col, &value) in cols.iter().zip(values) {
-                            for (sum, x) in sums[col as usize].iter_mut().zip(inputs) {
-                                *sum += value * x;
-                            }
-                        }
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        let mut y = zeros(batch, ncols)?;
-        for (member, y) in y.chunks_exact_mut(ncols.max(1)).enumerate() {
-            let panel = &sums[member / LANES * ncols..][..ncols];
-            for (y, lanes) in y.iter_mut().zip(panel) {
-                *y = lanes[member % LANES];
-            }
-        }
-        Ok(y)
-    }
-
     /// The distinct kept values: the codebook, or, where the layout stores values, those of them
     /// that differ, in ascending total order.
     ///
@@ -453,29 +315,14 @@ impl CompressedMatrix {
         Ok(Self { shape, nnz, codebook, layout: layout.into() })
     }
 
-    fn decode(&self, rows: std::ops::Range<usize>, block: &mut RowBlock) -> Result<()> {
+    pub(crate) fn decode(&self, rows: std::ops::Range<usize>, block: &mut RowBlock) -> Result<()> {
         self.layout.decode(rows, block)?;
         block.look_up(self.codebook_values());
         Ok(())
     }
 
-    fn codebook_values(&self) -> &[f32] {
+    pub(crate) fn codebook_values(&self) -> &[f32] {
         self.codebook.as_ref().map_or(&[], |codebook| codebook.values())
-    }
-
-    fn check_input(&self, what: &str, len: usize, batch: usize) -> Result<()> {
-        if Some(len) == self.shape.ncols.checked_mul(batch) {
-            return Ok(());
-        }
-        Err(Error::invalid(format!(
-            "{what}: x has {len} numbers, expected {batch} · ncols = {batch} · {}",
-            self.shape.ncols
-        )))
-    }
-
-    /// As many threads as the work is worth: one for each 64 Ki multiply–adds, at most `threads`.
-    fn useful(&self, threads: usize, batch: usize) -> usize {
-        threads.min(self.nnz.saturating_mul(batch) >> 16).max(1)
     }
 }
 
@@ -483,7 +330,7 @@ impl CompressedMatrix {
 const DENSE_IS_FASTER: f64 = 0.5;
 
 /// `nrows · ncols` zeros, or an error where the memory cannot be had.
-fn zeros(nrows: usize, ncols: usize) -> Result<Vec<f32>> {
+pub(crate) fn zeros(nrows: usize, ncols: usize) -> Result<Vec<f32>> {
     let mut out = Vec::new();
     let len = nrows.checked_mul(ncols);
     if len.is_none_or(|len| out.try_reserve_exact(len).is_err()) {
@@ -497,7 +344,7 @@ fn zeros(nrows: usize, ncols: usize) -> Result<Vec<f32>> {
 }
 
 /// Pairs each range of rows with its part of `out`, `width` elements a row.
-fn zip_chunks<T>(
+pub(crate) fn zip_chunks<T>(
     ranges: Vec<std::ops::Range<usize>>,
     mut out: &mut [T],
     width: usize,
@@ -509,16 +356,4 @@ fn zip_chunks<T>(
         out = rest;
     }
     items
-}
-
-/// Turns `[batch, ncols]` into panels `[batch / LANES][ncols][LANES]`, the last filled with zeros.
-fn to_panels(x: &[f32], batch: usize, ncols: usize) -> Vec<Lanes> {
-    let mut panels = vec![[0.0; LANES]; batch.div_ceil(LANES) * ncols];
-    for (member, x) in x.chunks_exact(ncols.max(1)).enumerate() {
-        let panel = &mut panels[member / LANES * ncols..][..ncols];
-        for (lanes, &x) in panel.iter_mut().zip(x) {
-            lanes[member % LANES] = x;
-        }
-    }
-    panels
 }

@@ -3,7 +3,7 @@
 //! Inputs are gathered by plain, checked loads: on most CPUs faster than the gather instruction.
 #![allow(unsafe_code)]
 
-use super::{Kernels, LANES, Lanes};
+use super::{Kernels, Lanes};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
@@ -46,10 +46,10 @@ impl Kernels for Avx2 {
         unsafe { dense_dot(w, x) }
     }
 
-    fn panel_product(&self, cols: &[u32], values: &[f32], panel: &[Lanes]) -> Lanes {
-        assert_eq!(cols.len(), values.len(), "panel_product: columns and values");
+    fn add_panel_product(&self, cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut Lanes) {
+        assert_eq!(cols.len(), values.len(), "add_panel_product: columns and values");
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
-        unsafe { panel_product(cols, values, panel) }
+        unsafe { add_panel_product(cols, values, panel, sums) }
     }
 }
 
@@ -147,21 +147,31 @@ fn dense_dot(w: &[f32], x: &[f32]) -> f32 {
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn panel_product(cols: &[u32], values: &[f32], panel: &[Lanes]) -> Lanes {
-    let mut sums = [_mm256_setzero_ps(); 4];
-    for (i, (&col, &value)) in cols.iter().zip(values).enumerate() {
+fn add_panel_product(cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut Lanes) {
+    let (col_chunks, col_rest) = cols.as_chunks::<4>();
+    let (value_chunks, value_rest) = values.as_chunks::<4>();
+    let mut low = [_mm256_setzero_ps(); 4];
+    let mut high = [_mm256_setzero_ps(); 4];
+    for (cols, values) in col_chunks.iter().zip(value_chunks) {
+        for i in 0..4 {
+            let (halves, _) = panel[cols[i] as usize].as_chunks::<8>();
+            let value = _mm256_set1_ps(values[i]);
+            low[i] = _mm256_fmadd_ps(value, load(&halves[0]), low[i]);
+            high[i] = _mm256_fmadd_ps(value, load(&halves[1]), high[i]);
+        }
+    }
+    for (i, (&col, &value)) in col_rest.iter().zip(value_rest).enumerate() {
         let (halves, _) = panel[col as usize].as_chunks::<8>();
         let value = _mm256_set1_ps(value);
-        let at = i % 2 * 2;
-        sums[at] = _mm256_fmadd_ps(value, load(&halves[0]), sums[at]);
-        sums[at + 1] = _mm256_fmadd_ps(value, load(&halves[1]), sums[at + 1]);
+        low[i] = _mm256_fmadd_ps(value, load(&halves[0]), low[i]);
+        high[i] = _mm256_fmadd_ps(value, load(&halves[1]), high[i]);
     }
-    let mut lanes = [0.0; LANES];
-    let (halves, _) = lanes.as_chunks_mut::<8>();
-    for (half, out) in halves.iter_mut().enumerate() {
-        let sum = _mm256_add_ps(sums[half], sums[half + 2]);
+    let (halves, _) = sums.as_chunks_mut::<8>();
+    for (half, parts) in halves.iter_mut().zip([low, high]) {
+        let part =
+            _mm256_add_ps(_mm256_add_ps(parts[0], parts[1]), _mm256_add_ps(parts[2], parts[3]));
+        let sum = _mm256_add_ps(load(half), part);
         // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+        unsafe { _mm256_storeu_ps(half.as_mut_ptr(), sum) };
     }
-    lanes
 }

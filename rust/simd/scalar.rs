@@ -1,6 +1,6 @@
 //! The specification: every kernel in plain Rust, on every machine.
 
-use super::{Kernels, LANES, Lanes};
+use super::{Kernels, Lanes};
 
 /// No instruction set at all.
 pub struct Scalar;
@@ -34,14 +34,12 @@ impl Kernels for Scalar {
         w.iter().zip(x).filter(|(w, _)| w.to_bits() != 0).map(|(w, x)| w * x).sum()
     }
 
-    fn panel_product(&self, cols: &[u32], values: &[f32], panel: &[Lanes]) -> Lanes {
-        assert_eq!(cols.len(), values.len(), "panel_product: columns and values");
-        let mut sums = [0.0; LANES];
+    fn add_panel_product(&self, cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut Lanes) {
+        assert_eq!(cols.len(), values.len(), "add_panel_product: columns and values");
         for (&col, &value) in cols.iter().zip(values) {
             for (sum, x) in sums.iter_mut().zip(&panel[col as usize]) {
                 *sum += value * x;
             }
         }
-        sums
     }
 }

@@ -1,0 +1,238 @@
+//! Products of a compressed matrix: with a vector, a batch, and the transpose for gradients.
+//!
+//! ```text
+//!   for each block of 64 rows:               decode once into columns and values
+//!     for each panel of 16 batch members:    [ncols][16], one broadcast a kept weight
+//!       for each strip of columns:           the part of the panel that stays in L1
+//!         for each row: sums[row] += Σ value · panel[col]
+//! ```
+//!
+//! No dense copy of the matrix exists at any time: a block of rows is decoded into a small buffer
+//! and used for the whole batch. A panel of 4,096 columns does not fit into the first-level cache,
+//! so each row is cut where a strip of columns ends; strips are as narrow as leaves a row some 16
+//! weights in each. Measured at 90 % sparsity and batch 32: half the time of whole rows.
+//!
+//! Work is cut into blocks of rows, and each output is summed by one thread in one order, so the
+//! result has the same bits for any number of threads.
+
+use crate::error::{Error, Result};
+use crate::layout::{BLOCK_ROWS, Product};
+use crate::matrix::{CompressedMatrix, zeros, zip_chunks};
+use crate::rows::{RowBlock, Shape};
+use crate::simd::{self, Kernels, LANES, Lanes};
+use crate::threads;
+
+impl CompressedMatrix {
+    /// y = W·x on the active instruction set: `x` has ncols numbers, the result nrows.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when x has another length.
+    pub fn matvec(&self, x: &[f32], threads: usize) -> Result<Vec<f32>> {
+        self.matvec_on(simd::active()?, x, threads)
+    }
+
+    /// [`CompressedMatrix::matvec`] on a chosen instruction set.
+    ///
+    /// # Errors
+    /// As [`CompressedMatrix::matvec`].
+    pub fn matvec_on(
+        &self,
+        kernels: &'static dyn Kernels,
+        x: &[f32],
+        threads: usize,
+    ) -> Result<Vec<f32>> {
+        self.check_input("matvec", x.len(), 1)?;
+        let mut y = vec![0.0; self.shape().nrows];
+        let product = Product { codebook: self.codebook_values(), x, kernels };
+        let ranges = threads::split(self.shape().nrows, self.useful(threads, 1), BLOCK_ROWS);
+        let items = zip_chunks(ranges, &mut y, 1);
+        threads::for_each(threads, items, |(rows, y)| self.layout.matvec(&product, rows, y))?;
+        Ok(y)
+    }
+
+    /// Y = X·Wᵀ on the active instruction set: `x` is `[batch, ncols]`, the result
+    /// `[batch, nrows]`, both row-major.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when x has another length.
+    pub fn matmul(&self, x: &[f32], batch: usize, threads: usize) -> Result<Vec<f32>> {
+        self.matmul_on(simd::active()?, x, batch, threads)
+    }
+
+    /// [`CompressedMatrix::matmul`] on a chosen instruction set.
+    ///
+    /// # Errors
+    /// As [`CompressedMatrix::matmul`].
+    pub fn matmul_on(
+        &self,
+        kernels: &'static dyn Kernels,
+        x: &[f32],
+        batch: usize,
+        threads: usize,
+    ) -> Result<Vec<f32>> {
+        self.check_input("matmul", x.len(), batch)?;
+        if batch == 1 {
+            return self.matvec_on(kernels, x, threads);
+        }
+        let Shape { nrows, ncols } = self.shape();
+        let panels = to_panels(x, batch, ncols);
+        // Transposed while it is computed: [nrows][panels · LANES], so that threads own whole rows.
+        let npanels = batch.div_ceil(LANES);
+        let mut by_row: Vec<Lanes> = vec![[0.0; LANES]; nrows * npanels];
+        let ranges = threads::split(nrows, self.useful(threads, batch), BLOCK_ROWS);
+        let items = zip_chunks(ranges, &mut by_row, npanels);
+        threads::for_each(threads, items, |(rows, out)| {
+            let mut block = RowBlock::default();
+            let mut strips = Strips::new(self.shape(), self.nnz());
+            let blocks = out.chunks_mut(BLOCK_ROWS * npanels.max(1));
+            for (start, out) in rows.clone().step_by(BLOCK_ROWS).zip(blocks) {
+                self.decode(start..rows.end.min(start + BLOCK_ROWS), &mut block)?;
+                strips.cut(&block);
+                for panel in 0..npanels {
+                    let inputs = &panels[panel * ncols..(panel + 1) * ncols];
+                    strips.for_each(|row, range| {
+                        let (cols, values) = (&block.cols[range.clone()], &block.values[range]);
+                        let sums = &mut out[row * npanels + panel];
+                        kernels.add_panel_product(cols, values, inputs, sums);
+                    });
+                }
+            }
+            Ok(())
+        })?;
+        let mut y = zeros(batch, nrows)?;
+        for (row, lanes) in by_row.chunks_exact(npanels.max(1)).enumerate() {
+            for (member, &value) in lanes.as_flattened()[..batch].iter().enumerate() {
+                y[member * nrows + row] = value;
+            }
+        }
+        Ok(y)
+    }
+
+    /// Y = X·W on the active instruction set, the gradient of [`CompressedMatrix::matmul`] by its
+    /// input: `x` is `[batch, nrows]`, the result `[batch, ncols]`, both row-major.
+    ///
+    /// Threads share the batch, so each output is summed over the rows in order.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when x has another length.
+    pub fn matmul_transposed(&self, x: &[f32], batch: usize, threads: usize) -> Result<Vec<f32>> {
+        let Shape { nrows, ncols } = self.shape();
+        if Some(x.len()) != nrows.checked_mul(batch) {
+            return Err(Error::invalid(format!(
+                "matmul_transposed: x has {} numbers, expected {batch} · nrows = {batch} · {nrows}",
+                x.len()
+            )));
+        }
+        let npanels = batch.div_ceil(LANES);
+        let panels = to_panels(x, batch, nrows);
+        let mut sums: Vec<Lanes> = vec![[0.0; LANES]; npanels * ncols];
+        let ranges = threads::split(npanels, self.useful(threads, batch), 1);
+        let items = zip_chunks(ranges, &mut sums, ncols);
+        threads::for_each(threads, items, |(mine, sums)| {
+            let mut block = RowBlock::default();
+            for start in (0..nrows).step_by(BLOCK_ROWS) {
+                self.decode(start..nrows.min(start + BLOCK_ROWS), &mut block)?;
+                for (panel, sums) in mine.clone().zip(sums.chunks_exact_mut(ncols.max(1))) {
+                    for row in 0..block.nrows() {
+                        let inputs = &panels[panel * nrows + start + row];
+                        let (cols, values) = block.row(row);
+                        for (&col, &value) in cols.iter().zip(values) {
+                            for (sum, x) in sums[col as usize].iter_mut().zip(inputs) {
+                                *sum += value * x;
+                            }
+                        }
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        let mut y = zeros(batch, ncols)?;
+        for (member, y) in y.chunks_exact_mut(ncols.max(1)).enumerate() {
+            let panel = &sums[member / LANES * ncols..][..ncols];
+            for (y, lanes) in y.iter_mut().zip(panel) {
+                *y = lanes[member % LANES];
+            }
+        }
+        Ok(y)
+    }
+
+    fn check_input(&self, what: &str, len: usize, batch: usize) -> Result<()> {
+        if Some(len) == self.shape().ncols.checked_mul(batch) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "{what}: x has {len} numbers, expected {batch} · ncols = {batch} · {}",
+            self.shape().ncols
+        )))
+    }
+
+    /// As many threads as the work is worth: one for each 64 Ki multiply–adds, at most `threads`.
+    fn useful(&self, threads: usize, batch: usize) -> usize {
+        threads.min(self.nnz().saturating_mul(batch) >> 16).max(1)
+    }
+}
+
+/// Where each row of a block is cut so that a strip of a panel stays in the first-level cache.
+struct Strips {
+    /// A strip is 2^this columns wide.
+    width_log2: u32,
+    count: usize,
+    /// `count + 1` places a row.
+    cuts: Vec<usize>,
+}
+
+/// The narrowest strip: 2^8 columns of a panel are 16 KiB.
+const NARROWEST_LOG2: u32 = 8;
+/// Kept weights of a row that a strip should hold, so that starting one pays.
+const WEIGHTS_A_STRIP: usize = 16;
+
+impl Strips {
+    fn new(shape: Shape, nnz: usize) -> Self {
+        let a_row = (nnz / shape.nrows.max(1)).max(1);
+        let wanted = (WEIGHTS_A_STRIP * shape.ncols / a_row).max(1).next_power_of_two();
+        let width_log2 = wanted.ilog2().max(NARROWEST_LOG2);
+        Self { width_log2, count: (shape.ncols >> width_log2) + 1, cuts: Vec::new() }
+    }
+
+    /// Finds the cuts of all rows of `block`.
+    fn cut(&mut self, block: &RowBlock) {
+        self.cuts.clear();
+        for row in 0..block.nrows() {
+            let (start, end) = (block.indptr[row], block.indptr[row + 1]);
+            let first = self.cuts.len();
+            self.cuts.push(start);
+            if self.count > 1 {
+                for (at, &col) in (start..end).zip(&block.cols[start..end]) {
+                    let strip = (col >> self.width_log2) as usize;
+                    while self.cuts.len() - first <= strip {
+                        self.cuts.push(at);
+                    }
+                }
+            }
+            self.cuts.resize(first + self.count + 1, end);
+        }
+    }
+
+    /// Gives each row's weights of a strip, strip after strip.
+    fn for_each(&self, mut give: impl FnMut(usize, std::ops::Range<usize>)) {
+        for strip in 0..self.count {
+            for (row, cuts) in self.cuts.chunks_exact(self.count + 1).enumerate() {
+                if cuts[strip] < cuts[strip + 1] {
+                    give(row, cuts[strip]..cuts[strip + 1]);
+                }
+            }
+        }
+    }
+}
+
+/// Turns `[batch, ncols]` into panels `[batch / LANES][ncols][LANES]`, the last filled with zeros.
+fn to_panels(x: &[f32], batch: usize, ncols: usize) -> Vec<Lanes> {
+    let mut panels = vec![[0.0; LANES]; batch.div_ceil(LANES) * ncols];
+    for (member, x) in x.chunks_exact(ncols.max(1)).enumerate() {
+        let panel = &mut panels[member / LANES * ncols..][..ncols];
+        for (lanes, &x) in panel.iter_mut().zip(x) {
+            lanes[member % LANES] = x;
+        }
+    }
+    panels
+}
