@@ -23,6 +23,7 @@ import numpy as np
 import scipy
 import scipy.sparse
 import torch
+
 from tersenet import CompressedMatrix, _core, bounds
 
 HERE = Path(__file__).parent

@@ -1,4 +1,88 @@
-"""tersenet."""
+"""tersenet: prune, quantize, store losslessly in a fraction of the size, run from there.
 
-from tersenet import bounds
-from tersenet._core import CODERS, LAYOUTS, PAIRS, SIMD, Codebook, CompressedMatrix, __version__
+Compressed matrices and files need NumPy alone; models need torch, which is loaded only when one
+of their names is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tersenet import _core, bounds
+from tersenet._core import CODERS, LAYOUTS, PAIRS, Codebook, CompressedMatrix
+from tersenet.errors import FormatError, InternalError
+from tersenet.io import Limits, from_safetensors, load, open, save, to_safetensors
+from tersenet.plan import Plan, Rule
+from tersenet.quantization.kept import Quantized
+from tersenet.reporting import compare, report
+
+if TYPE_CHECKING:
+    from tersenet.compression import compress, decompress
+    from tersenet.parametrization import masks, unparametrize
+    from tersenet.pruning import prune
+    from tersenet.quantization import codebook_parameters, quantize, quantized
+
+__version__ = _core.__version__
+
+__all__ = [
+    "CODERS",
+    "LAYOUTS",
+    "PAIRS",
+    "Codebook",
+    "CompressedMatrix",
+    "FormatError",
+    "InternalError",
+    "Limits",
+    "Plan",
+    "Quantized",
+    "Rule",
+    "bounds",
+    "codebook_parameters",
+    "compare",
+    "compress",
+    "decompress",
+    "from_safetensors",
+    "load",
+    "masks",
+    "open",
+    "prune",
+    "quantize",
+    "quantized",
+    "report",
+    "save",
+    "to_safetensors",
+    "unparametrize",
+]
+
+_NEEDS_TORCH = {
+    "codebook_parameters": "tersenet.quantization",
+    "compress": "tersenet.compression",
+    "decompress": "tersenet.compression",
+    "masks": "tersenet.parametrization",
+    "prune": "tersenet.pruning",
+    "quantize": "tersenet.quantization",
+    "quantized": "tersenet.quantization",
+    "unparametrize": "tersenet.parametrization",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load torch only when a name that needs it is asked for."""
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module 'tersenet' has no attribute {name!r}")
+    from importlib import import_module
+
+    try:
+        module = import_module(_NEEDS_TORCH[name])
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            f"tersenet.{name} needs torch: pip install 'tersenet[torch]'", name="torch"
+        ) from error
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    """Return every public name, those that need torch too."""
+    return sorted(__all__)

@@ -122,4 +122,4 @@ def entropy_bits(weights: npt.NDArray[np.float32]) -> float:
     kept = bits[bits != 0]
     counts = np.unique(kept, return_counts=True)[1].tolist()
     flags = entropy([kept.size, bits.size - kept.size])
-    return bits.size * flags + kept.size * entropy(counts)
+    return float(bits.size * flags + kept.size * entropy(counts))

@@ -64,11 +64,14 @@ def test_the_published_arrangements_stay_under_their_bounds(density, k, seed):
         assert named / (4 * weights.size) <= bound + slack
 
 
-@pytest.mark.parametrize("call", [
-    lambda: bounds.hac((0, 5), 3),
-    lambda: bounds.shac((5, 5), 1.5, 3),
-    lambda: bounds.hac_bits(10, 3, 64),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: bounds.hac((0, 5), 3),
+        lambda: bounds.shac((5, 5), 1.5, 3),
+        lambda: bounds.hac_bits(10, 3, 64),
+    ],
+)
 def test_what_has_no_bound_is_an_error(call):
     with pytest.raises(ValueError, match="bounds:"):
         call()

@@ -7,6 +7,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tersenet.plan import Plan, Rule
 
 LAYERS = [("features.0", "conv"), ("fc1", "fc"), ("fc2", "fc"), ("emb", "embedding")]

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tersenet.plan import Plan, Rule
-from tersenet.pruning import magnitude_mask, magnitude_masks, masks, prune, unparametrize
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
+
+from tersenet.plan import Plan, Rule
+from tersenet.pruning import magnitude_mask, magnitude_masks, masks, prune, unparametrize
 
 SMALL = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -3.0, np.inf])
 ARRAYS = hnp.arrays(

@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.cluster import KMeans
+
 from tersenet.quantization import QUANTIZERS, Quantized, cws, ecsq, pws, quantize_arrays, uq
 
 NAMES = sorted(QUANTIZERS)

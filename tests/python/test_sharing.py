@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+
 from tersenet.plan import Plan, Rule
 from tersenet.pruning import masks, prune, unparametrize
 from tersenet.quantization import (
@@ -18,7 +20,6 @@ from tersenet.quantization import (
     quantize,
     quantized,
 )
-from torch import nn
 
 X = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 

@@ -1,0 +1,295 @@
+"""Between `.terse` and safetensors files, without torch and without that library.
+
+::
+
+    safetensors:  u64 size of the header │ JSON header, padded │ data
+                  {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...,
+                   "__metadata__": {"key": "value"}}
+
+Reading goes tensor by tensor, so that one dense tensor at a time is in memory; the compressed ones
+are kept until the file is written. Writing decompresses one tensor at a time. Both ways every bit
+of every tensor stays. A safetensors file has no second names, so tied tensors are written under
+each name.
+
+Why not the library: it holds all tensors in memory to write a file, and its NumPy face has no
+bfloat16.
+
+Source: the format's description at https://huggingface.co/docs/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from builtins import open as open_file
+from collections.abc import Iterator
+from contextlib import suppress
+from math import prod
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeGuard
+
+import numpy as np
+
+from tersenet._core import CompressedMatrix
+from tersenet.dtypes import (
+    MATRIX_NAMES,
+    NUMPY_NAMES,
+    Array,
+    from_bytes,
+    narrowed,
+    to_bytes,
+    widened,
+)
+from tersenet.errors import FormatError
+from tersenet.files import File, Limits, Path, Typed, Value, write
+
+if TYPE_CHECKING:
+    from tersenet._core import Goal
+
+_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+}
+_CODES = {name: code for code, name in _NAMES.items()}
+
+
+class SafetensorsFile:
+    """A safetensors file, whose header is checked when opened and whose tensors are read one by one.
+
+    `metadata` are the file's own strings.
+    """
+
+    def __init__(self, path: Path, limits: Limits | None = None) -> None:
+        """Open a file and check its header.
+
+        Raises:
+            OSError: if it cannot be read.
+            FormatError: if it is no safetensors file, or beyond the limits.
+        """
+        self.path = os.fspath(path)
+        self._limits = limits or Limits()
+        with open_file(self.path, "rb") as file:
+            nbytes = os.fstat(file.fileno()).st_size
+            self._start, header = self._header(file, nbytes)
+        self.metadata = self._strings(header.pop("__metadata__", {}))
+        self._entries = {name: self._entry(name, entry) for name, entry in header.items()}
+        end = 0
+        for name, (_, _, start, stop) in sorted(
+            self._entries.items(), key=lambda item: item[1][2:]
+        ):
+            if start != end:
+                self._fail(f"tensor {name!r} starts at {start}, expected {end}")
+            end = stop
+        if self._start + end != nbytes:
+            self._fail(f"the tensors end at byte {self._start + end}, expected {nbytes}")
+
+    def tensors(self) -> Iterator[tuple[str, str, Array]]:
+        """Yield name, type and values of each tensor, reading one at a time.
+
+        Raises:
+            OSError: if the file cannot be read.
+            FormatError: if it is shorter than it was.
+        """
+        with open_file(self.path, "rb") as file:
+            for name, (dtype, shape, start, stop) in self._entries.items():
+                file.seek(self._start + start)
+                data = file.read(stop - start)
+                if len(data) != stop - start:
+                    self._fail(f"tensor {name!r} has {len(data)} bytes, expected {stop - start}")
+                yield name, dtype, from_bytes(data, dtype, shape)
+
+    def _header(self, file: BinaryIO, nbytes: int) -> tuple[int, dict[str, Any]]:
+        size = int.from_bytes(file.read(8), "little")
+        if nbytes < 8 or size > nbytes - 8:
+            self._fail(f"a header of {size} bytes in a file of {nbytes}")
+        if size > self._limits.max_header_nbytes:
+            found = f"a header of {size} bytes"
+            self._fail(
+                f"{found}, expected at most {self._limits.max_header_nbytes}: raise the limit"
+            )
+        try:
+            header = json.loads(file.read(size).decode(), object_pairs_hook=self._unique)
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            self._fail(f"the header is no JSON: {error}")
+        if not isinstance(header, dict) or len(header) > self._limits.max_tensors:
+            self._fail(f"the header is no object of at most {self._limits.max_tensors} entries")
+        return 8 + size, header
+
+    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
+            self._fail("the header holds a name twice")
+        return entries
+
+    def _strings(self, metadata: object) -> dict[str, str]:
+        if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
+            self._fail("__metadata__ is no object of strings")
+        return metadata
+
+    def _entry(self, name: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
+        if not isinstance(entry, dict):
+            self._fail(f"tensor {name!r} is {entry!r}, expected an object")
+        dtype = _NAMES.get(str(entry.get("dtype")))
+        shape, offsets = entry.get("shape"), entry.get("data_offsets")
+        if dtype is None:
+            expected = ", ".join(_NAMES)
+            self._fail(f"tensor {name!r} has dtype {entry.get('dtype')!r}, expected {expected}")
+        if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+            self._fail(f"tensor {name!r} has shape {shape!r} and data_offsets {offsets!r}")
+        nbytes = prod(shape) * np.dtype(NUMPY_NAMES[dtype]).itemsize
+        start, stop = offsets
+        if stop - start != nbytes or nbytes > self._limits.max_tensor_nbytes:
+            self._fail(
+                f"tensor {name!r} has {stop - start} bytes, expected {nbytes}, "
+                f"and at most {self._limits.max_tensor_nbytes}"
+            )
+        return dtype, tuple(shape), start, stop
+
+    def _fail(self, what: str) -> NoReturn:
+        raise FormatError(f"{self.path}: no valid safetensors file: {what}")
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in value)
+
+
+def from_safetensors(
+    source: Path,
+    target: Path,
+    *,
+    goal: Goal = "size",
+    layout: str = "auto",
+    coder: str = "auto",
+    limits: Limits | None = None,
+) -> int:
+    """Write a safetensors file as a `.terse` file, losslessly; return the bytes.
+
+    Float tensors of two dimensions or more become compressed matrices where that is smaller and
+    the layout can hold them; the others stay plain. Metadata is kept.
+
+    Raises:
+        OSError: if a file cannot be read or written; an old target is still there.
+        FormatError: if the source is damaged.
+        ValueError: if the layout, coder or goal does not exist.
+    """
+    CompressedMatrix.compress(np.zeros((1, 1), np.float32), layout, coder, goal)
+    file = SafetensorsFile(source, limits)
+    tensors: dict[str, Typed] = {}
+    for name, dtype, array in file.tensors():
+        matrix = _smaller(array, dtype, layout, coder, goal)
+        value = array if matrix is None else matrix
+        tensors[name] = Typed(value, dtype, array.shape, object())
+    return write(target, tensors, metadata=file.metadata)
+
+
+def to_safetensors(source: Path, target: Path, *, limits: Limits | None = None) -> int:
+    """Write a `.terse` file as a safetensors file of dense tensors; return the bytes.
+
+    Raises:
+        OSError: if a file cannot be read or written; an old target is still there.
+        FormatError: if the source is damaged.
+        ValueError: if a type or a name does not exist in safetensors.
+    """
+    with File(source, False, limits or Limits()) as file:
+        infos = {name: file.info(name) for name in file}
+        header: dict[str, Any] = {}
+        if metadata := file.metadata():
+            header["__metadata__"] = metadata
+        end = 0
+        order = sorted(infos, key=lambda name: -_itemsize(infos[name]))  # large types stay aligned
+        for name in order:
+            info = infos[name]
+            if info["dtype"] not in _CODES or name == "__metadata__":
+                raise ValueError(
+                    f"to_safetensors: {name} is {info['dtype']}, expected another name than "
+                    f"__metadata__ and one of {', '.join(_CODES)}"
+                )
+            start, end = end, end + prod(info["shape"]) * _itemsize(info)
+            shape, offsets = list(info["shape"]), [start, end]
+            header[name] = {
+                "dtype": _CODES[info["dtype"]],
+                "shape": shape,
+                "data_offsets": offsets,
+            }
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with _Replacing(target) as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                out.write(_dense_bytes(file.get(name), infos[name]["dtype"]))
+        return 8 + len(text) + end
+
+
+def _smaller(
+    array: Array, dtype: str, layout: str, coder: str, goal: Goal
+) -> CompressedMatrix | None:
+    """Return the matrix of a tensor if it takes fewer bytes than the tensor, else None."""
+    if dtype not in MATRIX_NAMES or array.ndim < 2 or array.size == 0:
+        return None
+    values = widened(array, dtype)
+    if values is None:
+        return None
+    flat = np.ascontiguousarray(values.reshape(array.shape[0], -1))
+    try:
+        matrix = CompressedMatrix.compress(flat, layout, coder, goal)
+    except ValueError:
+        return None
+    return matrix if matrix.nbytes < array.nbytes else None
+
+
+def _itemsize(info: dict[str, Any]) -> int:
+    return np.dtype(NUMPY_NAMES[info["dtype"]]).itemsize
+
+
+def _dense_bytes(value: Value, dtype: str) -> bytes:
+    if isinstance(value, CompressedMatrix):
+        value = narrowed(value.decompress(), dtype)
+    return to_bytes(value)
+
+
+class _Replacing:
+    """A file that takes its name only when all of it is written and synced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = os.fspath(path)
+        self._folder = os.path.dirname(self._path) or "."
+
+    def __enter__(self) -> BinaryIO:
+        self._beside = f"{self._path}.{secrets.token_hex(8)}"
+        self._file: BinaryIO = open_file(self._beside, "xb")
+        return self._file
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with self._file as file:
+                if kind is None:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if kind is None:
+                os.replace(self._beside, self._path)
+                _sync_folder(self._folder)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(self._beside)
+
+
+def _sync_folder(folder: str) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

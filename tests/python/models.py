@@ -1,0 +1,30 @@
+"""A model with every kind of layer, for tests in this and in another process."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SmallNet(nn.Module):
+    """Embedding, convolutions, norm, linear layers, and a head tied to the embedding."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embedding = nn.Embedding(60, 24)
+        self.conv1 = nn.Conv1d(24, 24, 3, padding=1, groups=2)
+        self.norm = nn.BatchNorm1d(24)
+        self.conv2 = nn.Conv2d(1, 32, 3, padding=1, bias=False)
+        self.body = nn.Sequential(nn.Linear(24 * 32, 48), nn.ReLU(), nn.Linear(48, 24))
+        self.head = nn.Linear(24, 60)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.norm(self.conv1(self.embedding(ids).movedim(-1, 1)))
+        x = self.conv2(x.unsqueeze(1)).amax(-1).flatten(1)
+        return self.head(self.body(x))
+
+    @staticmethod
+    def example() -> Tensor:
+        return torch.arange(28).reshape(4, 7) * 7 % 60
