@@ -107,7 +107,7 @@ impl CompressedMatrix {
         let density = rows.nnz() as f64 / rows.shape().entries().max(1) as f64;
         let names: &[&str] = match (rows.values(), request.goal) {
             (Values::Raw(_), _) => &["csr", "dense"],
-            (_, Goal::Size) => &["csr", "dense"],
+            (_, Goal::Size) => &["shac", "hac", "csr", "dense"],
             (_, Goal::Speed) if density <= DENSE_IS_FASTER => &["csr"],
             (_, Goal::Speed) => &["dense"],
         };
