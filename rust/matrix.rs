@@ -93,12 +93,16 @@ impl CompressedMatrix {
 
     /// The best of the layouts that suit the goal and go with the coder asked for.
     ///
-    /// For size, the fewest bytes of those that can be smallest; for speed, the packed form, or
-    /// dense where so much is kept that skipping zeros does not pay.
+    /// For size, the fewest bytes of those that multiply well; the reference layouts stay out (cla
+    /// can be smaller where rows repeat, and multiplies a batch ten times slower). For speed, the
+    /// packed form, or dense where so much is kept that skipping zeros does not pay.
     fn choose(rows: &Rows, request: &Request) -> Result<Self> {
         let density = rows.nnz() as f64 / rows.shape().entries().max(1) as f64;
+        // Layouts that spend memory on every entry cannot win there, and may not fit.
+        let is_vast = density < 1.0 / 64.0 && rows.shape().entries() > 1 << 20;
         let names: &[&str] = match (rows.values(), request.goal) {
             (Values::Raw(_), _) => &["csr", "dense"],
+            (_, Goal::Size) if is_vast => &["packed", "shac"],
             (_, Goal::Size) => &["packed", "shac", "hac", "dense"],
             (_, Goal::Speed) if density <= DENSE_IS_FASTER => &["packed"],
             (_, Goal::Speed) => &["dense"],

@@ -26,21 +26,25 @@ use crate::rows::Rows;
 
 /// The finest precision: the buckets of any gap under 2³² are then under 65,536.
 const FINEST: u32 = 11;
-/// The finest precision whose buckets are under 256, which decode several a look-up.
-const FINEST_FAST: u32 = 3;
+/// The most buckets that decode several a look-up; at precision 3 any gap has fewer.
+const FAST_BUCKETS: usize = 256;
 
 /// A code for gaps.
 #[derive(Debug)]
 pub(super) struct Gaps {
     precision: u32,
+    /// 0 when every bucket is one gap, and is that gap.
+    most_plain_bits: u32,
+    /// The smallest gap of each bucket, and its number of plain bits.
+    contents: Vec<(u32, u32)>,
     code: Code,
     /// None when there are no gaps.
     decoder: Option<Decoder>,
 }
 
 impl Gaps {
-    /// The precision that needs the fewest bits for the gaps of `rows`, or for speed the best of
-    /// those that decode fast.
+    /// The precision that needs the fewest bits for the gaps of `rows`; or for speed the finest one
+    /// that still decodes several gaps a look-up, so that there are few plain bits or none.
     pub(super) fn new(rows: &Rows, goal: Goal) -> Self {
         let mut finest: Vec<u64> = Vec::new();
         for row in 0..rows.shape().nrows {
@@ -52,10 +56,9 @@ impl Gaps {
                 finest[bucket] += 1;
             }
         }
-        let most = if goal == Goal::Speed { FINEST_FAST } else { FINEST };
         let mut best: Option<(u64, Self)> = None;
         let mut nbuckets = 0;
-        for precision in 0..=most {
+        for precision in 0..=FINEST {
             let mut histogram: Vec<u64> = Vec::new();
             let mut plain = 0;
             for (fine, &count) in finest.iter().enumerate() {
@@ -65,13 +68,14 @@ impl Gaps {
                 histogram[bucket] += count;
                 plain += count * u64::from(nbits);
             }
-            if precision > 0 && histogram.len() == nbuckets {
+            let is_slow = goal == Goal::Speed && histogram.len() > FAST_BUCKETS;
+            if precision > 0 && (histogram.len() == nbuckets || is_slow) {
                 break;
             }
             nbuckets = histogram.len();
             let code = Code::from_histogram(&histogram);
             let nbits = code.cost(&histogram) + plain + code.pack().0.len() as u64 * 8;
-            if best.as_ref().is_none_or(|&(fewest, _)| nbits < fewest) {
+            if goal == Goal::Speed || best.as_ref().is_none_or(|&(fewest, _)| nbits < fewest) {
                 best = Some((nbits, Self::with(precision, code)));
             }
         }
@@ -91,18 +95,23 @@ impl Gaps {
         }
         let code = Code::unpack(&parts.section("gap_lengths")?, nbuckets as usize, width)
             .map_err(|e| e.within("section gap_lengths"))?;
-        let gaps = Self::with(precision as u32, code);
-        if nbuckets > 0 && contents(nbuckets as usize - 1, gaps.precision).0 > u64::from(u32::MAX) {
+        let (precision, last) = (precision as u32, (nbuckets as usize).saturating_sub(1));
+        if contents(last, precision).0 > u64::from(u32::MAX) {
             return Err(Error::corrupt(format!(
                 "params: {nbuckets} gap buckets of precision {precision}, expected gaps under 2^32"
             )));
         }
-        Ok(gaps)
+        Ok(Self::with(precision, code))
     }
 
     fn with(precision: u32, code: Code) -> Self {
         let decoder = (!code.order().is_empty()).then(|| Decoder::new(&code));
-        Self { precision, code, decoder }
+        let contents: Vec<(u32, u32)> = (0..code.nsymbols())
+            .map(|bucket| contents(bucket, precision))
+            .map(|(base, nbits)| (base as u32, nbits))
+            .collect();
+        let most_plain_bits = contents.last().map_or(0, |last| last.1);
+        Self { precision, most_plain_bits, contents, code, decoder }
     }
 
     /// What [`Gaps::read`] needs beside the bytes, and the bytes.
@@ -151,17 +160,46 @@ impl Gaps {
         &self,
         buckets: &[u16],
         words: &[u32],
+        at: u64,
+        cols: &mut Vec<u32>,
+    ) -> (u64, u64) {
+        match self.most_plain_bits {
+            0 => {
+                let mut next = 0;
+                cols.extend(buckets.iter().map(|&bucket| {
+                    next += u64::from(bucket) + 1;
+                    (next - 1) as u32
+                }));
+                (next, at)
+            }
+            // What one 33-bit window holds.
+            1..=8 => self.add_plain_bits::<4>(buckets, words, at, cols),
+            9..=16 => self.add_plain_bits::<2>(buckets, words, at, cols),
+            _ => self.add_plain_bits::<1>(buckets, words, at, cols),
+        }
+    }
+
+    fn add_plain_bits<const N: usize>(
+        &self,
+        buckets: &[u16],
+        words: &[u32],
         mut at: u64,
         cols: &mut Vec<u32>,
     ) -> (u64, u64) {
+        let first = cols.len();
+        cols.resize(first + buckets.len(), 0);
         let mut next = 0;
-        cols.extend(buckets.iter().map(|&bucket| {
-            let (base, nbits) = contents(usize::from(bucket), self.precision);
-            let col = next + base + (window(words, at) >> 1 >> (63 - nbits));
-            at += u64::from(nbits);
-            next = col + 1;
-            col as u32
-        }));
+        for (buckets, cols) in buckets.chunks(N).zip(cols[first..].chunks_mut(N)) {
+            let mut top = window(words, at);
+            for (&bucket, out) in buckets.iter().zip(cols) {
+                let (base, nbits) = self.contents[usize::from(bucket)];
+                let col = next + u64::from(base) + (top >> 1 >> (63 - nbits));
+                *out = col as u32;
+                next = col + 1;
+                top <<= nbits;
+                at += u64::from(nbits);
+            }
+        }
         (next, at)
     }
 }
@@ -215,7 +253,7 @@ mod tests {
                 let before = bucket(gap.saturating_sub(1), precision).0;
                 assert!(found == before || found == before + 1, "{gap}");
             }
-            assert!(precision > FINEST_FAST || bucket(u32::MAX, precision).0 < 256);
+            assert!(precision > 3 || bucket(u32::MAX, precision).0 < FAST_BUCKETS);
         }
     }
 }

@@ -130,3 +130,43 @@ pub(super) fn check_empty(parts: &Parts, names: &[&str], columns: Columns) -> Re
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entropy::huffman::Search;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_arrays_of_a_hand_worked_code_come_out() {
+        // Codewords 0, 10, 110, 111: L = 3, t = 2.
+        let table = CodeTable::new(&Code::from_lengths(vec![1, 2, 3, 3]).unwrap());
+        assert_eq!(table.sections(), [&[0, 0, 1, 2][..], &[0, 0, 4, 6, 8], &[1, 1, 2, 3]]);
+        let alone = CodeTable::new(&Code::from_lengths(vec![1]).unwrap());
+        assert_eq!(alone.sections(), [&[0][..], &[0, 1], &[]]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_published_way_to_decode_finds_every_codeword(
+            histogram in prop::collection::vec(1u64..1000, 2..600), windows in prop::collection::vec(any::<u64>(), 50)
+        ) {
+            let code = Code::from_histogram(&histogram).by_rank();
+            let (table, longest) = (CodeTable::new(&code), code.longest());
+            let search = Search::new(&code, |symbol| symbol);
+            for window in windows {
+                let value = window >> (64 - longest);
+                let mut length = match table.length_starts.len() {
+                    0 => 0,
+                    n => table.length_starts.get((value >> (longest - n.ilog2())) as usize),
+                } as usize;
+                while value >= table.first_codewords.get(length + 1) {
+                    length += 1;
+                }
+                let above = value - table.first_codewords.get(length);
+                let symbol = table.first_symbols.get(length) + (above >> (longest - length as u32));
+                prop_assert_eq!((symbol as u32, length as u32), search.find(window));
+            }
+        }
+    }
+}

@@ -153,3 +153,28 @@ pub(super) fn read_offsets(
 fn at_least_u32(total: u64) -> u64 {
     total.max(u64::from(u32::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_ends_take_32_bits_and_64_from_2_to_the_32_bits_on() {
+        let nbytes = |lengths: &[u64]| RowEnds::new(lengths, Columns::Raw).as_bytes().len();
+        assert_eq!(nbytes(&[1, 2, 3]), 12);
+        assert_eq!(nbytes(&[(1 << 32) - 3, 2]), 8);
+        assert_eq!(nbytes(&[(1 << 32) - 2, 2]), 16);
+    }
+
+    #[test]
+    fn both_arrangements_give_the_same_bounds() {
+        let lengths: Vec<u64> = (0..200).map(|row| row * 7 % 31).collect();
+        let [raw, coded] = [Columns::Raw, Columns::Coded].map(|c| RowEnds::new(&lengths, c));
+        for rows in [0..0, 0..200, 63..130, 199..200, 200..200] {
+            let expected: Vec<u64> =
+                (rows.start..=rows.end).map(|row| lengths[..row].iter().sum()).collect();
+            assert_eq!(raw.bounds(rows.clone()), expected);
+            assert_eq!(coded.bounds(rows), expected);
+        }
+    }
+}

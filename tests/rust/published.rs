@@ -231,7 +231,30 @@ fn flipped_bits_cut_sections_and_changed_numbers_are_refused_or_harmless() {
     }
 }
 
-/// The position of the codewords' ends in the stream is what makes a row whole.
+proptest! {
+    #[test]
+    fn overwritten_bytes_are_refused_or_harmless(
+        (weights, shape) in matrix(), damage in prop::collection::vec((any::<usize>(), any::<usize>(), any::<u8>()), 1..4)
+    ) {
+        for (layout, columns) in BOTH {
+            let matrix =
+                CompressedMatrix::compress(&weights, shape, &request(layout, columns)).unwrap();
+            let mut damaged = Stored::new(&matrix);
+            for &(section, at, byte) in &damage {
+                let filled: Vec<&mut Vec<u8>> =
+                    damaged.sections.iter_mut().filter(|section| !section.is_empty()).collect();
+                let count = filled.len().max(1);
+                if let Some(section) = filled.into_iter().nth(section % count) {
+                    let at = at % section.len();
+                    section[at] = byte;
+                }
+            }
+            damaged.try_everything(&format!("{layout} {columns:?}"));
+        }
+    }
+}
+
+/// What makes a row whole is that its codewords end where the row does.
 #[test]
 fn a_stream_whose_rows_do_not_end_at_their_ends_is_refused() {
     let weights: Vec<f32> = (0..40).map(|i| [0.0, 1.0, 0.0, 2.0, 3.0][i % 5]).collect();
