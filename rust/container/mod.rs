@@ -5,7 +5,7 @@
 //!   │ data: codebooks, then each entry's sections, large ones at multiples of 64 bytes           │
 //! ```
 //!
-//! `header.rs` turns a [`Header`] into bytes and back, and is the only parser; `writer.rs` lays
+//! `header.rs` turns the header into bytes and back, and is the only parser; `writer.rs` lays
 //! tensors out and writes them beside their target, synced, then renamed; `reader.rs` reads one
 //! tensor at a time and checks every byte it uses against the header's checksums. The header holds
 //! no offsets: sections follow one another in its order, so nothing can overlap or leave a hole.

@@ -18,6 +18,7 @@ pub(super) enum Value<'py> {
 /// A tensor to be written: name, dtype, shape, value.
 pub(super) type Named<'py> = (String, String, Vec<u64>, Value<'py>);
 
+/// Writes a container beside `path`, syncs it, renames it; returns its size in bytes.
 #[pyfunction]
 pub(super) fn write(
     py: Python<'_>,
@@ -48,6 +49,7 @@ pub(super) fn write(
     })
 }
 
+/// An open `.terse` file: a checked header, and tensors read when asked for.
 #[pyclass(frozen, module = "tersenet._core")]
 pub(super) struct Reader(Container);
 

@@ -13,6 +13,7 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use std::sync::Arc;
 
+/// Distinct float32 values, in the order given, that several matrices may share.
 #[pyclass(frozen, module = "tersenet._core", name = "Codebook")]
 pub(super) struct PyCodebook(Arc<Codebook>);
 
@@ -40,11 +41,13 @@ impl PyCodebook {
     }
 }
 
+/// A matrix stored losslessly in one layout, and multiplied from there; immutable.
 #[pyclass(frozen, module = "tersenet._core", name = "CompressedMatrix")]
 pub(super) struct PyMatrix(pub(super) Matrix);
 
 #[pymethods]
 impl PyMatrix {
+    /// Compresses `weights`, float32 [nrows, ncols], losslessly; equal weights give equal bytes.
     #[staticmethod]
     #[pyo3(signature = (weights, layout="auto", coder="auto", goal="size", *, columns="coded"))]
     fn compress(
@@ -61,6 +64,7 @@ impl PyMatrix {
         released(py, || Matrix::compress(dense, Shape::new(rows[0], rows[1])?, &request)).map(Self)
     }
 
+    /// Compresses symbols, uint16 [nrows, ncols], where `mask` is true; others are pruned.
     #[staticmethod]
     #[pyo3(signature = (symbols, codebook, mask, layout="auto", coder="auto", goal="size", *, columns="coded"))]
     fn from_symbols(
@@ -93,17 +97,20 @@ impl PyMatrix {
         .map(Self)
     }
 
+    /// Takes the bytes that `to_bytes` gave, checks them, and views them in place.
     #[staticmethod]
     fn from_bytes(data: &Bound<'_, PyBytes>) -> PyResult<Self> {
         let owner: Owner = Arc::new(PyBackedBytes::from(data.clone()));
         released(data.py(), || container::matrix_from_bytes(owner, &Limits::default())).map(Self)
     }
 
+    /// The matrix as a container of its own.
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let bytes = released(py, || Ok(container::matrix_to_bytes(&self.0)))?;
         Ok(PyBytes::new(py, &bytes))
     }
 
+    /// The dense matrix, float32 [nrows, ncols], bit by bit.
     #[pyo3(signature = (threads=None))]
     fn decompress<'py>(
         &self,
@@ -115,6 +122,7 @@ impl PyMatrix {
         matrix_array(py, dense, self.0.shape().nrows, self.0.shape().ncols)
     }
 
+    /// The rows `ids` as float32 [len(ids), ncols].
     fn rows<'py>(&self, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let py = ids.py();
         let nrows = self.0.shape().nrows;
@@ -128,6 +136,7 @@ impl PyMatrix {
         matrix_array(py, dense, ids.len(), self.0.shape().ncols)
     }
 
+    /// W x: float32 [ncols] to [nrows].
     #[pyo3(signature = (x, threads=None))]
     fn matvec<'py>(
         &self,
@@ -141,6 +150,7 @@ impl PyMatrix {
         Ok(PyArray1::from_vec(py, released(py, || self.0.matvec(x, threads))?))
     }
 
+    /// X W^T: float32 [batch, ncols] to [batch, nrows].
     #[pyo3(signature = (x, threads=None))]
     fn matmul<'py>(
         &self,
@@ -155,6 +165,7 @@ impl PyMatrix {
         matrix_array(py, y, members, self.0.shape().nrows)
     }
 
+    /// X W: float32 [batch, nrows] to [batch, ncols], the gradient of `matmul`.
     #[pyo3(signature = (x, threads=None))]
     fn matmul_transposed<'py>(
         &self,
@@ -169,6 +180,7 @@ impl PyMatrix {
         matrix_array(py, y, members, self.0.shape().ncols)
     }
 
+    /// The same matrix in another layout.
     #[pyo3(signature = (layout="auto", coder="auto", goal="size", *, columns="coded"))]
     fn to(
         &self,
@@ -182,46 +194,55 @@ impl PyMatrix {
         released(py, || self.0.to(&request)).map(Self)
     }
 
+    /// (nrows, ncols).
     #[getter]
     fn shape(&self) -> (usize, usize) {
         (self.0.shape().nrows, self.0.shape().ncols)
     }
 
+    /// The number of kept weights.
     #[getter]
     fn nnz(&self) -> usize {
         self.0.nnz()
     }
 
+    /// The distinct kept values; computed where the layout stores values.
     #[getter]
     fn codebook<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<f32>>> {
         Ok(PyArray1::from_vec(py, released(py, || self.0.distinct_values())?))
     }
 
+    /// The layout's name.
     #[getter]
     fn layout(&self) -> &'static str {
         self.0.layout().name
     }
 
+    /// The coder's name.
     #[getter]
     fn coder(&self) -> &'static str {
         self.0.coder().name()
     }
 
+    /// The sum of `sections`.
     #[getter]
     fn nbytes(&self) -> usize {
         self.0.nbytes()
     }
 
+    /// Stored bits / (nrows * ncols).
     #[getter]
     fn bits_per_weight(&self) -> f64 {
         self.0.bits_per_weight()
     }
 
+    /// Stored bytes / bytes of dense float32.
     #[getter]
     fn occupancy(&self) -> f64 {
         self.0.bits_per_weight() / 32.0
     }
 
+    /// The bytes of every part that is needed to multiply, by name.
     fn sections(&self) -> Sections {
         Sections(self.0.sections())
     }

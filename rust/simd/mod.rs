@@ -25,13 +25,13 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// The name that `TERSENET_SIMD` takes.
     fn name(&self) -> &'static str;
 
-    /// Σ values[i] · x[cols[i]].
+    /// `Σ values[i] · x[cols[i]]`.
     ///
     /// # Panics
     /// When the slices differ in length or a column is outside x.
     fn sparse_dot(&self, cols: &[u32], values: &[f32], x: &[f32]) -> f32;
 
-    /// Σ codebook[symbols[i]] · x[cols[i]], from columns and symbols as they are stored: 16-bit
+    /// `Σ codebook[symbols[i]] · x[cols[i]]`, from columns and symbols as they are stored: 16-bit
     /// little-endian columns at any alignment, 8-bit symbols.
     ///
     /// # Panics
@@ -39,13 +39,13 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     fn symbol_dot(&self, cols: &[[u8; 2]], symbols: &[u8], codebook: &[f32; 256], x: &[f32])
     -> f32;
 
-    /// Σ w[i] · x[i] over the entries of w that are not +0.0.
+    /// `Σ w[i] · x[i]` over the entries of w that are not +0.0.
     ///
     /// # Panics
     /// When the slices differ in length.
     fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32;
 
-    /// Adds Σ values[i] · panel[cols[i]] to `sums`, for every lane.
+    /// Adds `Σ values[i] · panel[cols[i]]` to `sums`, for every lane.
     ///
     /// # Panics
     /// When the slices differ in length or a column is outside the panel.
