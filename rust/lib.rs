@@ -27,6 +27,7 @@ pub mod bits;
 pub mod bounds;
 pub mod codebook;
 pub mod container;
+pub mod convolution;
 pub mod entropy;
 pub mod error;
 pub mod layout;

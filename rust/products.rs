@@ -83,7 +83,7 @@ impl CompressedMatrix {
         let items = zip_chunks(ranges, &mut by_row, npanels);
         threads::for_each(threads, items, |(rows, out)| {
             let mut block = RowBlock::default();
-            let mut strips = Strips::new(self.shape(), self.nnz());
+            let mut strips = Strips::new(self.shape(), self.nnz(), PANEL_STRIP);
             let blocks = out.chunks_mut(BLOCK_ROWS * npanels.max(1));
             for (start, out) in rows.clone().step_by(BLOCK_ROWS).zip(blocks) {
                 self.decode(start..rows.end.min(start + BLOCK_ROWS), &mut block)?;
@@ -173,48 +173,46 @@ impl CompressedMatrix {
 }
 
 /// Where each row of a block is cut so that a strip of a panel stays in the first-level cache.
-struct Strips {
-    /// A strip is 2^this columns wide.
-    width_log2: u32,
+pub(crate) struct Strips {
+    /// Columns of a strip.
+    width: usize,
     count: usize,
     /// `count + 1` places a row.
     cuts: Vec<usize>,
 }
 
-/// The narrowest strip: 2^8 columns of a panel are 16 KiB.
-const NARROWEST_LOG2: u32 = 8;
+/// Columns of a panel that take half of a first-level cache of 32 KiB.
+const PANEL_STRIP: usize = 256;
 /// Kept weights of a row that a strip should hold, so that starting one pays.
 const WEIGHTS_A_STRIP: usize = 16;
 
 impl Strips {
-    fn new(shape: Shape, nnz: usize) -> Self {
-        let a_row = (nnz / shape.nrows.max(1)).max(1);
-        let wanted = (WEIGHTS_A_STRIP * shape.ncols / a_row).max(1).next_power_of_two();
-        let width_log2 = wanted.ilog2().max(NARROWEST_LOG2);
-        Self { width_log2, count: (shape.ncols >> width_log2) + 1, cuts: Vec::new() }
+    /// Strips of `narrowest` columns, or as many more as leave a row some 16 weights in each.
+    pub(crate) fn new(shape: Shape, nnz: usize, narrowest: usize) -> Self {
+        let wanted = (WEIGHTS_A_STRIP * shape.nrows).saturating_mul(shape.ncols) / nnz.max(1);
+        let width = wanted.max(narrowest);
+        Self { width, count: shape.ncols.div_ceil(width).max(1), cuts: Vec::new() }
     }
 
     /// Finds the cuts of all rows of `block`.
-    fn cut(&mut self, block: &RowBlock) {
+    pub(crate) fn cut(&mut self, block: &RowBlock) {
         self.cuts.clear();
         for row in 0..block.nrows() {
             let (start, end) = (block.indptr[row], block.indptr[row + 1]);
             let first = self.cuts.len();
             self.cuts.push(start);
-            if self.count > 1 {
-                for (at, &col) in (start..end).zip(&block.cols[start..end]) {
-                    let strip = (col >> self.width_log2) as usize;
-                    while self.cuts.len() - first <= strip {
-                        self.cuts.push(at);
-                    }
-                }
+            let mut at = start;
+            for strip in 1..self.count {
+                let limit = (strip * self.width) as u32;
+                at += block.cols[at..end].partition_point(|&col| col < limit);
+                self.cuts.push(at);
             }
             self.cuts.resize(first + self.count + 1, end);
         }
     }
 
     /// Gives each row's weights of a strip, strip after strip.
-    fn for_each(&self, mut give: impl FnMut(usize, std::ops::Range<usize>)) {
+    pub(crate) fn for_each(&self, mut give: impl FnMut(usize, std::ops::Range<usize>)) {
         for strip in 0..self.count {
             for (row, cuts) in self.cuts.chunks_exact(self.count + 1).enumerate() {
                 if cuts[strip] < cuts[strip + 1] {

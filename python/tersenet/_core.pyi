@@ -135,6 +135,36 @@ class CompressedMatrix:
             ValueError: for another shape.
         """
 
+    def conv(
+        self,
+        x: ArrayLike,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[tuple[int, int], tuple[int, int]],
+        dilation: tuple[int, int],
+        groups: int,
+        bias: ArrayLike | None = None,
+        threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the convolution of `x` with this matrix as its kernels, as torch's conv2d.
+
+        Args:
+            x: float32 [images, channels, height, width]; a conv1d has height 1.
+            kernel: height and width; the matrix is [nrows, channels / groups * height * width].
+            stride: steps between outputs, down and right.
+            padding: zeros before and after, of the height and of the width.
+            dilation: steps between taps, down and right.
+            groups: groups of channels that do not see each other.
+            bias: float32 [nrows], added to each output.
+            threads: as `decompress`.
+
+        Returns:
+            float32 [images, nrows, height, width], each sum within the bound of `matvec`.
+
+        Raises:
+            ValueError: if shapes do not fit.
+        """
+
     def to(
         self,
         layout: str = "auto",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -154,39 +155,30 @@ def compress(
         )
     if report.left_out:
         _note(f"left out, no tensors of the model: {_listed(report.left_out)}")
-    table = _table(
-        "tensor", "type", "shape", "layout", "coder", "density", "k", "bytes", "of dense"
-    )
+    table = _table("tensor", "type", "shape", "layout", "density", "k", "bytes", "of dense")
     plain = [row for row in report.rows if row.layout is None and row.reason is None]
     for row in report.rows:
         if row not in plain:
-            size = prod(row.shape)
             table.add_row(
                 row.name,
                 row.dtype,
                 _shape(row.shape),
-                row.layout or "plain",
-                row.coder or "",
-                "" if row.nnz is None else f"{row.nnz / size:.2%}",
-                "" if row.k is None else f"{row.k:,}" if row.k else "",
+                _pair(row.layout, row.coder),
+                "" if row.nnz is None else f"{row.nnz / prod(row.shape):.2%}",
+                f"{row.k:,}" if row.k else "",
                 f"{row.nbytes:,}",
                 f"{row.nbytes / row.dense_nbytes:.2%}",
             )
     for name, first in report.aliases.items():
-        table.add_row(name, "", "", f"= {first}", *[""] * 5)
+        table.add_row(name, "", "", f"= {first}")
+    _console().print(table)
     if plain:
         nbytes = sum(row.nbytes for row in plain)
-        name = f"{len(plain)} other tensors, as they are"
-        table.add_row(name, *[""] * 6, f"{nbytes:,}", "100.00%" if nbytes else "")
-    table.add_section()
+        _say(f"{len(plain)} other tensors, as they are: {nbytes:,} bytes")
+    if dropped := sum(row.dropped for row in report.rows):
+        _say(f"{dropped:,} weights became zero when they were quantized")
     share = report.target_nbytes / max(report.source_nbytes, 1)
-    table.add_row(
-        f"file, {report.source_nbytes:,} before",
-        *[""] * 6,
-        f"{report.target_nbytes:,}",
-        f"{share:.2%}",
-    )
-    _console().print(table)
+    _say(f"{output}: {report.target_nbytes:,} bytes, {share:.2%} of {report.source_nbytes:,}")
 
 
 @app.command()
@@ -222,20 +214,18 @@ def inspect(
         answer = {"path": str(source), **totals, "metadata": metadata, "tensors": facts}
         _say(json.dumps(answer, indent=2))
         return
-    table = _table("tensor", "type", "shape", "layout", "coder", "density", "bytes", "bits/weight")
+    table = _table("tensor", "type", "shape", "layout", "density", "bytes", "bits each")
     for name, fact in facts.items():
-        size = prod(fact["shape"])
-        is_matrix = fact["kind"] == "matrix"
-        alias = "alias_of" in fact
+        size, alias = prod(fact["shape"]), fact.get("alias_of")
+        is_matrix = fact["kind"] == "matrix" and alias is None and size > 0
         table.add_row(
             name,
             fact["dtype"],
             _shape(fact["shape"]),
-            f"= {fact['alias_of']}" if alias else fact.get("layout", "plain"),
-            "" if alias else fact.get("coder", ""),
-            f"{fact['nnz'] / size:.2%}" if is_matrix and size else "",
-            "" if alias else f"{fact['nbytes']:,}",
-            f"{8 * fact['nbytes'] / size:.3f}" if size and not alias else "",
+            _pair(fact.get("layout"), fact.get("coder")) if alias is None else f"= {alias}",
+            f"{fact['nnz'] / size:.2%}" if is_matrix else "",
+            f"{fact['nbytes']:,}" if alias is None else "",
+            f"{8 * fact['nbytes'] / size:.3f}" if alias is None and size else "",
         )
     _console().print(table)
     share = totals["file_nbytes"] / max(totals["dense_nbytes"], 1)
@@ -350,16 +340,24 @@ def _as_matrix(array: Array, dtype: str, what: str) -> Array:
     return np.require(values.reshape(array.shape[0], -1), np.float32, ("C", "A"))
 
 
-def _table(*columns: str) -> Table:
-    numbers = ("density", "k", "bytes", "of dense", "bits/weight")
-    table = Table()
+def _table(name: str, *columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column(name, overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        is_text = column in ("type", "shape", "layout")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     return table
 
 
 def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) or "scalar"
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _pair(layout: str | None, coder: str | None) -> str:
+    """Name a layout, and its coder where that is not the plain one."""
+    if layout is None:
+        return "plain"
+    return layout if coder in (None, "fixed") else f"{layout}, {coder}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ where all of them can be, and is one payload then; decompressed, it is one Param
 Why a copy is cheap: without a plan the copy is made after compressing, with the compressed layers
 already in the place of the dense ones, so that no second dense model ever exists.
 
-Price: one dense float32 weight at a time, beside the model.
+Price: one or two dense float32 copies of one weight at a time, beside the model.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def decompress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             dense = layer.to_dense(weights.get(key))
             weights[key] = dense.get_parameter("weight")
             made[layer] = dense
-    result = replace_layers(model, made) if inplace else _copied(model, made)
+    own = {id(weight): weight for weight in weights.values()}
+    result = replace_layers(model, made) if inplace else _copied(model, made, own)
     if hasattr(result, _LEFT_DENSE):
         delattr(result, _LEFT_DENSE)
     return result
@@ -233,10 +234,12 @@ def _payload(
 
 def _present_weight(module: nn.Module) -> Tensor:
     """Return the weight that the layer would compute with now, detached."""
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, BasePruningMethod):
-            hook(module, ())
+    hooks = module._forward_pre_hooks.values()
     with torch.no_grad():
+        if any(isinstance(hook, BasePruningMethod) for hook in hooks):
+            # not original * mask: that makes a pruned negative weight -0.0, which is a value
+            kept = module.get_buffer("weight_mask") != 0
+            return torch.where(kept, module.get_parameter("weight_orig"), 0).detach()
         weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.detach()
@@ -297,9 +300,16 @@ def _same_bits(a: Any, b: Any) -> bool:
     return np.array_equal(a.view(np.int32), b.view(np.int32))
 
 
-def _copied(model: nn.Module, layers: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Return a deep copy of the model, made with each value where its key was."""
-    memo: dict[int, Any] = {}
+def _copied(
+    model: nn.Module,
+    layers: Mapping[nn.Module, nn.Module],
+    own: Mapping[int, nn.Parameter] | None = None,
+) -> nn.Module:
+    """Return a deep copy of the model, made with each value where its key was.
+
+    The parameters `own`, by id, are nobody else's and need no copy.
+    """
+    memo: dict[int, Any] = dict(own or {})
     for old, new in layers.items():
         memo[id(old)] = copy.deepcopy(new, memo)
     return copy.deepcopy(model, memo)

@@ -158,7 +158,7 @@ def table(result: Result) -> Table:
         f"after saving; times are medians on one thread; all of it took {result.seconds:.0f} s",
     )
     shown.add_column("")
-    for column in ("dense", "pruned and quantized", "from the .terse file", "dense / file"):
+    for column in ("dense", "pruned, quantized", "from the file", "dense / file"):
         shown.add_column(column, justify="right")
     shown.add_row(
         "test accuracy",
@@ -169,7 +169,7 @@ def table(result: Result) -> Table:
     )
     sizes = {
         "file, bytes": (dense.file_nbytes, compressed.file_nbytes),
-        "weights in memory, bytes": (dense.weights_nbytes, compressed.weights_nbytes),
+        "in memory, bytes": (dense.weights_nbytes, compressed.weights_nbytes),
     }
     for name, nbytes in sizes.items():
         ratio = f"{nbytes[0] / nbytes[1]:.1f} x"

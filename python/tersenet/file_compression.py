@@ -56,8 +56,8 @@ _EMBEDDING = re.compile(r"(^|_)embed[a-z]*($|_)|(^|_)emb($|_)|^w[tp]e$")
 class TensorRow:
     """What became of one tensor; `layout`, `coder`, `nnz` and `k` are None where it is plain.
 
-    `nbytes` are those of the tensor alone (a shared codebook counts in each); `reason` says why a
-    layer's weight is plain.
+    `nbytes` are those of the tensor alone (a shared codebook counts in each); `dropped` weights
+    were kept before they were quantized, and became zero; `reason` says why a matrix is plain.
     """
 
     name: str
@@ -69,6 +69,7 @@ class TensorRow:
     k: int | None = None
     layout: str | None = None
     coder: str | None = None
+    dropped: int = 0
     reason: str | None = None
 
 
@@ -275,6 +276,7 @@ class _Work:
                 else self._quantize({name: values}, self._seed_name(name), {name: mask})[name]
             )
             values = quantized.values()
+            row = replace(row, dropped=quantized.dropped)
         elif rule.prunes:
             values = np.where(self._mask(name, values, cutoffs), values, np.float32(0))
         reason = None
@@ -375,15 +377,14 @@ class _Work:
         except ValueError as error:
             raise ValueError(f"{', '.join(arrays)}: {error}") from error
         rounded = {}
-        for name, result in results.items():
-            codebook = dtypes.widened(dtypes.narrowed(result.codebook, dtype), dtype)
+        for name, q in results.items():
+            codebook = dtypes.widened(dtypes.narrowed(q.codebook, dtype), dtype)
             assert codebook is not None
-            many = len(results) > 1
-            rounded[name] = (
-                Quantized.of(codebook, result.symbols, result.mask, keep_unused=many)
-                if not np.array_equal(codebook, result.codebook)
-                else result
-            )
+            if not np.array_equal(codebook, q.codebook):
+                before, many = q.dropped, len(results) > 1
+                q = Quantized.of(codebook, q.symbols, q.mask, keep_unused=many)
+                q = replace(q, dropped=q.dropped + before)
+            rounded[name] = q
         return rounded
 
     def _matrix(

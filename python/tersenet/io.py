@@ -114,7 +114,8 @@ def load(
 
     Returns:
         The model (if it is a single layer: the compressed layer in its place); or a dict as of
-        `File.get`, where other names of one tensor hold the same object.
+        `File.get`, where other names of one tensor hold the same object. Matrices and bit
+        patterns in a dict do not tell the logical shape and type: `File.info` does.
 
     Raises:
         OSError: if the file cannot be read.

@@ -132,7 +132,7 @@ class CompressedLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight, decompressed at each access, for code that reads it; no gradient."""
-        every = torch.arange(self.weight_shape[0])
+        every = torch.arange(self.weight_shape[0], device="cpu")
         dense = ops.rows(self.payload, every, prod(self.weight_shape[1:]))
         return dense.reshape(self.weight_shape).to(self.weight_dtype)
 
@@ -167,7 +167,7 @@ class CompressedLayer(nn.Module):
             raise ValueError(f"{type(self).__name__}: {found}, expected {list(expected)}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        probe = fn(torch.empty(0, dtype=self.weight_dtype))
+        probe = fn(torch.empty(0, dtype=self.weight_dtype, device="cpu"))
         if probe.device.type != "cpu":
             raise ValueError(
                 f"{type(self).__name__}: moved to {probe.device}, expected the cpu, where compressed "
@@ -245,8 +245,7 @@ class CompressedLinear(CompressedLayer):
             raise ValueError(
                 f"compressed linear: x has shape {list(x.shape)}, expected [..., {self.in_features}]"
             )
-        y = ops.matmul(x, self.payload, self.out_features)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return _biased(ops.matmul(x, self.payload, self.out_features), self.bias)
 
 
 class _CompressedConv(CompressedLayer):
@@ -288,9 +287,7 @@ class _CompressedConv(CompressedLayer):
         width = self.in_channels * prod(self.kernel_size)
         flat = windows.reshape(batch.shape[0], *positions, width)
         y = ops.matmul(flat, self.payload, self.out_channels, self.groups)
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)
-        y = y.movedim(-1, 1).contiguous()
+        y = _biased(y, self.bias).movedim(-1, 1).contiguous()
         return y if x.dim() == ndim + 2 else y.squeeze(0)
 
     def _windows(self, x: Tensor) -> Tensor:
@@ -389,6 +386,12 @@ COMPRESSED: dict[type[nn.Module], type[CompressedLayer]] = {
     layer.stock: layer
     for layer in (CompressedLinear, CompressedConv1d, CompressedConv2d, CompressedEmbedding)
 }
+
+
+def _biased(y: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return y
+    return y + (bias if bias.dtype == y.dtype else bias.to(y.dtype))
 
 
 def dense_values(weight: Tensor, what: str) -> dtypes.F32:

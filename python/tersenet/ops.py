@@ -25,6 +25,7 @@ that type once. A pruned weight contributes nothing, even where x is not finite.
 
 from __future__ import annotations
 
+import os
 import warnings
 import weakref
 from collections.abc import Callable
@@ -131,8 +132,7 @@ def matmul(x: Tensor, payload: Tensor, nrows: int, groups: int = 1) -> Tensor:
         ValueError: if types or shapes do not fit.
         FormatError: if the payload is damaged.
     """
-    result: Tensor = torch.ops.tersenet.matmul.default(x, payload, nrows, groups)
-    return result
+    return _MATMUL(x, payload, nrows, groups)
 
 
 def matmul_transposed(x: Tensor, payload: Tensor, ncols: int, groups: int = 1) -> Tensor:
@@ -142,8 +142,7 @@ def matmul_transposed(x: Tensor, payload: Tensor, ncols: int, groups: int = 1) -
         ValueError: if types or shapes do not fit.
         FormatError: if the payload is damaged.
     """
-    result: Tensor = torch.ops.tersenet.matmul_transposed.default(x, payload, ncols, groups)
-    return result
+    return _MATMUL_TRANSPOSED(x, payload, ncols, groups)
 
 
 def rows(payload: Tensor, ids: Tensor, ncols: int) -> Tensor:
@@ -153,8 +152,7 @@ def rows(payload: Tensor, ids: Tensor, ncols: int) -> Tensor:
         ValueError: if an id is no integer or not in [0, nrows), or ncols is not that of W.
         FormatError: if the payload is damaged.
     """
-    result: Tensor = torch.ops.tersenet.rows.default(payload, ids, ncols)
-    return result
+    return _ROWS(payload, ids, ncols)
 
 
 def _bytes_of(payload: Tensor) -> bytes:
@@ -180,10 +178,26 @@ def _batch(what: str, x: Tensor, width: int) -> F32:
         raise ValueError(f"{what}: x is {x.dtype}, expected a real floating-point type")
     if x.dim() == 0 or x.shape[-1] != width:
         raise ValueError(f"{what}: x has shape {list(x.shape)}, expected [..., {width}]")
-    batch = x.numel() // width if width else x.shape[:-1].numel()
-    flat = x.detach().reshape(batch, width).to(torch.float32).contiguous()
+    flat = x.detach()
+    if x.dim() != 2 or x.dtype != torch.float32 or not x.is_contiguous():
+        batch = x.numel() // width if width else x.shape[:-1].numel()
+        flat = flat.reshape(batch, width).to(torch.float32).contiguous()
     array: F32 = flat.numpy()
     return array
+
+
+def _unbatched(y: F32, x: Tensor) -> Tensor:
+    """Return the product y [batch, width] in the leading shape and the type of x."""
+    product = torch.from_numpy(y)
+    if x.dim() != 2 or x.dtype != torch.float32:
+        product = product.reshape(*x.shape[:-1], y.shape[1]).to(x.dtype)
+    return product
+
+
+def _threads() -> int:
+    """Return how many threads to use: torch's number, but no more than this process may."""
+    threads = torch.get_num_threads()
+    return threads if threads == 1 else min(threads, len(os.sched_getaffinity(0)))
 
 
 def _check_rows(what: str, matrix: CompressedMatrix, groups: int) -> None:
@@ -199,8 +213,8 @@ def _matmul(x: Tensor, payload: Tensor, nrows: int, groups: int = 1) -> Tensor:
         raise ValueError(f"matmul: nrows is {nrows}, expected {matrix.shape[0]} as in the payload")
     _check_rows("matmul", matrix, groups)
     batch = _batch("matmul", x, groups * matrix.shape[1])
-    y = matrix.matmul(batch) if groups == 1 else _grouped(matrix, batch, groups)
-    return torch.from_numpy(y).reshape(*x.shape[:-1], nrows).to(x.dtype)
+    y = matrix.matmul(batch, _threads()) if groups == 1 else _grouped(matrix, batch, groups)
+    return _unbatched(y, x)
 
 
 def _matmul_transposed(x: Tensor, payload: Tensor, ncols: int, groups: int = 1) -> Tensor:
@@ -211,10 +225,10 @@ def _matmul_transposed(x: Tensor, payload: Tensor, ncols: int, groups: int = 1) 
     _check_rows("matmul_transposed", matrix, groups)
     batch = _batch("matmul_transposed", x, matrix.shape[0])
     if groups == 1:
-        y = matrix.matmul_transposed(batch)
+        y = matrix.matmul_transposed(batch, _threads())
     else:
         y = _grouped_transposed(matrix, batch, groups)
-    return torch.from_numpy(y).reshape(*x.shape[:-1], groups * ncols).to(x.dtype)
+    return _unbatched(y, x)
 
 
 def _rows(payload: Tensor, ids: Tensor, ncols: int) -> Tensor:
@@ -251,33 +265,42 @@ def _dense_block(matrix: CompressedMatrix, groups: int, which: slice, inner: sli
     return block
 
 
+def _is_finite(x: F32) -> bool:
+    """Tell whether all of x is surely finite: an infinity or NaN would show in the sum."""
+    return bool(torch.from_numpy(x).sum().isfinite())
+
+
 def _grouped(matrix: CompressedMatrix, x: F32, groups: int) -> F32:
     nrows, ncols = matrix.shape
-    parts = x.reshape(-1, groups, ncols).transpose(1, 0, 2)
-    y = np.empty((groups, parts.shape[1], nrows // groups), np.float32)
-    if np.isfinite(x).all():
+    parts = torch.from_numpy(x).reshape(-1, groups, ncols).transpose(0, 1)
+    y = parts.new_empty((parts.shape[1], groups, nrows // groups))
+    if _is_finite(x):
         for which, inner in _blocks(matrix, groups):
-            block = _dense_block(matrix, groups, which, inner)
-            y[which, :, inner] = parts[which] @ block.transpose(0, 2, 1)
+            block = torch.from_numpy(_dense_block(matrix, groups, which, inner))
+            y[:, which, inner] = (parts[which] @ block.mT).transpose(0, 1)
     else:  # a dense product would turn 0 * inf into NaN
-        for g, mine in enumerate(np.split(np.arange(nrows), groups)):
-            y[g] = matrix.matmul(np.ascontiguousarray(parts[g]))[:, mine]
-    return np.ascontiguousarray(y.transpose(1, 0, 2)).reshape(-1, nrows)
+        for g, mine in enumerate(torch.arange(nrows).chunk(groups)):
+            alone = matrix.matmul(parts[g].contiguous().numpy(), _threads())
+            y[:, g] = torch.from_numpy(alone)[:, mine]
+    product: F32 = y.reshape(-1, nrows).numpy()
+    return product
 
 
 def _grouped_transposed(matrix: CompressedMatrix, x: F32, groups: int) -> F32:
     nrows, ncols = matrix.shape
-    parts = x.reshape(-1, groups, nrows // groups).transpose(1, 0, 2)
-    y = np.zeros((groups, parts.shape[1], ncols), np.float32)
-    if np.isfinite(x).all():
+    parts = torch.from_numpy(x).reshape(-1, groups, nrows // groups).transpose(0, 1)
+    y = parts.new_zeros((parts.shape[1], groups, ncols))
+    if _is_finite(x):
         for which, inner in _blocks(matrix, groups):
-            y[which] += parts[which][:, :, inner] @ _dense_block(matrix, groups, which, inner)
+            block = torch.from_numpy(_dense_block(matrix, groups, which, inner))
+            y[:, which] += (parts[which][:, :, inner] @ block).transpose(0, 1)
     else:
-        for g, mine in enumerate(np.split(np.arange(nrows), groups)):
+        for g, mine in enumerate(torch.arange(nrows).chunk(groups)):
             alone = np.zeros_like(x)
             alone[:, mine] = x[:, mine]
-            y[g] = matrix.matmul_transposed(alone)
-    return np.ascontiguousarray(y.transpose(1, 0, 2)).reshape(-1, groups * ncols)
+            y[:, g] = torch.from_numpy(matrix.matmul_transposed(alone, _threads()))
+    product: F32 = y.reshape(-1, groups * ncols).numpy()
+    return product
 
 
 def _fake_matmul(x: Tensor, payload: Tensor, nrows: int, groups: int = 1) -> Tensor:
@@ -343,3 +366,6 @@ def _register() -> torch.library.Library:
 
 
 _LIBRARY = _register()
+_MATMUL: Callable[..., Tensor] = torch.ops.tersenet.matmul.default
+_MATMUL_TRANSPOSED: Callable[..., Tensor] = torch.ops.tersenet.matmul_transposed.default
+_ROWS: Callable[..., Tensor] = torch.ops.tersenet.rows.default

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -27,7 +29,7 @@ from tersenet._core import CompressedMatrix
 from tersenet.files import File, Typed, Value, typed
 from tersenet.nn import COMPRESSED, CompressedLayer, hook_of, replace_layers
 from tersenet.ops import Payload
-from tersenet.parametrization import parametrized
+from tersenet.parametrization import parametrization_of, parametrized
 
 
 def of(model: nn.Module) -> dict[str, Typed]:
@@ -71,7 +73,7 @@ def load_into(file: File, model: nn.Module) -> nn.Module:
     problems = _differences(slots, file)
     if problems:
         raise ValueError(f"load: {file.path} does not fit the model:\n  " + "\n  ".join(problems))
-    roots = {name: file.info(name).get("alias_of", name) for name in slots}
+    roots = _roots(slots, file)
     for_layers = {roots[name] for name, slot in slots.items() if slot.layer is not None}
     values: dict[str, Value | Payload] = {}
     for root in roots.values():
@@ -81,6 +83,7 @@ def load_into(file: File, model: nn.Module) -> nn.Module:
                 values[root] = Payload.of(stored)
             else:
                 values[root] = stored
+    _tie(slots, roots, values)
     made: dict[nn.Module, nn.Module] = {}
     tensors: list[tuple[_Slot, Tensor]] = []
     payloads: list[tuple[CompressedLayer, Payload]] = []
@@ -93,7 +96,7 @@ def load_into(file: File, model: nn.Module) -> nn.Module:
                 base = parametrize.type_before_parametrizations(slot.layer)
                 made[slot.layer] = COMPRESSED[base].from_dense(slot.layer, value)
             continue
-        tensor = _tensor(value, file.info(name))
+        tensor = _tensor(value, file.info(roots[name])["dtype"], slot.shape)
         if isinstance(slot.layer, CompressedLayer):
             weight = nn.Parameter(tensor.to(slot.dtype))
             made[slot.layer] = slot.layer.to_dense(weight)
@@ -118,11 +121,14 @@ class _Slot:
     layer: nn.Module | None = None
 
     @property
-    def place(self) -> object:
+    def identity(self) -> object:
         """What is the same for two slots that are one tensor."""
-        if self.layer is not None:
-            return self.owner
-        return id(getattr(self.owner, self.name))
+        if isinstance(self.owner, CompressedLayer) and self.layer is not None:
+            return self.owner.payload.data_ptr(), self.shape
+        parameter = {**self.owner._parameters, **self.owner._buffers}.get(self.name)
+        if parameter is not None:
+            return id(parameter)
+        return id(parametrization_of(self.owner, self.name) or self.owner)
 
     def put(self, tensor: Tensor, made: dict[nn.Module, nn.Module]) -> None:
         """Copy a tensor in, or put it there if the place holds no numbers yet."""
@@ -193,26 +199,66 @@ def _tensors(path: str, module: nn.Module, skipped: set[str]) -> Iterator[tuple[
 
 def _differences(slots: dict[str, _Slot], file: File) -> list[str]:
     """Return everything that keeps the file from fitting, one line each."""
-    problems = [f"missing in the file: {name}" for name in slots if name not in file]
+    present = {slot.identity for name, slot in slots.items() if name in file}
+    problems = [
+        f"missing in the file: {name}"
+        for name, slot in slots.items()
+        if name not in file and slot.identity not in present
+    ]
     problems += [f"unexpected in the file: {name}" for name in file if name not in slots]
-    stored: dict[object, tuple[str, str]] = {}
     for name, slot in slots.items():
-        if name not in file:
-            continue
-        info = file.info(name)
-        problem = _difference(slot, info)
+        problem = _difference(slot, file.info(name)) if name in file else None
         if problem is not None:
             problems.append(f"{name}: {problem}")
-        root = info.get("alias_of", name)
-        other, other_root = stored.setdefault(slot.place, (name, root))
-        if root != other_root:
-            problems.append(f"{other} and {name}: two tensors in the file, expected one")
     return problems
+
+
+def _roots(slots: dict[str, _Slot], file: File) -> dict[str, str]:
+    """Return under which name the file stores the tensor of each slot.
+
+    A name that the file lacks is tied in the model to one that it has.
+    """
+    roots: dict[str, str] = {}
+    for name in slots:
+        if name in file:
+            roots[name] = file.info(name).get("alias_of", name)
+    tied = {slots[name].identity: root for name, root in reversed(roots.items())}
+    return {name: roots.get(name) or tied[slot.identity] for name, slot in slots.items()}
+
+
+def _tie(
+    slots: dict[str, _Slot], roots: dict[str, str], values: dict[str, Value | Payload]
+) -> None:
+    """Give slots that are one tensor in the model one tensor of the file.
+
+    Raises:
+        ValueError: if the file has different tensors for them.
+    """
+    first: dict[object, str] = {}
+    for name, slot in slots.items():
+        other = first.setdefault(slot.identity, name)
+        if roots[name] == roots[other]:
+            continue
+        if not _are_same(values[roots[name]], values[roots[other]]):
+            raise ValueError(
+                f"load: {other} and {name} are one tensor in the model, "
+                "found different ones in the file, expected the same"
+            )
+        roots[name] = roots[other]
+
+
+def _are_same(a: Value | Payload, b: Value | Payload) -> bool:
+    if isinstance(a, Payload) and isinstance(b, Payload):
+        return a.data == b.data
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    return False
 
 
 def _difference(slot: _Slot, info: dict[str, Any]) -> str | None:
     found = dtypes.name_of(slot.dtype)
-    if info["shape"] != slot.shape:
+    flat = (slot.shape[0], prod(slot.shape[1:])) if slot.shape else ()
+    if info["shape"] != slot.shape and (info["kind"] != "matrix" or info["shape"] != flat):
         return f"found shape {list(info['shape'])}, expected {list(slot.shape)}"
     if info["dtype"] != found and found not in dtypes.WIDER.get(info["dtype"], ()):
         return f"found {info['dtype']}, expected {found}"
@@ -230,10 +276,10 @@ def _difference(slot: _Slot, info: dict[str, Any]) -> str | None:
     return None
 
 
-def _tensor(value: Value | Payload, info: dict[str, Any]) -> Tensor:
-    """Return a value as a tensor of the file's type and logical shape."""
+def _tensor(value: Value | Payload, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """Return a value as a tensor of the file's type."""
     if isinstance(value, Payload):
         value = value.matrix
     if isinstance(value, CompressedMatrix):
-        value = dtypes.narrowed(value.decompress(), info["dtype"])
-    return dtypes.to_tensor(value.reshape(info["shape"]), info["dtype"])
+        value = dtypes.narrowed(value.decompress(), dtype)
+    return dtypes.to_tensor(value.reshape(shape), dtype)

@@ -189,6 +189,7 @@ impl<'a> Writer<'a> {
         if path.is_dir() {
             return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
         }
+        std::fs::metadata(folder).map_err(failed)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(".tersenet-").suffix(".tmp");
         #[cfg(unix)]

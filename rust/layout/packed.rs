@@ -220,6 +220,10 @@ impl Packed {
             Err(Error::corrupt(format!("row {row}: {what} (section positions, byte {start})")))
         };
         let skipped: u64 = (first..rows.start).map(|row| self.row_nnz.length(row)).sum();
+        if let Some(row) = rows.clone().find(|&row| self.row_nnz.length(row) > ncols as u64) {
+            return damaged(row, "more kept weights than columns");
+        }
+        let is_whole = rows.end == self.shape.nrows.min(first + STRIDE);
         if form == BITMAP {
             let expected = (self.shape.nrows - first).min(STRIDE).checked_mul(ncols);
             if expected.map(|bits| bits.div_ceil(8)) != Some(bytes.len()) {
@@ -268,6 +272,9 @@ impl Packed {
                 out.end_row();
                 at += words.len();
             }
+            if is_whole && at != bytes.len() {
+                return damaged(first, "columns that end too late");
+            }
             return Ok(());
         }
         if form > MAX_GAP_WIDTH {
@@ -304,8 +311,12 @@ impl Packed {
             }
             out.end_row();
         }
-        if reader.position() > bytes.len() * 8 {
+        let end = reader.position();
+        if end > bytes.len() * 8 {
             return damaged(first, "gaps that end too early");
+        }
+        if is_whole && (end.div_ceil(8) != bytes.len() || bits::peek(bytes, end) != 0) {
+            return damaged(first, "gaps that end too late");
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use crate::matrix::Request;
 use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use std::sync::OnceLock;
 
 /// The number of threads asked for, or the lesser of torch's and what this process may use.
 pub(super) fn threads(py: Python<'_>, asked: Option<usize>) -> PyResult<usize> {
@@ -13,7 +14,10 @@ pub(super) fn threads(py: Python<'_>, asked: Option<usize>) -> PyResult<usize> {
         Some(0) => Err(invalid("threads: 0, expected at least 1".into())),
         Some(threads) => Ok(threads),
         None => {
-            let available = std::thread::available_parallelism().map_or(1, usize::from);
+            static AVAILABLE: OnceLock<usize> = OnceLock::new();
+            // Asked once: it reads several files, which takes longer than a small product.
+            let count = || std::thread::available_parallelism().map_or(1, usize::from);
+            let available = *AVAILABLE.get_or_init(count);
             let modules = py.import("sys")?.getattr("modules")?.cast_into::<PyDict>()?;
             match modules.get_item("torch")?.and_then(|t| t.getattr("get_num_threads").ok()) {
                 Some(count) => Ok(available.min(count.call0()?.extract()?)),
@@ -33,6 +37,12 @@ pub(super) fn array<'py, T: Element>(
     ndims: &[usize],
     is_exact: bool,
 ) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
+    if let Ok(given) = value.cast::<PyArrayDyn<T>>()
+        && given.is_c_contiguous()
+        && ndims.contains(&given.ndim())
+    {
+        return Ok(given.readonly());
+    }
     let numpy = value.py().import("numpy")?;
     let given = numpy.call_method1("asarray", (value,))?;
     if is_exact

@@ -5,9 +5,10 @@ use super::{invalid, released, to_python};
 use crate::array::Owner;
 use crate::codebook::Codebook;
 use crate::container::{self, Limits};
+use crate::convolution::Geometry;
 use crate::matrix::CompressedMatrix as Matrix;
 use crate::rows::{Rows, Shape};
-use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArrayMethods};
+use numpy::{PyArray1, PyArray2, PyArray4, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -178,6 +179,33 @@ impl PyMatrix {
         let (members, x) = (x.shape()[0], slice(&x)?);
         let y = released(py, || self.0.matmul_transposed(x, members, threads))?;
         matrix_array(py, y, members, self.0.shape().ncols)
+    }
+
+    /// The convolution of float32 `x` [images, channels, height, width] with these kernels.
+    #[pyo3(signature = (x, kernel, stride, padding, dilation, groups, bias=None, threads=None))]
+    #[allow(clippy::too_many_arguments)] // As many as torch's.
+    fn conv<'py>(
+        &self,
+        x: &Bound<'py, PyAny>,
+        kernel: [usize; 2],
+        stride: [usize; 2],
+        padding: [[usize; 2]; 2],
+        dilation: [usize; 2],
+        groups: usize,
+        bias: Option<&Bound<'py, PyAny>>,
+        threads: Option<usize>,
+    ) -> PyResult<Bound<'py, PyArray4<f32>>> {
+        let py = x.py();
+        let threads = super::arguments::threads(py, threads)?;
+        let x = array::<f32>(x, "conv: x", "float32", &[4], false)?;
+        let bias =
+            bias.map(|b| array::<f32>(b, "conv: bias", "float32", &[1], false)).transpose()?;
+        let bias = bias.as_ref().map(slice).transpose()?;
+        let geometry = Geometry { kernel, stride, padding, dilation, groups };
+        let shape = [x.shape()[0], x.shape()[1], x.shape()[2], x.shape()[3]];
+        let x = slice(&x)?;
+        let (y, shape) = released(py, || self.0.conv(x, shape, &geometry, bias, threads))?;
+        PyArray1::from_vec(py, y).reshape(shape)
     }
 
     /// The same matrix in another layout.

@@ -3,7 +3,7 @@
 //! Inputs are gathered by plain, checked loads: on most CPUs faster than the gather instruction.
 #![allow(unsafe_code)]
 
-use super::{Kernels, Lanes};
+use super::{Kernels, Lanes, TILE};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
@@ -50,6 +50,25 @@ impl Kernels for Avx2 {
         assert_eq!(cols.len(), values.len(), "add_panel_product: columns and values");
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
         unsafe { add_panel_product(cols, values, panel, sums) }
+    }
+
+    fn add_shifted_product(
+        &self,
+        offsets: &[u32],
+        values: &[f32],
+        input: &[f32],
+        sums: &mut [f32],
+    ) {
+        assert_eq!(offsets.len(), values.len(), "add_shifted_product: offsets and values");
+        let product = match sums.len() {
+            8 => add_shifted_product::<1, 8>,
+            16 => add_shifted_product::<2, 4>,
+            32 => add_shifted_product::<4, 2>,
+            TILE => add_shifted_product::<8, 1>,
+            size => panic!("add_shifted_product: a tile of {size}"),
+        };
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { product(offsets, values, input, sums) }
     }
 }
 
@@ -173,5 +192,40 @@ fn add_panel_product(cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut L
         let sum = _mm256_add_ps(load(half), part);
         // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
         unsafe { _mm256_storeu_ps(half.as_mut_ptr(), sum) };
+    }
+}
+
+/// Eight registers of sums stay in place while the weights go by: `VECTORS` for the tile, times
+/// `WEIGHTS` in turn, so that additions of small tiles overlap too.
+#[target_feature(enable = "avx2,fma")]
+fn add_shifted_product<const VECTORS: usize, const WEIGHTS: usize>(
+    offsets: &[u32],
+    values: &[f32],
+    input: &[f32],
+    sums: &mut [f32],
+) {
+    let mut acc = [[_mm256_setzero_ps(); VECTORS]; WEIGHTS];
+    let (offset_chunks, offset_rest) = offsets.as_chunks::<WEIGHTS>();
+    let (value_chunks, value_rest) = values.as_chunks::<WEIGHTS>();
+    let add = |acc: &mut [__m256; VECTORS], offset: u32, value: f32| {
+        let (vectors, _) = input[offset as usize..][..8 * VECTORS].as_chunks::<8>();
+        let value = _mm256_set1_ps(value);
+        for (acc, vector) in acc.iter_mut().zip(vectors) {
+            *acc = _mm256_fmadd_ps(value, load(vector), *acc);
+        }
+    };
+    for (offsets, values) in offset_chunks.iter().zip(value_chunks) {
+        for i in 0..WEIGHTS {
+            add(&mut acc[i], offsets[i], values[i]);
+        }
+    }
+    for (i, (&offset, &value)) in offset_rest.iter().zip(value_rest).enumerate() {
+        add(&mut acc[i], offset, value);
+    }
+    let (parts, _) = sums.as_chunks_mut::<8>();
+    for (vector, part) in parts.iter_mut().enumerate() {
+        let sum = acc.iter().fold(load(part), |sum, acc| _mm256_add_ps(sum, acc[vector]));
+        // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
+        unsafe { _mm256_storeu_ps(part.as_mut_ptr(), sum) };
     }
 }

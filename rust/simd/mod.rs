@@ -20,6 +20,12 @@ pub const LANES: usize = 16;
 /// One panel row: a column's inputs for [`LANES`] members of the batch.
 pub type Lanes = [f32; LANES];
 
+/// Positions of the largest tile: [`Kernels::add_shifted_product`] adds to so many outputs at once.
+pub const TILE: usize = 64;
+
+/// The smallest tile.
+pub const SMALLEST_TILE: usize = 8;
+
 /// The inner loops. Sums may differ in order between instruction sets, never between calls.
 pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// The name that `TERSENET_SIMD` takes.
@@ -50,6 +56,14 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// # Panics
     /// When the slices differ in length or a column is outside the panel.
     fn add_panel_product(&self, cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut Lanes);
+
+    /// Adds `Σ values[i] · input[offsets[i] + p]` to `sums[p]`, for every position of a tile of 8,
+    /// 16, 32 or 64.
+    ///
+    /// # Panics
+    /// When the slices differ in length, the tile has another size, or a tile at an offset ends
+    /// outside the input.
+    fn add_shifted_product(&self, offsets: &[u32], values: &[f32], input: &[f32], sums: &mut [f32]);
 }
 
 /// Every instruction set that this CPU has, the plainest first.
@@ -124,6 +138,19 @@ mod tests {
             let bound = bound(pairs.iter().copied());
             for set in available() {
                 let name = set.name();
+                let mut input = vec![0.0; w.len() + TILE];
+                for (i, &x) in x.iter().enumerate() {
+                    input[i + lane] = x;
+                }
+                let half = cols.len() / 2;
+                for size in [8, 16, 32, TILE] {
+                    let mut tile = vec![0.0; size];
+                    set.add_shifted_product(&cols[..half], &reversed[..half], &input, &mut tile);
+                    set.add_shifted_product(&cols[half..], &reversed[half..], &input, &mut tile);
+                    let Some(&shifted) = tile.get(lane) else { continue };
+                    let shifted = f64::from(shifted);
+                    prop_assert!((shifted - exact).abs() <= bound, "{name} shifted {shifted} {exact}");
+                }
                 let dense = f64::from(set.dense_dot(&w, &x));
                 prop_assert!((dense - exact).abs() <= bound, "{name} dense {dense} {exact}");
                 let sparse = f64::from(set.sparse_dot(&cols, &reversed, &x));
@@ -177,7 +204,14 @@ mod tests {
                 let symbol = std::panic::catch_unwind(|| {
                     set.symbol_dot(&stored, &vec![0; len], &[1.0; 256], &[1.0; 5])
                 });
+                let shifted = std::panic::catch_unwind(|| {
+                    set.add_shifted_product(&cols, &values, &[1.0; TILE + 4], &mut [0.0; TILE])
+                });
+                let odd_tile = std::panic::catch_unwind(|| {
+                    set.add_shifted_product(&[0], &[1.0], &[1.0; TILE], &mut [0.0; 24])
+                });
                 assert!(dot.is_err() && panel.is_err() && symbol.is_err(), "{} {len}", set.name());
+                assert!(shifted.is_err() && odd_tile.is_err(), "{} {len}", set.name());
             }
         }
     }

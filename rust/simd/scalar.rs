@@ -1,6 +1,6 @@
 //! The specification: every kernel in plain Rust, on every machine.
 
-use super::{Kernels, Lanes};
+use super::{Kernels, Lanes, TILE};
 
 /// No instruction set at all.
 pub struct Scalar;
@@ -38,6 +38,23 @@ impl Kernels for Scalar {
         assert_eq!(cols.len(), values.len(), "add_panel_product: columns and values");
         for (&col, &value) in cols.iter().zip(values) {
             for (sum, x) in sums.iter_mut().zip(&panel[col as usize]) {
+                *sum += value * x;
+            }
+        }
+    }
+
+    fn add_shifted_product(
+        &self,
+        offsets: &[u32],
+        values: &[f32],
+        input: &[f32],
+        sums: &mut [f32],
+    ) {
+        assert_eq!(offsets.len(), values.len(), "add_shifted_product: offsets and values");
+        assert!(matches!(sums.len(), 8 | 16 | 32 | TILE), "add_shifted_product: the tile");
+        for (&offset, &value) in offsets.iter().zip(values) {
+            let input = &input[offset as usize..][..sums.len()];
+            for (sum, x) in sums.iter_mut().zip(input) {
                 *sum += value * x;
             }
         }

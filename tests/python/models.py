@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tersenet.compression import compress
+from tersenet.plan import Plan, Rule
+
 
 class SmallNet(nn.Module):
     """Embedding, convolutions, norm, linear layers, and a head tied to the embedding."""
@@ -28,3 +31,9 @@ class SmallNet(nn.Module):
     @staticmethod
     def example() -> Tensor:
         return torch.arange(28).reshape(4, 7) * 7 % 60
+
+
+def small_net() -> nn.Module:
+    """The model pruned, quantized and compressed, in evaluation mode."""
+    plan = Plan({"*": Rule(sparsity=0.9, quantizer="cws", k=8)})
+    return compress(SmallNet().eval(), plan)

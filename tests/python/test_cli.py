@@ -431,3 +431,14 @@ def test_the_demo_prints_one_table(tmp_path):
     assert "test accuracy" in out
     assert "ms an image, batch 64" in out
     assert call("verify", tmp_path / "digits.terse")[0] == 0
+
+
+def test_weights_that_become_zero_are_counted(tmp_path):
+    weights = torch.tensor([[1e-3, 1.0, 2.0, 3.0]] * 64)
+    save_file({"fc.weight": weights}, tmp_path / "a.safetensors")
+    options = ["--quantizer", "uq", "--k", 3]
+    status, out, _ = call(
+        "compress", tmp_path / "a.safetensors", "-o", tmp_path / "a.terse", *options
+    )
+    assert status == 0
+    assert "64 weights became zero when they were quantized" in out

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from arrays import sparse
 from scipy.stats import entropy
 
 from tersenet import PAIRS, CompressedMatrix
 from tersenet.reporting import compare, report
-
-
-def sparse(nrows: int = 60, ncols: int = 50, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    values = rng.standard_normal(6).astype(np.float32)
-    return values[rng.integers(0, 6, (nrows, ncols))] * (rng.random((nrows, ncols)) < 0.2)
 
 
 def test_compare_has_a_row_for_every_pair_that_holds_the_matrix():

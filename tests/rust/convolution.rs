@@ -1,0 +1,182 @@
+//! Convolutions against the definition, summed in f64, over every geometry.
+
+use proptest::prelude::*;
+use tersenet::convolution::Geometry;
+use tersenet::layout::LAYOUTS;
+use tersenet::rows::Shape;
+use tersenet::simd;
+use tersenet::{CompressedMatrix, Request};
+
+#[derive(Clone, Debug)]
+struct Case {
+    x: Vec<f32>,
+    shape: [usize; 4],
+    w: Vec<f32>,
+    nrows: usize,
+    bias: Option<Vec<f32>>,
+    geometry: Geometry,
+    layout: usize,
+}
+
+/// Numbers in [−1, 1), a part of them 0, from a seed.
+fn numbers(len: usize, seed: u64, density: f64) -> Vec<f32> {
+    let mut state = seed | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / 2f64.powi(53)
+    };
+    let mut number = || (next() < density, (next() * 16.0).floor() as f32 / 8.0 - 1.0);
+    (0..len)
+        .map(|_| match number() {
+            (true, 0.0) => 0.5,
+            (true, value) => value,
+            _ => 0.0,
+        })
+        .collect()
+}
+
+prop_compose! {
+    fn case()(
+        images in 0usize..4, group_channels in 1usize..5, group_rows in 1usize..5, groups in 1usize..4,
+        kernel in [1usize..5, 1usize..5], stride in [1usize..4, 1usize..4], dilation in [1usize..4, 1usize..4],
+        padding in [[0usize..4, 0usize..4], [0usize..4, 0usize..4]], more in [0usize..20, 0usize..20],
+        density in 0.05f64..1.0, has_bias in any::<bool>(), layout in 0..LAYOUTS.len(), seed in any::<u64>(),
+    ) -> Case {
+        // Large enough for one output, and then `more`.
+        let size = |dim: usize| {
+            let span = (kernel[dim] - 1) * dilation[dim] + 1;
+            span.saturating_sub(padding[dim][0] + padding[dim][1]).max(1) + more[dim]
+        };
+        let shape = [images, group_channels * groups, size(0), size(1)];
+        let nrows = group_rows * groups;
+        Case {
+            x: numbers(shape.iter().product(), seed, 0.9),
+            shape,
+            w: numbers(nrows * group_channels * kernel[0] * kernel[1], seed ^ 7, density),
+            nrows,
+            bias: has_bias.then(|| numbers(nrows, seed ^ 9, 1.0)),
+            geometry: Geometry { kernel, stride, padding, dilation, groups },
+            layout,
+        }
+    }
+}
+
+/// The sum that torch documents, and the sum of its terms' absolute values.
+fn exact(case: &Case, image: usize, row: usize, i: usize, j: usize) -> (f64, f64) {
+    let Geometry { kernel, stride, padding, dilation, groups } = case.geometry;
+    let [_, channels, height, width] = case.shape;
+    let group_channels = channels / groups;
+    let group = row / (case.nrows / groups);
+    let bias = case.bias.as_ref().map_or(0.0, |bias| f64::from(bias[row]));
+    let (mut sum, mut total) = (bias, bias.abs());
+    for channel in 0..group_channels {
+        for (ki, kj) in (0..kernel[0]).flat_map(|ki| (0..kernel[1]).map(move |kj| (ki, kj))) {
+            let w = case.w[((row * group_channels + channel) * kernel[0] + ki) * kernel[1] + kj];
+            let y = (i * stride[0] + ki * dilation[0])
+                .checked_sub(padding[0][0])
+                .filter(|&y| y < height);
+            let x = (j * stride[1] + kj * dilation[1])
+                .checked_sub(padding[1][0])
+                .filter(|&x| x < width);
+            if let (Some(y), Some(x)) = (y, x) {
+                let at = ((image * channels + group * group_channels + channel) * height + y)
+                    * width
+                    + x;
+                let term = f64::from(w) * f64::from(case.x[at]);
+                sum += term;
+                total += term.abs();
+            }
+        }
+    }
+    (sum, total)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn every_geometry_agrees_with_the_definition(case in case()) {
+        let [images, channels, height, width] = case.shape;
+        let Geometry { kernel, stride, padding, dilation, groups } = case.geometry;
+        let shape = Shape::new(case.nrows, channels / groups * kernel[0] * kernel[1]).unwrap();
+        let request = Request { layout: Some(LAYOUTS[case.layout]), ..Request::default() };
+        let matrix = CompressedMatrix::compress(&case.w, shape, &request).unwrap();
+        let size = |dim: usize, input: usize| {
+            (input + padding[dim][0] + padding[dim][1] - (kernel[dim] - 1) * dilation[dim] - 1) / stride[dim] + 1
+        };
+        let expected = [images, case.nrows, size(0, height), size(1, width)];
+        for kernels in simd::available() {
+            let run = |threads| {
+                matrix.conv_on(kernels, &case.x, case.shape, &case.geometry, case.bias.as_deref(), threads).unwrap()
+            };
+            let (y, found) = run(1);
+            prop_assert_eq!(found, expected);
+            for (at, &y) in y.iter().enumerate() {
+                let (j, i) = (at % expected[3], at / expected[3] % expected[2]);
+                let (row, image) = (at / expected[3] / expected[2] % case.nrows, at / expected[3] / expected[2] / case.nrows);
+                let (sum, total) = exact(&case, image, row, i, j);
+                let bound = (shape.ncols as f64 + 3.0) * 2f64.powi(-24) * total;
+                prop_assert!((f64::from(y) - sum).abs() <= bound, "{} at {at}: {y}, expected {sum}", kernels.name());
+            }
+            for threads in [2, 3, 8] {
+                let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+                prop_assert_eq!(bits(&run(threads).0), bits(&y));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_large_convolution_has_the_same_bits_on_any_number_of_threads() {
+    let (shape, geometry) = (
+        [3, 40, 17, 19],
+        Geometry {
+            kernel: [3, 3],
+            stride: [1, 1],
+            padding: [[1, 1]; 2],
+            dilation: [1, 1],
+            groups: 1,
+        },
+    );
+    let w = numbers(130 * 360, 3, 0.2);
+    let x = numbers(shape.iter().product(), 5, 1.0);
+    let matrix =
+        CompressedMatrix::compress(&w, Shape::new(130, 360).unwrap(), &Request::default()).unwrap();
+    let (expected, _) = matrix.conv(&x, shape, &geometry, None, 1).unwrap();
+    for threads in [2, 3, 8] {
+        assert_eq!(matrix.conv(&x, shape, &geometry, None, threads).unwrap().0, expected);
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_errors() {
+    let matrix =
+        CompressedMatrix::compress(&[1.0; 36], Shape::new(2, 18).unwrap(), &Request::default())
+            .unwrap();
+    let good = Geometry {
+        kernel: [3, 3],
+        stride: [1, 1],
+        padding: [[0, 0]; 2],
+        dilation: [1, 1],
+        groups: 1,
+    };
+    assert!(matrix.conv(&[0.0; 50], [1, 2, 5, 5], &good, None, 1).is_ok());
+    let cases = [
+        (Geometry { kernel: [3, 2], ..good }, [1, 2, 5, 5]),
+        (Geometry { groups: 2, ..good }, [1, 2, 5, 5]),
+        (Geometry { groups: 0, ..good }, [1, 2, 5, 5]),
+        (Geometry { stride: [0, 1], ..good }, [1, 2, 5, 5]),
+        (Geometry { dilation: [1, 0], ..good }, [1, 2, 5, 5]),
+        (Geometry { dilation: [1, usize::MAX], ..good }, [1, 2, 5, 5]),
+        (Geometry { padding: [[usize::MAX, 1]; 2], ..good }, [1, 2, 5, 5]),
+        (good, [1, 2, 2, 5]),
+        (good, [1, 2, 5, 6]),
+        (good, [1, 3, 5, 5]),
+    ];
+    for (geometry, shape) in cases {
+        let error = matrix.conv(&[0.0; 50], shape, &geometry, None, 1).unwrap_err().to_string();
+        assert!(error.starts_with("conv: "), "{error}");
+    }
+    assert!(matrix.conv(&[0.0; 50], [1, 2, 5, 5], &good, Some(&[0.0; 3]), 1).is_err());
+}
