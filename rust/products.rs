@@ -109,14 +109,28 @@ impl CompressedMatrix {
     }
 
     /// Y = X·W on the active instruction set, the gradient of [`CompressedMatrix::matmul`] by its
-    /// input: `x` is `[batch, nrows]`, the result `[batch, ncols]`, both row-major.
+    /// input: `x` is `[batch, nrows]`, the result `[batch, groups · ncols]`, both row-major. With
+    /// groups, as in a convolution, the rows form that many equal groups, each with columns of its
+    /// own in the result.
     ///
     /// Threads share the batch, so each output is summed over the rows in order.
     ///
     /// # Errors
     /// `InvalidArgument` when x has another length.
-    pub fn matmul_transposed(&self, x: &[f32], batch: usize, threads: usize) -> Result<Vec<f32>> {
+    pub fn matmul_transposed(
+        &self,
+        x: &[f32],
+        batch: usize,
+        groups: usize,
+        threads: usize,
+    ) -> Result<Vec<f32>> {
         let Shape { nrows, ncols } = self.shape();
+        if groups == 0 || !nrows.is_multiple_of(groups) || ncols.checked_mul(groups).is_none() {
+            return Err(Error::invalid(format!(
+                "matmul_transposed: {groups} groups, expected a divisor of nrows = {nrows}"
+            )));
+        }
+        let (group_rows, width) = ((nrows / groups).max(1), groups * ncols);
         if Some(x.len()) != nrows.checked_mul(batch) {
             return Err(Error::invalid(format!(
                 "matmul_transposed: x has {} numbers, expected {batch} · nrows = {batch} · {nrows}",
@@ -125,19 +139,20 @@ impl CompressedMatrix {
         }
         let npanels = batch.div_ceil(LANES);
         let panels = to_panels(x, batch, nrows);
-        let mut sums: Vec<Lanes> = vec![[0.0; LANES]; npanels * ncols];
+        let mut sums: Vec<Lanes> = vec![[0.0; LANES]; npanels * width];
         let ranges = threads::split(npanels, self.useful(threads, batch), 1);
-        let items = zip_chunks(ranges, &mut sums, ncols);
+        let items = zip_chunks(ranges, &mut sums, width);
         threads::for_each(threads, items, |(mine, sums)| {
             let mut block = RowBlock::default();
             for start in (0..nrows).step_by(BLOCK_ROWS) {
                 self.decode(start..nrows.min(start + BLOCK_ROWS), &mut block)?;
-                for (panel, sums) in mine.clone().zip(sums.chunks_exact_mut(ncols.max(1))) {
+                for (panel, sums) in mine.clone().zip(sums.chunks_exact_mut(width.max(1))) {
                     for row in 0..block.nrows() {
                         let inputs = &panels[panel * nrows + start + row];
+                        let first = (start + row) / group_rows * ncols;
                         let (cols, values) = block.row(row);
                         for (&col, &value) in cols.iter().zip(values) {
-                            for (sum, x) in sums[col as usize].iter_mut().zip(inputs) {
+                            for (sum, x) in sums[first + col as usize].iter_mut().zip(inputs) {
                                 *sum += value * x;
                             }
                         }
@@ -146,9 +161,9 @@ impl CompressedMatrix {
             }
             Ok(())
         })?;
-        let mut y = zeros(batch, ncols)?;
-        for (member, y) in y.chunks_exact_mut(ncols.max(1)).enumerate() {
-            let panel = &sums[member / LANES * ncols..][..ncols];
+        let mut y = zeros(batch, width)?;
+        for (member, y) in y.chunks_exact_mut(width.max(1)).enumerate() {
+            let panel = &sums[member / LANES * width..][..width];
             for (y, lanes) in y.iter_mut().zip(panel) {
                 *y = lanes[member % LANES];
             }

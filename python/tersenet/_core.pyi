@@ -128,11 +128,16 @@ class CompressedMatrix:
             ValueError: for another shape.
         """
 
-    def matmul_transposed(self, x: ArrayLike, threads: int | None = None) -> NDArray[np.float32]:
-        """Return X W, float32 [batch, ncols], for `x` [batch, nrows]: the gradient of `matmul`.
+    def matmul_transposed(
+        self, x: ArrayLike, threads: int | None = None, *, groups: int = 1
+    ) -> NDArray[np.float32]:
+        """Return X W, float32 [batch, groups * ncols], for `x` [batch, nrows].
+
+        This is the gradient of `matmul`; with groups that of a grouped convolution's product: the
+        rows form so many equal groups, each with columns of its own in the result.
 
         Raises:
-            ValueError: for another shape.
+            ValueError: for another shape, or groups that do not divide nrows.
         """
 
     def conv(

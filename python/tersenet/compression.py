@@ -36,9 +36,9 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from tersenet._core import Codebook, CompressedMatrix
 from tersenet.nn import COMPRESSED, CompressedLayer, dense_values, hook_of, replace_layers
-from tersenet.ops import Payload
 from tersenet.parametrization import layers as plan_layers
 from tersenet.parametrization import parametrization_of, unparametrize
+from tersenet.payload import Payload
 from tersenet.plan import Plan, Rule
 from tersenet.pruning import prune
 from tersenet.quantization import Quantized, quantize, quantized

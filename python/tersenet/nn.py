@@ -3,8 +3,7 @@
 ::
 
     Linear       y = matmul(x)                                       x [..., in]
-    Conv         windows of x (one copy) ─▶ [N * positions, groups * in/groups * kernel]
-                 y = matmul(windows, groups), back to [N, out, positions]
+    Conv         y = conv(x)                                         x [N, in, height, width]
     Embedding    y = rows(ids)
 
 A layer has one tensor for its weight, `payload`, a uint8 buffer with the bytes of one compressed
@@ -16,8 +15,7 @@ weight, but gradients flow to the input and to the bias.
 Sums are in float32 and rounded to the type of x once; then the bias is added in that type.
 `COMPRESSED` is the one place to add a layer.
 
-Price: the windows of a convolution take in/groups * kernel values an output pixel, as in any
-im2col (Chellapilla, Puri and Simard 2006); they are copied once, from a strided view.
+Price: a convolution copies its input once, with its padding.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from tersenet import dtypes, ops
 from tersenet._core import CompressedMatrix
 from tersenet.errors import FormatError
-from tersenet.ops import Payload
+from tersenet.payload import Payload, matrix_of
 
 if TYPE_CHECKING:
     from tersenet._core import Goal
@@ -127,7 +125,7 @@ class CompressedLayer(nn.Module):
     @property
     def matrix(self) -> CompressedMatrix:
         """The compressed matrix [shape[0], prod(shape[1:])]."""
-        return ops.matrix_of(self.payload)
+        return matrix_of(self.payload)
 
     @property
     def weight(self) -> Tensor:
@@ -282,30 +280,24 @@ class _CompressedConv(CompressedLayer):
                 f"expected [N, {self.in_channels}, {sizes}] or [{self.in_channels}, {sizes}]"
             )
         batch = x if x.dim() == ndim + 2 else x.unsqueeze(0)
-        windows = self._windows(batch)
-        positions = windows.shape[1 : 1 + ndim]
-        width = self.in_channels * prod(self.kernel_size)
-        flat = windows.reshape(batch.shape[0], *positions, width)
-        y = ops.matmul(flat, self.payload, self.out_channels, self.groups)
-        y = _biased(y, self.bias).movedim(-1, 1).contiguous()
-        return y if x.dim() == ndim + 2 else y.squeeze(0)
-
-    def _windows(self, x: Tensor) -> Tensor:
-        """Return a view [N, positions.., in_channels, kernel..] of x [N, in_channels, sizes..]."""
+        flat = batch if ndim == 2 else batch.unsqueeze(2)
         pads = self._pads()
-        if any(pads):
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = F.pad(x, pads, mode=mode)
-        ndim = len(self.kernel_size)
-        for dim in range(ndim):
-            span = self.dilation[dim] * (self.kernel_size[dim] - 1) + 1
-            if x.shape[2 + dim] < span:
-                raise ValueError(
-                    f"compressed convolution: padded x has shape {list(x.shape)}, "
-                    f"expected at least {span} in dimension {2 + dim}, the span of the kernel"
-                )
-            x = x.unfold(2 + dim, span, self.stride[dim])[..., :: self.dilation[dim]]
-        return x.movedim(1, 1 + ndim)
+        if self.padding_mode != "zeros" and any(pads):
+            batch = F.pad(batch, pads, mode=self.padding_mode)
+            flat, pads = (batch if ndim == 2 else batch.unsqueeze(2)), [0] * len(pads)
+        left, right, top, bottom = pads if ndim == 2 else (*pads, 0, 0)
+        geometry = ops.Geometry(
+            _both(self.kernel_size, 1),
+            _both(self.stride, 1),
+            (top, bottom, left, right),
+            _both(self.dilation, 1),
+            self.groups,
+        )
+        y = ops.conv(flat, self.payload, self.out_channels, geometry)
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)[:, None, None]
+        y = y if ndim == 2 else y.squeeze(2)
+        return y if x.dim() == ndim + 2 else y.squeeze(0)
 
     def _pads(self) -> list[int]:
         """Return (before, after) of each dimension, the last dimension first, as F.pad wants."""
@@ -319,6 +311,11 @@ class _CompressedConv(CompressedLayer):
             else:
                 pads += [self.padding[dim]] * 2
         return pads
+
+
+def _both(values: tuple[int, ...], height: int) -> tuple[int, int]:
+    """Return (height's, width's) of a conv1d or conv2d setting."""
+    return (values[0], values[1]) if len(values) == 2 else (height, values[0])
 
 
 class CompressedConv1d(_CompressedConv):

@@ -28,8 +28,8 @@ from tersenet import dtypes
 from tersenet._core import CompressedMatrix
 from tersenet.files import File, Typed, Value, typed
 from tersenet.nn import COMPRESSED, CompressedLayer, hook_of, replace_layers
-from tersenet.ops import Payload
 from tersenet.parametrization import parametrization_of, parametrized
+from tersenet.payload import Payload
 
 
 def of(model: nn.Module) -> dict[str, Typed]:

@@ -166,19 +166,20 @@ impl PyMatrix {
         matrix_array(py, y, members, self.0.shape().nrows)
     }
 
-    /// X W: float32 [batch, nrows] to [batch, ncols], the gradient of `matmul`.
-    #[pyo3(signature = (x, threads=None))]
+    /// X W: float32 [batch, nrows] to [batch, groups * ncols], the gradient of `matmul`.
+    #[pyo3(signature = (x, threads=None, *, groups=1))]
     fn matmul_transposed<'py>(
         &self,
         x: &Bound<'py, PyAny>,
         threads: Option<usize>,
+        groups: usize,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let py = x.py();
         let threads = super::arguments::threads(py, threads)?;
         let x = batch(x, "matmul_transposed: x", self.0.shape().nrows)?;
         let (members, x) = (x.shape()[0], slice(&x)?);
-        let y = released(py, || self.0.matmul_transposed(x, members, threads))?;
-        matrix_array(py, y, members, self.0.shape().ncols)
+        let y = released(py, || self.0.matmul_transposed(x, members, groups, threads))?;
+        matrix_array(py, y, members, groups * self.0.shape().ncols)
     }
 
     /// The convolution of float32 `x` [images, channels, height, width] with these kernels.

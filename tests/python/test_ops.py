@@ -15,8 +15,9 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn
 
 from tersenet import CompressedMatrix, ops
+from tersenet import payload as payload_registry
 from tersenet.errors import FormatError
-from tersenet.ops import Payload
+from tersenet.payload import Payload, matrix_of
 
 
 def sparse(nrows: int, ncols: int, seed: int = 0, k: int = 16) -> np.ndarray:
@@ -30,61 +31,69 @@ def payload_of(w: np.ndarray) -> Tensor:
     return Payload.of(CompressedMatrix.compress(w)).tensor
 
 
-def blockwise(w: np.ndarray, groups: int) -> Tensor:
-    """The dense [nrows, groups * ncols] matrix that a grouped product multiplies with."""
-    blocks = torch.from_numpy(w).double().chunk(groups)
-    return torch.block_diag(*blocks)
-
-
 def bound(x: Tensor, w: Tensor) -> Tensor:
     n = w.shape[1]
     return (n + 2) * 2.0**-24 * (x.double().abs() @ w.double().abs().T) + n * 2.0**-149
 
 
-@pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (0, 4), (2, 3, 4)])
-def test_matmul_is_within_the_bound_of_a_float64_product(groups: int, shape: tuple[int, ...]):
+def test_matmul_is_within_the_bound_of_a_float64_product(shape: tuple[int, ...]):
     w = sparse(6, 4)
-    x = torch.randn(*shape[:-1], groups * 4)
-    y = ops.matmul(x, payload_of(w), 6, groups)
-    expected = x.double() @ blockwise(w, groups).T
+    dense = torch.from_numpy(w).double()
+    x = torch.randn(*shape)
+    y = ops.matmul(x, payload_of(w), 6)
+    expected = x.double() @ dense.T
     assert y.shape == expected.shape
     assert y.dtype == torch.float32
-    assert ((y - expected).abs() <= bound(x, blockwise(w, groups))).all()
+    assert ((y - expected).abs() <= bound(x, dense)).all()
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-def test_matmul_transposed_is_within_the_bound_of_a_float64_product(groups: int):
+def test_matmul_transposed_is_within_the_bound_of_a_float64_product():
     w = sparse(6, 5)
+    dense = torch.from_numpy(w).double()
     g = torch.randn(7, 6)
-    y = ops.matmul_transposed(g, payload_of(w), 5, groups)
-    dense = blockwise(w, groups)
+    y = ops.matmul_transposed(g, payload_of(w), 5)
     assert ((y - g.double() @ dense).abs() <= bound(g, dense.T)).all()
 
 
-def test_a_group_larger_than_a_dense_block_is_decoded_in_parts(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ops, "_DENSE_BLOCK", 20)
-    w = sparse(18, 9)
-    for groups in (2, 9):
-        x = torch.randn(5, groups * 9)
-        dense = blockwise(w, groups)
-        y = ops.matmul(x, payload_of(w), 18, groups)
-        assert ((y - x.double() @ dense.T).abs() <= bound(x, dense)).all()
-        g = torch.randn(5, 18)
-        back = ops.matmul_transposed(g, payload_of(w), 9, groups)
-        assert ((back - g.double() @ dense).abs() <= bound(g, dense.T)).all()
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_a_pruned_weight_contributes_nothing_where_x_is_not_finite(groups: int):
+def test_a_pruned_weight_contributes_nothing_where_x_is_not_finite():
     w = np.float32([[0, 1], [2, 0]])
-    x = torch.tensor([[torch.inf, 3.0] * groups])
-    y = ops.matmul(x, payload_of(w), 2, groups)
+    y = ops.matmul(torch.tensor([[torch.inf, 3.0]]), payload_of(w), 2)
     assert y.tolist() == ([[3.0, torch.inf]])
-    g = torch.tensor([[torch.nan, 1.0]])
-    back = ops.matmul_transposed(g, payload_of(w), 2, groups)
-    expected = [0.0, torch.nan, 2.0, 0.0] if groups == 2 else [2.0, torch.nan]
-    np.testing.assert_array_equal(back.numpy(), np.float32([expected]))
+    back = ops.matmul_transposed(torch.tensor([[torch.nan, 1.0]]), payload_of(w), 2)
+    np.testing.assert_array_equal(back.numpy(), np.float32([[2.0, torch.nan]]))
+
+
+GEOMETRIES = (
+    ops.Geometry((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    ops.Geometry((3, 2), (2, 1), (1, 0, 2, 1), (1, 2), 2),
+    ops.Geometry((1, 5), (1, 3), (0, 0, 2, 2), (1, 1), 4),
+)
+
+
+def torch_conv(x: Tensor, w: Tensor, geometry: ops.Geometry) -> Tensor:
+    top, bottom, left, right = geometry.padding
+    kernels = w.reshape(w.shape[0], -1, *geometry.kernel)
+    padded = nn.functional.pad(x, (left, right, top, bottom))
+    strides = {"stride": geometry.stride, "dilation": geometry.dilation}
+    return nn.functional.conv2d(padded, kernels, **strides, groups=geometry.groups)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_conv_and_its_gradients_of_any_order_are_torchs(geometry: ops.Geometry):
+    w = sparse(8, 4 // geometry.groups * geometry.kernel[0] * geometry.kernel[1])
+    payload = payload_of(w)
+    x = torch.randn(2, 4, 9, 11, requires_grad=True)
+    reference = x.detach().double().requires_grad_()
+    y = ops.conv(x, payload, 8, geometry)
+    expected = torch_conv(reference, torch.from_numpy(w).double(), geometry)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    (first,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+    (first_expected,) = torch.autograd.grad((expected**3).sum(), reference, create_graph=True)
+    torch.testing.assert_close(first.double(), first_expected, rtol=1e-4, atol=1e-4)
+    (second,) = torch.autograd.grad((first**2).sum(), x)
+    (second_expected,) = torch.autograd.grad((first_expected**2).sum(), reference)
+    torch.testing.assert_close(second.double(), second_expected, rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -104,13 +113,12 @@ def test_rows_are_the_dense_rows_bit_by_bit():
     assert ops.rows(payload_of(w), ids[:0], 5).shape == (0, 3, 5)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_gradients_of_any_order_reach_the_input(groups: int):
+def test_gradients_of_any_order_reach_the_input():
     w = sparse(4, 3)
-    dense = blockwise(w, groups).float()
-    x = torch.randn(5, groups * 3, requires_grad=True)
+    dense = torch.from_numpy(w)
+    x = torch.randn(5, 3, requires_grad=True)
     payload = payload_of(w)
-    (ops.matmul(x, payload, 4, groups) ** 3).sum().backward()
+    (ops.matmul(x, payload, 4) ** 3).sum().backward()
     reference = x.detach().clone().requires_grad_()
     ((reference @ dense.T) ** 3).sum().backward()
     torch.testing.assert_close(x.grad, reference.grad)
@@ -120,7 +128,7 @@ def test_gradients_of_any_order_reach_the_input(groups: int):
         return torch.autograd.grad((first**2).sum(), x)[0]
 
     torch.testing.assert_close(
-        second(lambda x: ops.matmul(x, payload, 4, groups), x),
+        second(lambda x: ops.matmul(x, payload, 4), x),
         second(lambda x: x @ dense.T, reference),
     )
 
@@ -130,11 +138,15 @@ def test_gradients_of_any_order_reach_the_input(groups: int):
 def test_operators_pass_opcheck(requires_grad: bool, dtype: torch.dtype):
     payload = payload_of(sparse(6, 4))
     library = torch.ops.tersenet
-    for groups in (1, 2):
-        x = torch.randn(3, 4 * groups, dtype=dtype).requires_grad_(requires_grad)
-        g = torch.randn(2, 3, 6, dtype=dtype).requires_grad_(requires_grad)
-        torch.library.opcheck(library.matmul.default, (x, payload, 6, groups))
-        torch.library.opcheck(library.matmul_transposed.default, (g, payload, 4, groups))
+    x = torch.randn(3, 4, dtype=dtype).requires_grad_(requires_grad)
+    g = torch.randn(2, 3, 6, dtype=dtype).requires_grad_(requires_grad)
+    torch.library.opcheck(library.matmul.default, (x, payload, 6))
+    torch.library.opcheck(library.matmul_transposed.default, (g, payload, 4))
+    geometry = ops.Geometry((2, 1), (2, 1), (1, 0, 0, 1), (1, 2), 1)
+    images = torch.randn(2, 2, 5, 6, dtype=dtype).requires_grad_(requires_grad)
+    grads = torch.randn(2, 6, 3, 7, dtype=dtype).requires_grad_(requires_grad)
+    torch.library.opcheck(library.conv.default, (images, payload, 6, *geometry))
+    torch.library.opcheck(library.conv_input.default, (grads, payload, (2, 5, 6), *geometry))
     torch.library.opcheck(library.rows.default, (payload, torch.tensor([[1, 5]]), 4))
 
 
@@ -173,22 +185,22 @@ def test_the_matrix_reads_the_memory_of_the_payload():
     payload = Payload.of(CompressedMatrix.compress(sparse(6, 4)))
     start = np.frombuffer(payload.data, np.uint8).__array_interface__["data"][0]
     assert payload.tensor.data_ptr() == start
-    assert ops.matrix_of(payload.tensor) is ops.matrix_of(payload.tensor.detach()[:])
+    assert matrix_of(payload.tensor) is matrix_of(payload.tensor.detach()[:])
 
 
 def test_a_matrix_is_forgotten_with_the_last_tensor_of_its_payload():
     gc.collect()
-    before = len(ops._matrices)
+    before = len(payload_registry._matrices)
     payload = Payload.of(CompressedMatrix.compress(sparse(6, 4)))
     storage = weakref.ref(payload.tensor.untyped_storage())
     view = payload.tensor[:]
     del payload
     gc.collect()
-    assert len(ops._matrices) == before + 1
+    assert len(payload_registry._matrices) == before + 1
     del view
     gc.collect()
     assert storage() is None
-    assert len(ops._matrices) == before
+    assert len(payload_registry._matrices) == before
 
 
 def test_a_payload_that_was_written_to_is_checked_again():
@@ -232,8 +244,11 @@ def test_wrong_arguments_are_named():
         ops.matmul(torch.randn(2, 3), payload, 6)
     with pytest.raises(ValueError, match="nrows is 7, expected 6"):
         ops.matmul(x, payload, 7)
-    with pytest.raises(ValueError, match="groups is 4, expected a divisor of nrows = 6"):
-        ops.matmul(torch.randn(2, 16), payload, 6, 4)
+    geometry = ops.Geometry((2, 2), (1, 1), (0, 0, 0, 0), (1, 1), 4)
+    with pytest.raises(ValueError, match="conv: 4 channels in 4 groups"):
+        ops.conv(torch.randn(1, 4, 3, 3), payload, 6, geometry)
+    with pytest.raises(ValueError, match=r"expected \[N, channels, height, width\]"):
+        ops.conv(x, payload, 6, geometry)
     with pytest.raises(ValueError, match=r"x is torch\.int64"):
         ops.matmul(x.long(), payload, 6)
     with pytest.raises(ValueError, match="ncols is 3, expected 4"):
