@@ -225,6 +225,14 @@ def _tensor_identity(tensor: Tensor) -> object:
     return str(tensor.device), tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
+def value(file: File, name: str, goal: Goal | None) -> Value:
+    """Return a value of a file, a matrix in the layout that is best for the goal."""
+    stored = file.get(name)
+    if goal is None or not isinstance(stored, CompressedMatrix):
+        return stored
+    return stored.to(goal=goal)
+
+
 def write(
     path: Path,
     named: Mapping[str, Any],

@@ -73,8 +73,7 @@ def save(
         ValueError: if a name or a value cannot be stored, or the model is still parametrized by
             prune or quantize (compress it first).
     """
-    if goal not in (None, "size", "speed"):
-        raise ValueError(f"save: goal is {goal!r}, expected 'size', 'speed' or None")
+    _check_goal("save", goal)
     if isinstance(source, Mapping):
         named = dict(source)
     else:
@@ -86,15 +85,26 @@ def save(
 
 @overload
 def load(
-    path: Path, into: None = None, *, mmap: bool = False, limits: Limits | None = None
+    path: Path,
+    into: None = None,
+    goal: Goal | None = None,
+    *,
+    mmap: bool = False,
+    limits: Limits | None = None,
 ) -> dict[str, Value]: ...
 @overload
 def load(
-    path: Path, into: nn.Module, *, mmap: bool = False, limits: Limits | None = None
+    path: Path,
+    into: nn.Module,
+    goal: Goal | None = None,
+    *,
+    mmap: bool = False,
+    limits: Limits | None = None,
 ) -> nn.Module: ...
 def load(
     path: Path,
     into: nn.Module | None = None,
+    goal: Goal | None = None,
     *,
     mmap: bool = False,
     limits: Limits | None = None,
@@ -109,6 +119,8 @@ def load(
     Args:
         path: a `.terse` file.
         into: a model of the same architecture, plain or compressed; on the "meta" device, too.
+        goal: "speed" or "size" gives compressed matrices the layout that is best for it; None
+            keeps each as it is stored.
         mmap: as in `open`.
         limits: as in `open`.
 
@@ -120,15 +132,22 @@ def load(
     Raises:
         OSError: if the file cannot be read.
         FormatError: if it is damaged, or beyond the limits.
-        ValueError: if names, shapes or types do not match; it lists all of them.
+        ValueError: if names, shapes or types do not match (it lists all of them), or the goal is
+            another.
     """
+    _check_goal("load", goal)
     with File(path, mmap, limits or Limits()) as file:
         if into is not None:
             from tersenet import state
 
-            return state.load_into(file, into)
+            return state.load_into(file, into, goal)
         values: dict[str, Value] = {}
         for name in file:
             target = file.info(name).get("alias_of")
-            values[name] = file.get(name) if target is None else values[target]
+            values[name] = files.value(file, name, goal) if target is None else values[target]
         return values
+
+
+def _check_goal(what: str, goal: str | None) -> None:
+    if goal not in (None, "size", "speed"):
+        raise ValueError(f"{what}: goal is {goal!r}, expected 'size', 'speed' or None")

@@ -17,19 +17,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tersenet import dtypes
+from tersenet import dtypes, files
 from tersenet._core import CompressedMatrix
 from tersenet.files import File, Typed, Value, typed
 from tersenet.nn import COMPRESSED, CompressedLayer, hook_of, replace_layers
 from tersenet.parametrization import parametrization_of, parametrized
 from tersenet.payload import Payload
+
+if TYPE_CHECKING:
+    from tersenet._core import Goal
 
 
 def of(model: nn.Module) -> dict[str, Typed]:
@@ -62,7 +65,7 @@ def of(model: nn.Module) -> dict[str, Typed]:
     return tensors
 
 
-def load_into(file: File, model: nn.Module) -> nn.Module:
+def load_into(file: File, model: nn.Module, goal: Goal | None = None) -> nn.Module:
     """Put the tensors of a file into a model; see `tersenet.io.load`.
 
     Raises:
@@ -78,7 +81,7 @@ def load_into(file: File, model: nn.Module) -> nn.Module:
     values: dict[str, Value | Payload] = {}
     for root in roots.values():
         if root not in values:
-            stored = file.get(root)
+            stored = files.value(file, root, goal)
             if isinstance(stored, CompressedMatrix) and root in for_layers:
                 values[root] = Payload.of(stored)
             else:

@@ -44,7 +44,9 @@ def test_the_numbers_are_those_of_the_file(result, kept):
     assert result.dense.weights_nbytes == weights == 4 * 283_786
     assert weights < result.dense.file_nbytes < weights + 2000
     assert result.compressed.weights_nbytes < weights / 10
-    assert all(ms > 0 for side in (result.dense, result.compressed) for ms in side.ms.values())
+    assert result.compressed.weights_nbytes < result.fast.weights_nbytes < weights / 5
+    sides = (result.dense, result.compressed, result.fast)
+    assert all(ms > 0 for side in sides for ms in side.ms.values())
 
 
 def test_the_kept_file_has_the_sparsity_of_the_plan(result, kept):
@@ -65,6 +67,8 @@ def test_the_table_shows_every_number(result):
         f"{result.compressed.weights_nbytes:,}",
         f"{result.dense.ms[1]:.3f}",
         f"{result.compressed.ms[64]:.3f}",
+        f"{result.fast.weights_nbytes:,}",
+        f"{result.fast.ms[64]:.3f}",
         "359 of 359",
     ):
         assert expected in text

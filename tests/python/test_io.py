@@ -205,3 +205,17 @@ io.to_safetensors(sys.argv[1], sys.argv[1] + ".st")
 io.from_safetensors(sys.argv[1] + ".st", sys.argv[1])
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.terse")], check=True)
+
+
+def test_load_lays_matrices_out_for_the_goal_with_the_same_bits(tmp_path):
+    weights = np.random.default_rng(0).integers(0, 3, (40, 60)).astype(np.float32)
+    path = tmp_path / "x.terse"
+    terse.save({"w": CompressedMatrix.compress(weights), "b": np.arange(3)}, path)
+    stored = terse.load(path)["w"]
+    for goal in ("size", "speed"):
+        loaded = terse.load(path, goal=goal)
+        assert loaded["w"] == stored.to(goal=goal)
+        np.testing.assert_array_equal(loaded["w"].decompress(), weights)
+        np.testing.assert_array_equal(loaded["b"], np.arange(3))
+    with pytest.raises(ValueError, match="load: goal is 'fast', expected 'size', 'speed' or None"):
+        terse.load(path, goal="fast")

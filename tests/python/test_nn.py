@@ -343,7 +343,7 @@ def test_wrong_arguments_are_named():
         linear(torch.randn(3, 6))
     with pytest.raises(ValueError, match=r"x has shape \[2, 3, 5, 5\], expected \[N, 4, size"):
         conv(torch.randn(2, 3, 5, 5))
-    with pytest.raises(ValueError, match="conv: width 2 .* expected room for the kernel"):
+    with pytest.raises(ValueError, match=r"conv: width 2 .* expected room for the kernel"):
         CompressedConv2d.from_dense(nn.Conv2d(1, 1, 3))(torch.randn(1, 1, 5, 2))
     with pytest.raises(ValueError, match="module is Conv2d, expected Linear"):
         CompressedLinear.from_dense(nn.Conv2d(1, 1, 3))
