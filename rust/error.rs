@@ -63,7 +63,10 @@ impl Error {
 
     /// A failure of the operating system while doing `what`.
     pub fn io(what: impl std::fmt::Display, source: io::Error) -> Self {
-        Self { kind: ErrorKind::Io, message: format!("{what}: {source}"), source: Some(source) }
+        let reason = source.to_string();
+        // The number is in the source, and whoever shows the error may show it in its own way.
+        let reason = reason.split(" (os error").next().unwrap_or_default();
+        Self { kind: ErrorKind::Io, message: format!("{what}: {reason}"), source: Some(source) }
     }
 
     /// What the caller can do.

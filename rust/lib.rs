@@ -3,9 +3,9 @@
 //!
 //! ```text
 //!   error ◀─ array, bits ◀─ entropy ◀─ layout ◀─ matrix ◀─ container ◀─ python
-//!              words, offsets            │          │         (binding, a feature)
+//!              words, offsets            │          ▲         (binding, a feature)
 //!              codebook, rows ───────────┘          │
-//!              simd (slices only), threads ─────────┘
+//!              simd (slices only), threads ◀─ products, convolution
 //! ```
 //!
 //! | word | means |

@@ -2,15 +2,15 @@
 
 ::
 
-    .safetensors              the header tells names, types and places; torch is not needed
+    .safetensors              read one tensor at a time; torch is not needed
     .pt .pth .bin .ckpt       torch.load, tensors only (weights_only), mapped; a state_dict, or the
                               one under "state_dict", "model_state_dict" or "model"
 
 What is no tensor of the model (an optimizer's state, a number of epochs) is left out and named in
 `left_out`. Tensors of a torch file that share all their memory are one tensor with several names.
 
-Why mapped: a file may be larger than memory, and what is only copied from it need not be read
-twice. As with any mapped file, nobody may cut it short meanwhile.
+Why mapped: a torch file may be larger than memory. As with any mapped file, nobody may cut it short
+meanwhile.
 """
 
 from __future__ import annotations
@@ -91,14 +91,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 class _SafetensorsCheckpoint(SafetensorsFile, Checkpoint):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.entries = {n: Entry(dtype, shape) for n, (dtype, shape, *_) in self._entries.items()}
+        self.entries = {name: Entry(*entry) for name, entry in self.types.items()}
         self.aliases, self.left_out = {}, ()
-        self._bytes = np.memmap(self.path, np.uint8, "r")
-
-    def get(self, name: str) -> Array:
-        dtype, shape, start, stop = self._entries[name]
-        part = self._bytes[self._start + start : self._start + stop]
-        return np.asarray(part).view(np.dtype(dtypes.NUMPY_NAMES[dtype])).reshape(shape)
 
 
 class _TorchCheckpoint(Checkpoint):

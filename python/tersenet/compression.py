@@ -147,10 +147,7 @@ class _Choice:
 
     def of(self, name: str) -> tuple[str, str]:
         """Return layout and coder of a layer."""
-        rule = self.rules.get(name, Rule())
-        if rule.layout is not None:
-            return rule.layout, rule.coder or "auto"
-        return self.layout, rule.coder or self.coder
+        return self.rules.get(name, Rule()).pair(self.layout, self.coder)
 
     def _check(self, layout: str, coder: str) -> None:
         """Let the core refuse names, pairs and goals that do not exist."""

@@ -312,10 +312,7 @@ class _Work:
         return self.kinds[name] if is_shared else self.layers[name]
 
     def _pair(self, name: str) -> tuple[str, str]:
-        rule = self.rules.get(name, Rule())
-        if rule.layout is not None:
-            return rule.layout, rule.coder or "auto"
-        return self.layout, rule.coder or self.coder
+        return self.rules.get(name, Rule()).pair(self.layout, self.coder)
 
     def _check(self, layout: str, coder: str) -> None:
         CompressedMatrix.compress(np.zeros((1, 1), np.float32), layout, coder, self.goal)

@@ -70,7 +70,7 @@ _CODES = {name: code for code, name in _NAMES.items()}
 class SafetensorsFile:
     """A safetensors file, whose header is checked when opened and whose tensors are read one by one.
 
-    `metadata` are the file's own strings.
+    `types` are the type and the shape of each tensor, `metadata` the file's own strings.
     """
 
     def __init__(self, path: Path, limits: Limits | None = None) -> None:
@@ -86,11 +86,11 @@ class SafetensorsFile:
             nbytes = os.fstat(file.fileno()).st_size
             self._start, header = self._header(file, nbytes)
         self.metadata = self._strings(header.pop("__metadata__", {}))
-        self._entries = {name: self._entry(name, entry) for name, entry in header.items()}
+        entries = {name: self._entry(name, entry) for name, entry in header.items()}
+        self.types = {name: (dtype, shape) for name, (dtype, shape, *_) in entries.items()}
+        self._places = {name: (start, stop) for name, (*_, start, stop) in entries.items()}
         end = 0
-        for name, (_, _, start, stop) in sorted(
-            self._entries.items(), key=lambda item: item[1][2:]
-        ):
+        for name, (start, stop) in sorted(self._places.items(), key=lambda item: item[1]):
             if start != end:
                 self._fail(f"tensor {name!r} starts at {start}, expected {end}")
             end = stop
@@ -104,13 +104,25 @@ class SafetensorsFile:
             OSError: if the file cannot be read.
             FormatError: if it is shorter than it was.
         """
+        for name, (dtype, _) in self.types.items():
+            yield name, dtype, self.get(name)
+
+    def get(self, name: str) -> Array:
+        """Return the values of one tensor, read now; 16-bit and 8-bit floats as bit patterns.
+
+        Raises:
+            KeyError: if there is no such name.
+            OSError: if the file cannot be read.
+            FormatError: if it is shorter than it was.
+        """
+        dtype, shape = self.types[name]
+        start, stop = self._places[name]
         with open_file(self.path, "rb") as file:
-            for name, (dtype, shape, start, stop) in self._entries.items():
-                file.seek(self._start + start)
-                data = file.read(stop - start)
-                if len(data) != stop - start:
-                    self._fail(f"tensor {name!r} has {len(data)} bytes, expected {stop - start}")
-                yield name, dtype, from_bytes(data, dtype, shape)
+            file.seek(self._start + start)
+            data = file.read(stop - start)
+        if len(data) != stop - start:
+            self._fail(f"tensor {name!r} has {len(data)} bytes, expected {stop - start}")
+        return from_bytes(data, dtype, shape)
 
     def _header(self, file: BinaryIO, nbytes: int) -> tuple[int, dict[str, Any]]:
         size = int.from_bytes(file.read(8), "little")

@@ -101,6 +101,15 @@ class Rule:
         """Whether the rule asks for pruning."""
         return self.pruner is not None or self.sparsity is not None or self.threshold is not None
 
+    def pair(self, layout: str, coder: str) -> tuple[str, str]:
+        """Return layout and coder: the rule's own, or those that everything else gets.
+
+        A coder is given for a layout, so a rule with a layout of its own takes its own coder too.
+        """
+        if self.layout is not None:
+            return self.layout, self.coder or "auto"
+        return layout, self.coder or coder
+
     def overridden_by(self, later: Rule) -> Rule:
         """Return this rule with the fields that `later` sets."""
         changes = _set_fields(later)

@@ -239,8 +239,7 @@ mod tests {
     use crate::{CompressedMatrix, Request};
 
     fn compress(weights: &[f32], nrows: usize, ncols: usize) -> CompressedMatrix {
-        let request = Request { layout: Some(&SPEC), ..Request::default() };
-        CompressedMatrix::compress(weights, Shape::new(nrows, ncols).unwrap(), &request).unwrap()
+        crate::layout::compress_as(&SPEC, weights, nrows, ncols)
     }
 
     #[test]

@@ -149,13 +149,11 @@ impl Layout for IndexMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::Shape;
+    use crate::CompressedMatrix;
     use crate::words::word_bits;
-    use crate::{CompressedMatrix, Request};
 
     fn compress(weights: &[f32], nrows: usize, ncols: usize) -> CompressedMatrix {
-        let request = Request { layout: Some(&SPEC), ..Request::default() };
-        CompressedMatrix::compress(weights, Shape::new(nrows, ncols).unwrap(), &request).unwrap()
+        crate::layout::compress_as(&SPEC, weights, nrows, ncols)
     }
 
     #[test]

@@ -296,3 +296,16 @@ pub fn check_cols(cols: &[u32], row: usize, ncols: usize) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+/// A small matrix in one layout, for the layouts' own tests.
+#[cfg(test)]
+fn compress_as(
+    spec: &'static LayoutSpec,
+    weights: &[f32],
+    nrows: usize,
+    ncols: usize,
+) -> crate::CompressedMatrix {
+    let request = crate::Request { layout: Some(spec), ..crate::Request::default() };
+    let shape = Shape::new(nrows, ncols).unwrap();
+    crate::CompressedMatrix::compress(weights, shape, &request).unwrap()
+}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -37,3 +42,13 @@ def small_net() -> nn.Module:
     """The model pruned, quantized and compressed, in evaluation mode."""
     plan = Plan({"*": Rule(sparsity=0.9, quantizer="cws", k=8)})
     return compress(SmallNet().eval(), plan)
+
+
+def copies(model: nn.Module) -> Iterator[nn.Module]:
+    """The model deep-copied, pickled, and through torch.save."""
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    yield copy.deepcopy(model)
+    yield pickle.loads(pickle.dumps(model))
+    yield torch.load(stream, weights_only=False)

@@ -1,8 +1,6 @@
 """Pruning: exact counts on arrays, and masks that nothing in training undoes."""
 
-import copy
 import io
-import pickle
 import subprocess
 import sys
 
@@ -12,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from models import copies
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
@@ -190,15 +189,6 @@ def test_global_scope_and_rules_of_their_own():
     third = (model[2].weight.detach().abs() > 0.1).sum()
     kept = [layer.nnz for layer in prune(model, plan).layers]
     assert sum(kept[:2]) == 100 and kept[0] > 90 and kept[2] == third
-
-
-def copies(model):
-    stream = io.BytesIO()
-    torch.save(model, stream)
-    stream.seek(0)
-    yield copy.deepcopy(model)
-    yield pickle.loads(pickle.dumps(model))
-    yield torch.load(stream, weights_only=False)
 
 
 def test_copies_and_pickles_are_pruned_trainable_and_independent():

@@ -2,13 +2,13 @@
 
 import copy
 import io
-import pickle
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import copies
 from torch import nn
 
 from tersenet.plan import Plan, Rule
@@ -143,15 +143,6 @@ def test_quantized_is_what_the_layers_compute(scope):
         assert layer.nnz == state[layer.name].nnz == (dense != 0).sum()
     same = state["4"].codebook is state["6"].codebook
     assert same == (scope == "kind")
-
-
-def copies(model):
-    stream = io.BytesIO()
-    torch.save(model, stream)
-    stream.seek(0)
-    yield copy.deepcopy(model)
-    yield pickle.loads(pickle.dumps(model))
-    yield torch.load(stream, weights_only=False)
 
 
 def test_one_codebook_for_a_kind_stays_one_parameter_in_copies_and_pickles():
