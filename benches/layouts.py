@@ -9,10 +9,7 @@ matrix is decompressed and the product compared with one in float64 before anyth
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,20 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 import scipy.sparse
+import timing
 import torch
 
 from tersenet import CompressedMatrix, _core, bounds
 
-HERE = Path(__file__).parent
 CASES = (
     "vgg_vgg19mnist_prune90_k32",
     "vgg_vgg19mnist_prune97_k32",
     "dta_deepdtadavis_prune60_k16",
     "dta_deepdtadavis_prune80_k16",
 )
-ROUNDS = 7
 
 
 def real_layers() -> dict[str, np.ndarray]:
@@ -64,18 +59,6 @@ def check(weights: np.ndarray, matrix: CompressedMatrix, x: np.ndarray) -> None:
     n = weights.shape[1]
     if not (np.abs(matrix.matvec(x) - exact) <= (n + 2) * 2.0**-24 * total + n * 2.0**-149).all():
         raise AssertionError(f"{matrix.layout} multiplies wrongly")
-
-
-def interleaved(products: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
-    """The best and the median milliseconds of each, taken in turns."""
-    times: dict[str, list[float]] = {name: [] for name in products}
-    for _ in range(ROUNDS):
-        for name, product in products.items():
-            product()
-            start = time.perf_counter()
-            product()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return {n: {"best_ms": min(t), "median_ms": float(np.median(t))} for n, t in times.items()}
 
 
 def measure(name: str, weights: np.ndarray) -> dict[str, Any]:
@@ -120,7 +103,7 @@ def measure(name: str, weights: np.ndarray) -> dict[str, Any]:
             f"{name:32} {label:22} {matrix.nbytes:>10} bytes, encoded in {encode:.2f} s",
             file=sys.stderr,
         )
-    times = interleaved(products)
+    times = timing.interleaved(products)
     for row in rows:
         row.update(times[row["layout"]])
     density = float((weights != 0).mean())
@@ -142,22 +125,8 @@ def main() -> None:
     if not layers:
         print("TERSENET_DATA is not set: the real layers are left out", file=sys.stderr)
     layers |= {f"made 4096x4096 at {d:.0%} kept": made_layer(d) for d in (0.2, 0.1, 0.05)}
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    )
-    record = {
-        "cpu": platform.processor() or platform.machine(),
-        "simd": _core.SIMD,
-        "threads": 1,
-        "versions": {
-            "tersenet": _core.__version__,
-            "numpy": np.__version__,
-            "torch": torch.__version__,
-            "scipy": scipy.__version__,
-            "python": platform.python_version(),
-        },
-        "commit": commit.stdout.strip(),
-        "layers": [measure(name, weights) for name, weights in layers.items()],
+    record = timing.environment() | {
+        "layers": [measure(name, weights) for name, weights in layers.items()]
     }
     for layer in record["layers"]:
         peers = "  ".join(f"{peer} {t['median_ms']:.3f} ms" for peer, t in layer["peers"].items())
@@ -170,8 +139,7 @@ def main() -> None:
                 f"  {row['layout']:22} {row['percent_of_dense']:8.3f} %  encode {row['encode_s']:6.2f} s"
                 f"  decode {row['decode_s']:6.3f} s  product {row['median_ms']:8.3f} ms"
             )
-    (HERE / "record").mkdir(exist_ok=True)
-    (HERE / "record" / "layouts.json").write_text(json.dumps(record, indent=1) + "\n")
+    timing.write("layouts", record)
 
 
 if __name__ == "__main__":

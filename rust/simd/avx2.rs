@@ -133,11 +133,16 @@ fn symbol_dot(cols: &[[u8; 2]], symbols: &[u8], codebook: &[f32; 256], x: &[f32]
     );
     let mut sums = [0.0f32; 8];
     for (cols, symbols) in col_chunks.iter().zip(symbol_chunks) {
+        // Whole words are loaded and cut up: loads are what binds here.
+        let symbols = u64::from_le_bytes(*symbols);
+        let (pairs, _) = cols.as_flattened().as_chunks::<8>();
+        let cols = [u64::from_le_bytes(pairs[0]), u64::from_le_bytes(pairs[1])];
         for i in 0..8 {
-            let col = usize::from(u16::from_le_bytes(cols[i]));
+            let col = (cols[i / 4] >> (16 * (i % 4))) as u16;
+            let value = codebook[usize::from((symbols >> (8 * i)) as u8)];
             // SAFETY: every column of a chunk is at most `highest`, which is under x.len().
-            let x = unsafe { x.get_unchecked(col) };
-            sums[i] = codebook[usize::from(symbols[i])].mul_add(*x, sums[i]);
+            let x = unsafe { x.get_unchecked(usize::from(col)) };
+            sums[i] = value.mul_add(*x, sums[i]);
         }
     }
     let mut sum: f32 = sums.iter().sum();

@@ -1,0 +1,64 @@
+"""What every bench shares: calls timed in turn, where it ran, and where the record goes."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+
+from tersenet import _core
+
+HERE = Path(__file__).parent
+ROUNDS = 9
+
+
+def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
+    """Return the best and the median milliseconds of each call, taken in turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            call()
+            start = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {n: {"best_ms": min(t), "median_ms": float(np.median(t))} for n, t in times.items()}
+
+
+def environment() -> dict[str, Any]:
+    """Return the CPU, the instruction set, the versions and the commit."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    return {
+        "cpu": cpu,
+        "simd": _core.SIMD,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "tersenet": _core.__version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "commit": commit.stdout.strip(),
+    }
+
+
+def write(name: str, record: dict[str, Any]) -> None:
+    """Write a record under its fixed name."""
+    folder = HERE / "record"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
