@@ -1,0 +1,305 @@
+"""Writes the golden files: one set for each version of the container, kept for ever.
+
+::
+
+    an array ──tersenet──▶ v1/<name>.terse           at most 4 KB each
+             ──NumPy─────▶ v1/<name>.json            what a reader must find there, bit by bit
+
+    json      {"metadata": {key: value}, "tensors": {name: tensor, in the order of the file}}
+    tensor    {"alias_of": name}
+              {"dtype", "shape", "bytes": hex}                                    a plain tensor
+              {"dtype", "shape", "layout", "coder", "nnz", "bits" or "sha256"}    a matrix
+    bits      a string for each row of the matrix: its float32 bit patterns, in hex
+    sha256    that of the dense matrix as little-endian float32, where it has over 64 entries
+
+The expected contents come from the arrays that go in; nothing is read back. A golden file that is
+there is never written again, even where a newer tersenet would write other bytes: that files of
+old stay readable is what they are for. A new case is a new name. The one file that tersenet does
+not write is `example.terse`, the example at the end of FORMAT.md.
+
+    python tests/golden/generate.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tersenet import Codebook, CompressedMatrix, _core
+
+GOLDEN = Path(__file__).parent / "v1"
+MAX_NBYTES = 4096
+MAX_BITS_SHOWN = 64
+
+# Every pair of layout and coder, in both arrangements and for both goals where those differ.
+VARIANTS = {
+    "dense": ("dense", "size", "coded"),
+    "csr": ("csr", "size", "coded"),
+    "index_map": ("index_map", "size", "coded"),
+    "cser": ("cser", "size", "coded"),
+    "cla": ("cla", "size", "coded"),
+    "hac_coded": ("hac", "size", "coded"),
+    "hac_published": ("hac", "size", "raw"),
+    "shac_coded": ("shac", "size", "coded"),
+    "shac_coded_for_speed": ("shac", "speed", "coded"),
+    "shac_published": ("shac", "size", "raw"),
+    "packed": ("packed", "size", "coded"),
+    "packed_for_speed": ("packed", "speed", "coded"),
+}
+CODERS = dict(_core.PAIRS)
+
+EXAMPLE = """
+    89 54 52 53 0D 0A 1A 0A 2E 00 00 00 5E D7 23 A6
+    01 00 10 10 28 28 BC 5F 00 01 02 01 02 66 63 01
+    00 00 01 06 01 02 03 04 0C 00 08 01 00 02 01 02
+    00 03 04 00 04 00 00 00 01 01 01 00 01 04 00 00
+    80 BF 00 00 00 3F 03 03 20 80 00 00 00 A7
+"""
+
+
+@dataclass
+class Case:
+    """One golden file: tensors as tersenet takes them, and as the json names them."""
+
+    name: str
+    metadata: dict[str, str] = field(default_factory=dict)
+    tensors: list[tuple[str, str, tuple[int, ...], CompressedMatrix | bytes]] = field(
+        default_factory=list
+    )
+    expected: dict[str, dict] = field(default_factory=dict)
+
+    def add_matrix(
+        self,
+        name: str,
+        weights: np.ndarray,
+        variant: str,
+        dtype: str = "float32",
+        shape: tuple[int, ...] | None = None,
+        codebook: np.ndarray | None = None,
+    ) -> None:
+        """Add float32 weights in a variant, with a codebook of that order if one is given."""
+        layout, goal, columns = VARIANTS[variant]
+        if codebook is None:
+            matrix = CompressedMatrix.compress(
+                weights, layout, CODERS[layout], goal, columns=columns
+            )
+        else:
+            order = {bits: symbol for symbol, bits in enumerate(codebook.view("u4").tolist())}
+            symbols = [order.get(bits, 0) for bits in weights.view("u4").ravel().tolist()]
+            matrix = CompressedMatrix.from_symbols(
+                np.array(symbols, np.uint16).reshape(weights.shape),
+                Codebook(codebook),
+                weights.view("u4") != 0,
+                layout,
+                CODERS[layout],
+                goal,
+                columns=columns,
+            )
+        shape = shape or weights.shape
+        self.tensors.append((name, dtype, shape, matrix))
+        patterns = weights.view("u4")
+        if weights.size <= MAX_BITS_SHOWN:
+            content = {"bits": [" ".join(f"{bits:08x}" for bits in row) for row in patterns]}
+        else:
+            content = {"sha256": hashlib.sha256(patterns.astype("<u4").tobytes()).hexdigest()}
+        self.expected[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "layout": layout,
+            "coder": CODERS[layout],
+            "nnz": int(np.count_nonzero(patterns)),
+            **content,
+        }
+
+    def add_plain(self, name: str, array: np.ndarray, dtype: str | None = None) -> None:
+        """Add an array; of a type that NumPy lacks, its bit patterns."""
+        dtype = dtype or array.dtype.name
+        data = array.astype(array.dtype.newbyteorder("<")).tobytes()
+        self.tensors.append((name, dtype, array.shape, data))
+        self.expected[name] = {"dtype": dtype, "shape": list(array.shape), "bytes": data.hex()}
+
+    def add_alias(self, name: str, target: str) -> None:
+        """Add another name of a tensor."""
+        self.expected[name] = {"alias_of": target}
+
+    def write(self) -> None:
+        """Write the file and what is expected of it, unless they are there."""
+        path, expectation = GOLDEN / f"{self.name}.terse", GOLDEN / f"{self.name}.json"
+        if path.exists() or expectation.exists():
+            return
+        if self.name == "example":
+            path.write_bytes(bytes.fromhex(EXAMPLE))
+        else:
+            aliases = [(n, t["alias_of"]) for n, t in self.expected.items() if "alias_of" in t]
+            _core.write(str(path), self.tensors, aliases, self.metadata)
+        if path.stat().st_size > MAX_NBYTES:
+            path.unlink()
+            raise ValueError(f"{self.name}: over {MAX_NBYTES} bytes")
+        tensors = [f"{_json(name)}: {_json(tensor)}" for name, tensor in self.expected.items()]
+        text = f'{{"metadata": {_json(self.metadata)},\n "tensors": {{\n  '
+        expectation.write_text(text + ",\n  ".join(tensors) + "\n}}\n", "utf-8")
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def few_values(nrows: int, ncols: int, k: int, density: float, seed: int) -> np.ndarray:
+    """Return weights of k values, of which `density` is kept."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(k).astype(np.float32)
+    kept = rng.random((nrows, ncols)) < density
+    return np.where(kept, values[rng.integers(0, k, (nrows, ncols))], np.float32(0))
+
+
+def distinct(k: int) -> np.ndarray:
+    """Return k values, neither zero nor equal."""
+    return np.arange(1, k + 1, dtype=np.float32) / 8
+
+
+def odd_values() -> np.ndarray:
+    """Return weights that arithmetic would not keep, a single +0.0 among them."""
+    bits = [
+        [0x80000000, 0x7FC00000, 0x7FC12345, 0xFFC00001, 0x7F800001],
+        [0x7F800000, 0xFF800000, 0x00000001, 0x80000001, 0x007FFFFF],
+        [0x00000000, 0x00800000, 0x7F7FFFFF, 0x80000000, 0xFFFFFFFF],
+    ]
+    return np.array(bits, np.uint32).view(np.float32)
+
+
+def edges() -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the matrices that stand at an end of something."""
+    yield "zero_rows", np.zeros((0, 5), np.float32)
+    yield "zero_columns", np.zeros((5, 0), np.float32)
+    yield "nothing", np.zeros((0, 0), np.float32)
+    yield "all_pruned", np.zeros((5, 7), np.float32)
+    yield "all_kept", distinct(3)[np.arange(35).reshape(5, 7) % 3]
+    yield "one_symbol", np.where(np.arange(35).reshape(5, 7) % 3 == 0, np.float32(-2.5), 0)
+    yield "one_symbol_all_kept", np.full((5, 7), -2.5, np.float32)
+    yield "one_entry", np.array([[0.5]], np.float32)
+    yield "one_row", few_values(1, 60, 4, 0.5, 3)
+    yield "one_column", few_values(60, 1, 4, 0.5, 4)
+    yield "odd_values", odd_values()
+
+
+def cla_kinds() -> Iterator[tuple[str, np.ndarray]]:
+    """Yield matrices whose columns group in each of the ways that cla has."""
+    rows = np.arange(300)
+    yield "offsets", np.where(rows % 61 == 0, np.float32(1.5), 0)[:, None].repeat(3, axis=1)
+    yield "runs", np.where(rows % 150 < 100, np.float32(1.5), 0)[:, None].repeat(3, axis=1)
+    yield "codes8", distinct(5)[rows * rows % 5][:, None].repeat(3, axis=1)
+    yield "plain", distinct(7)[(rows[:40] * rows[:40] * 3 + rows[:40] // 7) % 7][:, None]
+    sparse = np.zeros((140_000, 1), np.float32)
+    sparse[[0, 65_534, 131_070, 139_999]] = 1.5
+    yield "three_segments_of_offsets", sparse
+    sparse = np.zeros((140_000, 1), np.float32)
+    sparse[60_000:65_535] = sparse[131_070:139_999] = 1.5
+    yield "three_segments_of_runs", sparse
+
+
+def packed_forms() -> Iterator[tuple[str, np.ndarray, str]]:
+    """Yield matrices whose columns take each form that packed has, and the variant."""
+    yield "bitmap", few_values(70, 13, 1, 0.5, 5), "packed"
+    narrow, escapes = np.zeros((2, 200), np.float32), np.zeros((1, 1200), np.float32)
+    narrow[:, [0, 1, 2, 4, 5, 6, 8, 9]] = 1
+    escapes[0, [*range(0, 360, 6), 1100]] = 1
+    yield "gaps_of_1_bit", narrow, "packed"
+    yield "gaps_of_6_bits", few_values(20, 300, 2, 0.05, 7), "packed"
+    yield "gaps_with_escapes", escapes, "packed"
+    wide = np.zeros((3, 70_000), np.float32)
+    wide[:, ::9973], wide[1, 69_999] = 1, 2
+    yield "gaps_of_14_bits", wide, "packed"
+    yield "u16", few_values(66, 40, 3, 0.05, 8), "packed_for_speed"
+    yield "u32", wide, "packed_for_speed"
+
+
+def cases() -> Iterator[Case]:
+    """Yield every golden file."""
+    case = Case("example")
+    case.add_matrix("fc", np.array([[0, 0.5, -1], [0.5, 0, 0.5]], np.float32), "shac_coded")
+    yield case
+
+    weights, many = few_values(70, 11, 5, 0.25, 1), np.zeros((19, 17), np.float32)
+    many.ravel()[:257] = distinct(257)[np.arange(257) * 101 % 257]
+    many[-1] = distinct(1)
+    for variant in VARIANTS:
+        case = Case(f"layout_{variant}")
+        case.add_matrix("w", weights, variant)
+        yield case
+        case = Case(f"k257_{variant}")
+        case.add_matrix("", many, variant)
+        yield case
+
+    for name, edge in edges():
+        case = Case(f"edge_{name}")
+        for variant in VARIANTS:
+            case.add_matrix(variant, edge, variant)
+        yield case
+
+    case = Case("cla_kinds")
+    for name, weights in cla_kinds():
+        case.add_matrix(name, weights, "cla")
+    yield case
+    case = Case("cla_kind_codes16")
+    rows = np.arange(700)
+    codes = np.concatenate([np.zeros(1, np.float32), distinct(256)])[rows * 101 % 257]
+    case.add_matrix("codes16", codes[:, None].repeat(2, axis=1), "cla")
+    yield case
+    case = Case("packed_forms")
+    for name, weights, variant in packed_forms():
+        case.add_matrix(name, weights, variant)
+    yield case
+
+    yield whole_model()
+
+
+def whole_model() -> Case:
+    """Return every layout over one codebook, every type, other names, and strings."""
+    case = Case(
+        "whole_model",
+        metadata={"": "", "épaisseur": "naïve ⊕ 🙂", "b": "line\nline", "a": "after b"},
+    )
+    codebook = np.array([0.5, -1.0, 3.0, -0.0, 9.0], np.float32)
+    taken = np.array([[0, 1, 0, 2, 0, 0, 1, 4], [4, 0, 0, 1, 2, 2, 0, 1], [0] * 8, [1] * 8])
+    weights = np.concatenate([np.zeros(1, np.float32), codebook])[taken]
+    for variant in VARIANTS:
+        case.add_matrix(variant, weights, variant, codebook=codebook)
+    case.add_matrix("conv", weights.reshape(2, 16), "packed", "float32", (2, 4, 2, 2), codebook)
+    case.add_matrix("half", weights, "hac_coded", "float16", None, codebook)
+    case.add_matrix("brain", weights, "shac_coded", "bfloat16", (4, 8, 1), codebook)
+    case.add_plain("float32", odd_values())
+    case.add_plain("float64", np.array([1 / 3, -0.0, np.inf]))
+    case.add_plain("float16", np.array([[0.1], [6e-8]], np.float16))
+    case.add_plain("bfloat16", np.array([0x3F80, 0x7FC1, 0x8000], np.uint16), "bfloat16")
+    for bits in (8, 16, 32, 64):
+        signed = np.iinfo(f"int{bits}")
+        case.add_plain(f"int{bits}", np.array([signed.min, -1, signed.max], f"int{bits}"))
+        case.add_plain(f"uint{bits}", np.array([1, 2 * signed.max + 1], f"uint{bits}"))
+    case.add_plain("bool", np.array([[True, False], [False, True]]))
+    case.add_plain("complex64", np.array([1 - 2j], np.complex64))
+    case.add_plain("complex128", np.array([1 / 3 - 2j]))
+    case.add_plain("float8_e4m3fn", np.array([0x38, 0x7F], np.uint8), "float8_e4m3fn")
+    case.add_plain("float8_e5m2", np.array([0x3C, 0xFC], np.uint8), "float8_e5m2")
+    case.add_plain("scalar", np.array(7, np.int64))
+    case.add_plain("empty", np.zeros((2, 0, 3), np.float32))
+    case.add_alias("tied matrix", "conv")
+    case.add_alias("tied array", "bool")
+    return case
+
+
+def main() -> None:
+    """Write what is not there yet."""
+    GOLDEN.mkdir(exist_ok=True)
+    for case in cases():
+        case.write()
+    sys.stdout.write(f"{len(list(GOLDEN.glob('*.terse')))} golden files in {GOLDEN}\n")
+
+
+if __name__ == "__main__":
+    main()
