@@ -25,6 +25,7 @@ import numpy as np
 from tersenet import _core, dtypes
 from tersenet._core import CompressedMatrix
 from tersenet.dtypes import Array
+from tersenet.errors import FormatError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +109,11 @@ class File:
         if isinstance(value, CompressedMatrix):
             return value
         entry = self._open().entry(name)
-        return dtypes.from_bytes(value, entry["dtype"], entry["shape"])
+        try:
+            return dtypes.from_bytes(value, entry["dtype"], entry["shape"])
+        except ValueError as error:  # an empty array whose other sides are beyond NumPy
+            found = f"shape {list(entry['shape'])}, expected one that NumPy can hold ({error})"
+            raise FormatError(f"{self.path}: tensor {name}: {found}") from error
 
     def metadata(self) -> dict[str, str]:
         """Return the user's own strings."""

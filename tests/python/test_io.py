@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from tersenet import CompressedMatrix
+from tersenet import CompressedMatrix, _core
 from tersenet import io as terse
 from tersenet.errors import FormatError
 from tersenet.io import Limits
@@ -219,3 +219,12 @@ def test_load_lays_matrices_out_for_the_goal_with_the_same_bits(tmp_path):
         np.testing.assert_array_equal(loaded["b"], np.arange(3))
     with pytest.raises(ValueError, match="load: goal is 'fast', expected 'size', 'speed' or None"):
         terse.load(path, goal="fast")
+
+
+def test_an_empty_array_beyond_numpy_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "x.terse"
+    _core.write(str(path), [("vast", "float32", (0, 2**40, 2**40), b"")], [], {})
+    with terse.open(path) as file:
+        file.verify()
+        with pytest.raises(FormatError, match="tensor vast: shape"):
+            file.get("vast")
