@@ -26,9 +26,9 @@
 
 use crate::error::{Error, Result};
 use crate::layout::BLOCK_ROWS;
-use crate::matrix::{CompressedMatrix, zeros, zip_chunks};
+use crate::matrix::{CompressedMatrix, zip_chunks};
 use crate::products::Strips;
-use crate::rows::RowBlock;
+use crate::rows::{RowBlock, filled};
 use crate::simd::{self, Kernels, SMALLEST_TILE, TILE};
 use crate::threads;
 
@@ -73,14 +73,18 @@ impl Axis {
                 geometry.dilation[dim]
             ))
         };
+        let limit = MAX_NUMBERS as usize;
+        let is_small = |n: usize| n <= limit;
         let span = kernel
             .checked_sub(1)
             .and_then(|steps| steps.checked_mul(geometry.dilation[dim]))
-            .filter(|_| stride > 0 && geometry.dilation[dim] > 0)
+            .filter(|&span| stride > 0 && geometry.dilation[dim] > 0 && is_small(span))
             .ok_or_else(too_small)?;
         let padded = input.checked_add(before).and_then(|n| n.checked_add(after));
-        let steps = padded.and_then(|n| n.checked_sub(span + 1)).ok_or_else(too_small)?;
-        let len = steps / stride + 1;
+        let padded = padded.filter(|&n| is_small(n) && n > span).ok_or_else(too_small)?;
+        // A step beyond the input is as good as one to its end.
+        let stride = stride.min(padded);
+        let len = (padded - span - 1) / stride + 1;
         let reach = span / stride;
         let extent = len + reach;
         // Zeros that every phase has at its start and at its end.
@@ -122,11 +126,25 @@ impl Runs {
     ) -> Result<Self> {
         let rows = Axis::new("height", height, geometry, 0)?;
         let cols = Axis::new("width", width, geometry, 1)?;
-        let positions = images * rows.pitch * cols.pitch;
-        // Positions after the last output read on, up to a tile and the last tap.
-        let run = positions + rows.reach * cols.pitch + cols.reach + TILE;
+        let sizes = || {
+            let positions = images.checked_mul(rows.pitch)?.checked_mul(cols.pitch)?;
+            // Positions after the last output read on, up to a tile and the last tap.
+            let reach = rows.reach.checked_mul(cols.pitch)?.checked_add(cols.reach)?;
+            let run = positions.checked_add(reach)?.checked_add(TILE)?;
+            let numbers =
+                channels.checked_mul(rows.stride)?.checked_mul(cols.stride)?.checked_mul(run)?;
+            let outputs = images.checked_mul(rows.len)?.checked_mul(cols.len)?;
+            (numbers as u64 <= MAX_NUMBERS && outputs as u64 <= MAX_NUMBERS)
+                .then_some((positions, run))
+        };
+        let (positions, run) = sizes().ok_or_else(|| {
+            Error::invalid(format!(
+                "conv: input {:?} with {geometry:?}, expected under 2^32 padded numbers: split the batch",
+                [images, channels, height, width]
+            ))
+        })?;
         let phases = rows.stride * cols.stride;
-        let mut values = zeros(channels * phases, run)?;
+        let mut values = filled(0.0, channels * phases, run)?;
         for (channel, x) in x.chunks_exact((height * width).max(1)).enumerate() {
             let (image, channel) = (channel / channels, channel % channels);
             for (i, line) in x.chunks_exact(width.max(1)).enumerate() {
@@ -220,22 +238,16 @@ impl CompressedMatrix {
         self.check_conv(x, shape, geometry, bias)?;
         let (nrows, [images, channels, ..]) = (self.shape().nrows, shape);
         let runs = Runs::new(x, shape, geometry)?;
-        if runs.values.len() > u32::MAX as usize {
-            return Err(Error::invalid(format!(
-                "conv: an input of {} padded numbers, expected under 2^32: split the batch",
-                runs.values.len()
-            )));
-        }
         let offsets = runs.offsets(self.shape().ncols, geometry);
         let group_rows = (nrows / geometry.groups).max(1);
-        let phases = geometry.stride[0] * geometry.stride[1];
+        let phases = runs.rows.stride * runs.cols.stride;
         let group_run = channels / geometry.groups * phases * runs.run;
         let area = runs.rows.len * runs.cols.len;
         // A strip holds the input channels whose tiles fit into the first-level cache together.
         let taps = geometry.kernel[0] * geometry.kernel[1];
         let reach = TILE + (geometry.kernel[0] - 1) * geometry.dilation[0] * runs.cols.pitch;
         let strip = (L1_NUMBERS / (reach * phases)).max(1) * taps;
-        let mut by_row = zeros(nrows, images * area)?;
+        let mut by_row = filled(0.0, nrows, images * area)?;
         let useful = threads.min(self.nnz().saturating_mul(images * area) >> 16).max(1);
         let ranges = threads::split(nrows, useful, 8);
         let items = zip_chunks(ranges, &mut by_row, images * area);
@@ -276,7 +288,7 @@ impl CompressedMatrix {
         if images == 1 || nrows == 1 {
             return Ok((by_row, shape));
         }
-        let mut y = zeros(images, nrows * area)?;
+        let mut y = filled(0.0, images, nrows * area)?;
         for (row, by_image) in by_row.chunks_exact((images * area).max(1)).enumerate() {
             for (image, values) in by_image.chunks_exact(area).enumerate() {
                 y[(image * nrows + row) * area..][..area].copy_from_slice(values);
@@ -321,5 +333,7 @@ impl CompressedMatrix {
     }
 }
 
+/// Numbers that a padded input, or the outputs of a row, may have: offsets are 32 bits wide.
+const MAX_NUMBERS: u64 = u32::MAX as u64;
 /// Numbers of the input that a strip may hold: half of a first-level cache of 32 KiB.
 const L1_NUMBERS: usize = 4096;

@@ -14,8 +14,9 @@ use std::sync::Arc;
 /// # Errors
 /// What the operating system says.
 pub fn map(file: &File) -> io::Result<Owner> {
-    // SAFETY: the mapping is private and read-only; that the file is not changed while it is
-    // mapped is what callers of `Reader::map` promise.
+    // SAFETY: the mapping is read-only, and its bytes are only ever read as plain numbers, with
+    // bounds checked at each use; that the file is neither cut nor rewritten while it is mapped is
+    // what callers of `Reader::map` promise.
     let map = unsafe { memmap2::Mmap::map(file)? };
     Ok(Arc::new(map))
 }

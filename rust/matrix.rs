@@ -11,9 +11,9 @@
 use crate::bits;
 use crate::codebook::Codebook;
 use crate::entropy::Coder;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::layout::{self, BLOCK_ROWS, Columns, Encoding, Goal, Layout, LayoutSpec, Parts};
-use crate::rows::{RowBlock, Rows, Shape, Values};
+use crate::rows::{RowBlock, Rows, Shape, Values, filled};
 use crate::threads;
 use std::sync::Arc;
 
@@ -140,6 +140,7 @@ impl CompressedMatrix {
     /// As [`Layout::decode`].
     pub fn to_rows(&self) -> Result<Rows> {
         let mut block = RowBlock::default();
+        block.reserve(self.shape.nrows, self.nnz)?;
         self.layout.decode(0..self.shape.nrows, &mut block)?;
         Ok(Rows::from_block(self.shape, block, self.codebook.clone()))
     }
@@ -206,7 +207,7 @@ impl CompressedMatrix {
     /// # Errors
     /// As [`Layout::decode`]; `Io` when no thread can be made.
     pub fn decompress(&self, threads: usize) -> Result<Vec<f32>> {
-        let mut out = zeros(self.shape.nrows, self.shape.ncols)?;
+        let mut out = filled(0.0, self.shape.nrows, self.shape.ncols)?;
         if out.is_empty() {
             return Ok(out);
         }
@@ -240,7 +241,7 @@ impl CompressedMatrix {
         if let Some(id) = ids.iter().find(|&&id| id >= nrows) {
             return Err(Error::invalid(format!("rows: row {id}, expected under nrows = {nrows}")));
         }
-        let mut out = zeros(ids.len(), ncols)?;
+        let mut out = filled(0.0, ids.len(), ncols)?;
         let mut block = RowBlock::default();
         for (&id, out) in ids.iter().zip(out.chunks_exact_mut(ncols.max(1))) {
             self.decode(id..id + 1, &mut block)?;
@@ -320,6 +321,7 @@ impl CompressedMatrix {
     }
 
     pub(crate) fn decode(&self, rows: std::ops::Range<usize>, block: &mut RowBlock) -> Result<()> {
+        block.reserve(rows.len(), self.nnz.min(rows.len().saturating_mul(self.shape.ncols)))?;
         self.layout.decode(rows, block)?;
         block.look_up(self.codebook_values());
         Ok(())
@@ -332,20 +334,6 @@ impl CompressedMatrix {
 
 /// Above this density a dense product of ours is faster than one that skips zeros.
 const DENSE_IS_FASTER: f64 = 0.5;
-
-/// `nrows · ncols` zeros, or an error where the memory cannot be had.
-pub(crate) fn zeros(nrows: usize, ncols: usize) -> Result<Vec<f32>> {
-    let mut out = Vec::new();
-    let len = nrows.checked_mul(ncols);
-    if len.is_none_or(|len| out.try_reserve_exact(len).is_err()) {
-        return Err(Error::new(
-            ErrorKind::LimitExceeded,
-            format!("memory: a dense [{nrows}, {ncols}] cannot be had"),
-        ));
-    }
-    out.resize(len.unwrap_or(0), 0.0);
-    Ok(out)
-}
 
 /// Pairs each range of rows with its part of `out`, `width` elements a row.
 pub(crate) fn zip_chunks<T>(

@@ -89,6 +89,13 @@ impl Offsets {
                 offsets.bits.len()
             )));
         }
+        if length_width == 0 && base_width == 0 {
+            // No bytes tell the number of rows, so they are not counted one by one.
+            return match (min.checked_mul(len as u64), total) {
+                (Some(0), 0) => Ok(offsets),
+                _ => Err(Error::corrupt(format!("offsets: {len} rows of {min}, expected {total}"))),
+            };
+        }
         let mut offset = 0u64;
         for row in 0..len {
             if row % STRIDE == 0 && offsets.base(row / STRIDE) != offset {
@@ -106,6 +113,20 @@ impl Offsets {
             return Err(Error::corrupt(format!("offsets: end at {offset}, expected {total}")));
         }
         Ok(offsets)
+    }
+
+    /// True when [`Offsets::from_lengths`] makes the same bytes of the same lengths.
+    pub fn is_shortest(&self) -> bool {
+        let (mut min, mut max) = (u64::MAX, 0);
+        for row in 0..self.len {
+            let length = self.length(row);
+            (min, max) = (min.min(length), max.max(length));
+        }
+        let min = min.min(max);
+        let used = self.lengths_at().unwrap_or(0) + self.len * self.length_width as usize;
+        (self.min, self.length_width) == (min, bits::bit_width(max - min))
+            && self.base_width == bits::bit_width(self.start(self.len))
+            && bits::peek(self.bits.as_slice(), used) == 0
     }
 
     /// The number of rows.
@@ -157,6 +178,7 @@ mod tests {
             let offsets = Offsets::from_lengths(&lengths);
             let total = lengths.iter().sum();
             let again = Offsets::read(lengths.len(), total, offsets.params(), offsets.as_bytes().to_vec().into()).unwrap();
+            prop_assert!(again.is_shortest());
             let mut sum = 0;
             for (row, &length) in lengths.iter().enumerate() {
                 prop_assert_eq!(again.start(row), sum);

@@ -17,8 +17,8 @@
 
 use crate::error::{Error, Result};
 use crate::layout::{BLOCK_ROWS, Product};
-use crate::matrix::{CompressedMatrix, zeros, zip_chunks};
-use crate::rows::{RowBlock, Shape};
+use crate::matrix::{CompressedMatrix, zip_chunks};
+use crate::rows::{RowBlock, Shape, filled};
 use crate::simd::{self, Kernels, LANES, Lanes};
 use crate::threads;
 
@@ -42,7 +42,7 @@ impl CompressedMatrix {
         threads: usize,
     ) -> Result<Vec<f32>> {
         self.check_input("matvec", x.len(), 1)?;
-        let mut y = vec![0.0; self.shape().nrows];
+        let mut y = filled(0.0, self.shape().nrows, 1)?;
         let product = Product { codebook: self.codebook_values(), x, kernels };
         let ranges = threads::split(self.shape().nrows, self.useful(threads, 1), BLOCK_ROWS);
         let items = zip_chunks(ranges, &mut y, 1);
@@ -75,16 +75,16 @@ impl CompressedMatrix {
             return self.matvec_on(kernels, x, threads);
         }
         let Shape { nrows, ncols } = self.shape();
-        let panels = to_panels(x, batch, ncols);
+        let panels = to_panels(x, batch, ncols)?;
         // Transposed while it is computed: [nrows][panels · LANES], so that threads own whole rows.
         let npanels = batch.div_ceil(LANES);
-        let mut by_row: Vec<Lanes> = vec![[0.0; LANES]; nrows * npanels];
+        let mut by_row: Vec<Lanes> = filled([0.0; LANES], nrows, npanels)?;
         let ranges = threads::split(nrows, self.useful(threads, batch), BLOCK_ROWS);
         let items = zip_chunks(ranges, &mut by_row, npanels);
         threads::for_each(threads, items, |(rows, out)| {
             let mut block = RowBlock::default();
             let mut strips = Strips::new(self.shape(), self.nnz(), PANEL_STRIP);
-            let blocks = out.chunks_mut(BLOCK_ROWS * npanels.max(1));
+            let blocks = out.chunks_mut(BLOCK_ROWS.saturating_mul(npanels.max(1)));
             for (start, out) in rows.clone().step_by(BLOCK_ROWS).zip(blocks) {
                 self.decode(start..rows.end.min(start + BLOCK_ROWS), &mut block)?;
                 strips.cut(&block);
@@ -99,7 +99,7 @@ impl CompressedMatrix {
             }
             Ok(())
         })?;
-        let mut y = zeros(batch, nrows)?;
+        let mut y = filled(0.0, batch, nrows)?;
         for (row, lanes) in by_row.chunks_exact(npanels.max(1)).enumerate() {
             for (member, &value) in lanes.as_flattened()[..batch].iter().enumerate() {
                 y[member * nrows + row] = value;
@@ -138,8 +138,8 @@ impl CompressedMatrix {
             )));
         }
         let npanels = batch.div_ceil(LANES);
-        let panels = to_panels(x, batch, nrows);
-        let mut sums: Vec<Lanes> = vec![[0.0; LANES]; npanels * width];
+        let panels = to_panels(x, batch, nrows)?;
+        let mut sums: Vec<Lanes> = filled([0.0; LANES], npanels, width)?;
         let ranges = threads::split(npanels, self.useful(threads, batch), 1);
         let items = zip_chunks(ranges, &mut sums, width);
         threads::for_each(threads, items, |(mine, sums)| {
@@ -161,7 +161,7 @@ impl CompressedMatrix {
             }
             Ok(())
         })?;
-        let mut y = zeros(batch, width)?;
+        let mut y = filled(0.0, batch, width)?;
         for (member, y) in y.chunks_exact_mut(width.max(1)).enumerate() {
             let panel = &sums[member / LANES * width..][..width];
             for (y, lanes) in y.iter_mut().zip(panel) {
@@ -239,13 +239,13 @@ impl Strips {
 }
 
 /// Turns `[batch, ncols]` into panels `[batch / LANES][ncols][LANES]`, the last filled with zeros.
-fn to_panels(x: &[f32], batch: usize, ncols: usize) -> Vec<Lanes> {
-    let mut panels = vec![[0.0; LANES]; batch.div_ceil(LANES) * ncols];
+fn to_panels(x: &[f32], batch: usize, ncols: usize) -> Result<Vec<Lanes>> {
+    let mut panels = filled([0.0; LANES], batch.div_ceil(LANES), ncols)?;
     for (member, x) in x.chunks_exact(ncols.max(1)).enumerate() {
         let panel = &mut panels[member / LANES * ncols..][..ncols];
         for (lanes, &x) in panel.iter_mut().zip(x) {
             lanes[member % LANES] = x;
         }
     }
-    panels
+    Ok(panels)
 }

@@ -5,7 +5,7 @@
 //! or 8 when there are more than 65,536 distinct values and the values themselves are kept.
 
 use crate::codebook::{Codebook, Numbering};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use std::sync::Arc;
 
 /// The number of rows and columns of a matrix: each fits in 32 bits, their product in 62.
@@ -275,6 +275,23 @@ impl Rows {
     }
 }
 
+/// `nrows · ncols` times `value`, or an error where the memory cannot be had.
+///
+/// # Errors
+/// `LimitExceeded`.
+pub fn filled<T: Copy>(value: T, nrows: usize, ncols: usize) -> Result<Vec<T>> {
+    let mut out = Vec::new();
+    let len = nrows.checked_mul(ncols);
+    if len.is_none_or(|len| out.try_reserve_exact(len).is_err()) {
+        return Err(Error::new(
+            ErrorKind::LimitExceeded,
+            format!("memory: {nrows} times {ncols} numbers cannot be had"),
+        ));
+    }
+    out.resize(len.unwrap_or(0), value);
+    Ok(out)
+}
+
 /// A few decoded rows: the buffer between a layout and a product, reused from block to block.
 #[derive(Clone, Debug, Default)]
 pub struct RowBlock {
@@ -296,6 +313,29 @@ impl RowBlock {
         self.cols.clear();
         self.symbols.clear();
         self.values.clear();
+    }
+
+    /// Makes room for `nrows` rows that keep up to `entries` weights in all.
+    ///
+    /// A few bytes of a file may stand for billions of equal entries; what growing would abort the
+    /// process for is an error here. Small blocks are left to grow by themselves.
+    ///
+    /// # Errors
+    /// `LimitExceeded` when the memory cannot be had.
+    pub fn reserve(&mut self, nrows: usize, entries: usize) -> Result<()> {
+        if nrows.max(entries) < 1 << 20 {
+            return Ok(());
+        }
+        self.clear();
+        let rows = self.indptr.try_reserve_exact(nrows);
+        let cols = rows.and_then(|()| self.cols.try_reserve_exact(entries));
+        let symbols = cols.and_then(|()| self.symbols.try_reserve_exact(entries));
+        symbols.and_then(|()| self.values.try_reserve_exact(entries)).map_err(|_| {
+            Error::new(
+                ErrorKind::LimitExceeded,
+                format!("memory: {nrows} decoded rows of {entries} kept weights cannot be had"),
+            )
+        })
     }
 
     /// Ends the row whose columns were pushed last.

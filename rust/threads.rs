@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 
 struct Pools {
     process: u32,
@@ -28,7 +28,11 @@ fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
             .map(Arc::new)
             .map_err(|e| Error::io("threads", std::io::Error::other(e)))
     };
-    let Ok(mut guard) = POOLS.try_lock() else { return build() };
+    let mut guard = match POOLS.try_lock() {
+        Ok(guard) => guard,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return build(),
+    };
     let process = std::process::id();
     if guard.as_ref().is_some_and(|pools| pools.process != process) {
         std::mem::forget(guard.take());
@@ -56,7 +60,7 @@ pub fn for_each<T: Send>(
     }
     let mut outcomes: Vec<Result<()>> = Vec::new();
     outcomes.resize_with(items.len(), || Ok(()));
-    let pool = pool(threads)?;
+    let pool = pool(threads.min(items.len()))?;
     pool.scope(|scope| {
         for (item, outcome) in items.into_iter().zip(&mut outcomes) {
             let work = &work;

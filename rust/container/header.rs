@@ -33,7 +33,8 @@ pub const LARGE_NBYTES: u64 = 1024;
 pub const ALIGNMENT: u64 = 64;
 /// The size of a checksummed block of data, as a power of two, that is written.
 pub const BLOCK_LOG2: u8 = 16;
-const MAX_RANK: u64 = 64;
+/// Dimensions of a tensor, at most.
+pub const MAX_RANK: u64 = 64;
 const MAX_PARAMS: u64 = 64;
 
 /// The type of a tensor's elements, stored little-endian.
@@ -281,9 +282,9 @@ impl Header {
             ));
         }
         let block_log2 = cursor.byte("block size")?;
-        if !(10..=30).contains(&block_log2) {
+        if !(10..=20).contains(&block_log2) {
             return Err(
-                cursor.corrupt(format_args!("blocks of 2^{block_log2} bytes, expected 10 to 30"))
+                cursor.corrupt(format_args!("blocks of 2^{block_log2} bytes, expected 10 to 20"))
             );
         }
         let data_nbytes = cursor.varint("data size")?;

@@ -70,7 +70,8 @@ impl Reader {
 
     /// Opens a file by mapping it; tensors are then views of the mapping.
     ///
-    /// The file must not be changed while the reader or any of its tensors lives.
+    /// The file must not be changed while the reader or any of its tensors lives: what was checked
+    /// once is trusted afterwards.
     ///
     /// # Errors
     /// As [`Reader::open`].
@@ -235,7 +236,9 @@ impl Reader {
             let (at, nbytes) = entry.sections.first().map_or((at, 0), |&section| place(section));
             let array = Array::view(&owner, at, nbytes)?;
             if entry.dtype.name() == "bool" && array.as_slice().iter().any(|&byte| byte > 1) {
-                return Err(Error::corrupt("bool: a byte over 1, expected 0 or 1"));
+                return Err(Error::corrupt(
+                    "bool: a byte over 1, expected 0 or 1 (section values)",
+                ));
             }
             return Ok(Tensor::Array(array));
         };
@@ -260,10 +263,14 @@ impl Reader {
         CompressedMatrix::read(matrix.layout, parts).map(Tensor::Matrix)
     }
 
+    /// Codebook `number`, shared with whoever read it before.
+    ///
+    /// The lock is held for a look only and tried, never waited for: a process that forks while
+    /// another thread is in here leaves it locked in the child, which then reads for itself.
     fn codebook(&self, number: usize) -> Result<Arc<Codebook>> {
-        let mut codebooks = self.codebooks.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(codebook) = &codebooks[number] {
-            return Ok(codebook.clone());
+        let known = self.codebooks.try_lock().ok().and_then(|known| known[number].clone());
+        if let Some(codebook) = known {
+            return Ok(codebook);
         }
         let (start, nbytes) = self.header.codebooks[number];
         let (owner, at) = self.data(start..start + nbytes)?;
@@ -271,7 +278,9 @@ impl Reader {
         let codebook = Codebook::new(values)
             .map(Arc::new)
             .map_err(|e| Error::corrupt(e.to_string()).within(&format!("codebook {number}")))?;
-        codebooks[number] = Some(codebook.clone());
+        if let Ok(mut known) = self.codebooks.try_lock() {
+            return Ok(known[number].get_or_insert(codebook).clone());
+        }
         Ok(codebook)
     }
 
@@ -295,15 +304,15 @@ impl Reader {
             }
         };
         let bytes = &(*owner).as_ref()[base..base + (to - from) as usize];
-        for (number, block) in (first..).zip(bytes.chunks(block as usize)) {
+        for (number, bytes) in (first..).zip(bytes.chunks(block as usize)) {
             let expected = self.header.checksums[number as usize];
-            let found = crc32fast::hash(block);
+            let found = crc32fast::hash(bytes);
             if found != expected {
+                let at = self.start + number * block;
                 return Err(Error::corrupt(format!(
                     "data: block {number} has checksum {found:#010x}, expected {expected:#010x} \
-                     (file bytes {} to {})",
-                    self.start + from,
-                    self.start + to
+                     (file bytes {at} to {})",
+                    at + bytes.len() as u64
                 )));
             }
         }

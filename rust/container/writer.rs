@@ -5,7 +5,8 @@
 //! and on disk; whatever fails, the old file is untouched and no stray one is left.
 
 use super::header::{
-    BLOCK_LOG2, Dtype, MAGIC, VERSION, block_count, data_start, dtype_id, put_string, section_start,
+    BLOCK_LOG2, Dtype, MAGIC, MAX_RANK, VERSION, block_count, data_start, dtype_id, put_string,
+    section_start,
 };
 use crate::bits;
 use crate::codebook::Codebook;
@@ -28,7 +29,9 @@ pub enum Stored<'a> {
 /// Collects tensors for one container.
 #[derive(Debug, Default)]
 pub struct Writer<'a> {
+    /// The entry of each name, and the tensor's entry of each entry.
     names: HashMap<String, usize>,
+    targets: Vec<usize>,
     entries: Vec<u8>,
     codebooks: Vec<Arc<Codebook>>,
     codebook_numbers: HashMap<Vec<u8>, usize>,
@@ -53,7 +56,8 @@ impl<'a> Writer<'a> {
     /// Adds a tensor of logical shape `dims`.
     ///
     /// # Errors
-    /// `InvalidArgument` for a name that is taken or holds a NUL, or a shape that does not fit.
+    /// `InvalidArgument` for a name that is taken or holds a NUL, or a shape or values that do not
+    /// fit; then nothing is added.
     pub fn add(
         &mut self,
         name: &str,
@@ -61,33 +65,41 @@ impl<'a> Writer<'a> {
         dims: &[u64],
         stored: Stored<'a>,
     ) -> Result<()> {
-        self.start(name, if matches!(stored, Stored::Array(_)) { 0 } else { 1 })?;
-        self.entries.push(dtype_id(dtype));
+        self.check_name(name)?;
         let entries = dims.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim));
-        let mismatch = |found: &str| {
-            Error::invalid(format!("{name}: shape {dims:?} of {}, found {found}", dtype.name()))
+        let (kind, fits, found) = match &stored {
+            Stored::Array(bytes) => {
+                let nbytes = entries.and_then(|n| n.checked_mul(dtype.nbytes()));
+                let is_bool = dtype.name() != "bool" || bytes.iter().all(|&byte| byte <= 1);
+                let fits = nbytes == Some(bytes.len() as u64) && is_bool;
+                (0, fits, format!("{} bytes", bytes.len()))
+            }
+            Stored::Matrix(matrix) => {
+                let shape = [matrix.shape().nrows as u64, matrix.shape().ncols as u64];
+                let is_whole = entries == shape[0].checked_mul(shape[1]);
+                let fits = is_whole && dims.first() == Some(&shape[0]) && dtype.is_matrix_type();
+                (1, fits, format!("a float32, float16 or bfloat16 matrix {shape:?}"))
+            }
         };
+        if !fits || dims.len() as u64 > MAX_RANK {
+            return Err(Error::invalid(format!(
+                "{name}: {found}, expected shape {dims:?} of {}, of up to {MAX_RANK} dimensions",
+                dtype.name()
+            )));
+        }
+        self.start(name, kind, self.targets.len());
+        self.entries.push(dtype_id(dtype));
         match stored {
             Stored::Array(bytes) => {
-                if entries.and_then(|n| n.checked_mul(dtype.nbytes())) != Some(bytes.len() as u64) {
-                    return Err(mismatch(&format!("{} bytes", bytes.len())));
-                }
                 self.put_dims(dims);
                 self.sections.push(bytes);
             }
             Stored::Matrix(matrix) => {
                 let shape = [matrix.shape().nrows as u64, matrix.shape().ncols as u64];
-                let fits =
-                    entries == shape[0].checked_mul(shape[1]) && dims.first() == Some(&shape[0]);
-                if !fits || !dtype.is_matrix_type() {
-                    return Err(mismatch(&format!(
-                        "a float32, float16 or bfloat16 matrix {shape:?}"
-                    )));
-                }
                 self.put_dims(if dims == shape { &[] } else { dims });
+                // An empty codebook has no number of its own: nnz = 0 says that it is empty.
                 let number =
                     matrix.codebook().filter(|c| c.k() > 0).map(|c| self.codebook_number(c));
-                // An empty codebook has no number of its own: nnz = 0 says that it is empty.
                 bits::put_varint(&mut self.entries, number.map_or(0, |n| n as u64 + 1));
                 matrix.write_header(&mut self.entries);
                 self.sections.extend(matrix.section_bytes());
@@ -96,27 +108,37 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Adds another name of the tensor `target`.
+    /// Adds another name of the tensor `target`, which may be another name itself.
     ///
     /// # Errors
     /// `InvalidArgument` for a name that is taken, or a target that was not added.
     pub fn add_alias(&mut self, name: &str, target: &str) -> Result<()> {
-        let number = self.names.get(target).copied().ok_or_else(|| {
-            Error::invalid(format!("{name}: another name of {target:?}, which was not added"))
-        })?;
-        self.start(name, 2)?;
+        self.check_name(name)?;
+        let number =
+            self.names.get(target).map(|&number| self.targets[number]).ok_or_else(|| {
+                Error::invalid(format!(
+                    "{name}: another name of {target:?}, expected one that was added"
+                ))
+            })?;
+        self.start(name, 2, number);
         bits::put_varint(&mut self.entries, number as u64);
         Ok(())
     }
 
-    fn start(&mut self, name: &str, kind: u8) -> Result<()> {
+    fn check_name(&self, name: &str) -> Result<()> {
         check_text("name", name)?;
-        if self.names.insert(name.to_owned(), self.names.len()).is_some() {
+        if self.names.contains_key(name) {
             return Err(Error::invalid(format!("{name}: the name twice, expected distinct names")));
         }
+        Ok(())
+    }
+
+    /// Starts an entry that stands for the tensor of entry `target`.
+    fn start(&mut self, name: &str, kind: u8, target: usize) {
+        self.names.insert(name.to_owned(), self.targets.len());
+        self.targets.push(target);
         put_string(&mut self.entries, name);
         self.entries.push(kind);
-        Ok(())
     }
 
     fn put_dims(&mut self, dims: &[u64]) {
@@ -178,15 +200,19 @@ impl<'a> Writer<'a> {
 
     /// Writes the container beside `path`, syncs it, renames it to `path`; returns its size.
     ///
+    /// A symbolic link keeps pointing where it did, and a file that was there keeps its mode.
+    ///
     /// # Errors
     /// `Io` that names the path; then whatever was at `path` is unchanged.
     pub fn save(&self, path: &Path) -> Result<u64> {
         let failed = |e| Error::io(format!("saving {}", path.display()), e);
-        let folder = match path.parent() {
+        // A link to nothing, and a path that does not exist yet, stay as they are.
+        let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let folder = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        if path.is_dir() {
+        if target.is_dir() {
             return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
         }
         std::fs::metadata(folder).map_err(failed)?;
@@ -195,14 +221,19 @@ impl<'a> Writer<'a> {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let mut file = builder.tempfile_in(folder).map_err(failed)?;
+        if let Ok(old) = std::fs::metadata(&target) {
+            file.as_file().set_permissions(old.permissions()).map_err(failed)?;
+        }
         let mut out = std::io::BufWriter::with_capacity(1 << 20, file.as_file_mut());
         let nbytes =
             self.write_to(&mut out).and_then(|n| out.flush().map(|()| n)).map_err(failed)?;
         drop(out);
         file.as_file().sync_all().map_err(failed)?;
-        file.persist(path).map_err(|e| failed(e.error))?;
+        file.persist(&target).map_err(|e| failed(e.error))?;
+        // The new file is in place. Not every system lets a folder be synced; the name is then as
+        // durable as the system makes it.
         #[cfg(unix)]
-        std::fs::File::open(folder).and_then(|f| f.sync_all()).map_err(failed)?;
+        let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
         Ok(nbytes)
     }
 }

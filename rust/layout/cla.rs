@@ -48,7 +48,7 @@ use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, Product, check_cols};
 use crate::array::Array;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
-use crate::rows::{RowBlock, Rows, Shape};
+use crate::rows::{RowBlock, Rows};
 use crate::words::Words;
 use building::Builder;
 use cocoding::{Columns, Counts, Prices, TupleRows};
@@ -137,13 +137,6 @@ impl Group {
     }
 }
 
-fn check_nrows(shape: Shape) -> Result<()> {
-    if u32::try_from(shape.nrows).is_ok() {
-        return Ok(());
-    }
-    Err(Error::invalid(format!("cla: {} rows, expected under 2^32", shape.nrows)))
-}
-
 fn segment_of(row: u32) -> usize {
     row as usize / SEGMENT_ROWS
 }
@@ -151,7 +144,6 @@ fn segment_of(row: u32) -> usize {
 fn encode(rows: &Rows, _: &Encoding) -> Result<Encoded> {
     let (codebook, symbols) = rows.shared(SPEC.name)?;
     let shape = rows.shape();
-    check_nrows(shape)?;
     let columns = Columns::new(rows, symbols);
     let prices = Prices::new(shape, codebook.k());
     let exact = |cols: &[u32]| {
@@ -178,7 +170,6 @@ fn encode(rows: &Rows, _: &Encoding) -> Result<Encoded> {
 fn read(parts: Parts) -> Result<Box<dyn Layout>> {
     let [] = parts.params()?;
     let (shape, k) = (parts.shape, parts.k() as u64);
-    check_nrows(shape).map_err(|e| Error::corrupt(e.to_string()))?;
     let kinds = parts.section::<u8>("kinds")?;
     let lists = parts.section::<u16>("lists")?;
     let cla = Cla {

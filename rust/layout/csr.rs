@@ -1,7 +1,7 @@
 //! `csr`: compressed sparse rows with f32 values; the paper's CSC of the transposed matrix.
 //!
 //! ```text
-//!   indptr: u16, u32 or u64 [nrows + 1]    where each row starts; the words hold nnz
+//!   indptr: u8 … u64 [nrows + 1]           where each row starts; the words hold nnz
 //!   cols:   u8, u16 or u32 [nnz]           the smallest words that hold ncols − 1
 //!   values: f32 [nnz]
 //! ```

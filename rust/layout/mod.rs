@@ -233,6 +233,7 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
     fn matvec(&self, product: &Product<'_>, rows: Range<usize>, y: &mut [f32]) -> Result<()> {
         let mut block = RowBlock::default();
         for (start, y) in rows.clone().step_by(BLOCK_ROWS).zip(y.chunks_mut(BLOCK_ROWS)) {
+            block.reserve(y.len(), y.len().saturating_mul(product.x.len()))?;
             self.decode(start..start + y.len(), &mut block)?;
             block.look_up(product.codebook);
             for (row, y) in y.iter_mut().enumerate() {

@@ -165,6 +165,8 @@ fn read(parts: Parts) -> Result<Box<dyn Layout>> {
     let [m0, w0, b0, m1, w1, b1, symbol_width] = parts.params()?;
     let shape = parts.shape;
     let blocks = shape.nrows.div_ceil(STRIDE);
+    // A byte of form for 64 rows, so rows are bounded by bytes.
+    let forms = parts.section_of("forms", blocks)?;
     let positions = parts.section::<u8>("positions")?;
     let needed = bits::bit_width(parts.k().saturating_sub(1) as u64);
     if symbol_width > 16 || (symbol_width as u32) < needed {
@@ -175,8 +177,9 @@ fn read(parts: Parts) -> Result<Box<dyn Layout>> {
     }
     debug_assert!(parts.k() <= MAX_K);
     let symbol_width = symbol_width as u32;
-    let symbol_bytes = bits::packed_nbytes(parts.nnz, symbol_width)
-        .ok_or_else(|| Error::corrupt(format!("nnz = {}", parts.nnz)))?;
+    let symbol_bytes = bits::packed_nbytes(parts.nnz, symbol_width).ok_or_else(|| {
+        Error::corrupt(format!("nnz = {}, expected symbols under 2^64 bits", parts.nnz))
+    })?;
     let packed = Packed {
         shape,
         row_nnz: Offsets::read(
@@ -186,7 +189,7 @@ fn read(parts: Parts) -> Result<Box<dyn Layout>> {
             parts.section("row_nnz")?,
         )
         .map_err(|e| e.within("section row_nnz"))?,
-        forms: parts.section_of("forms", blocks)?,
+        forms,
         ends: Offsets::read(blocks, positions.len() as u64, [m1, w1, b1], parts.section("ends")?)
             .map_err(|e| e.within("section ends"))?,
         positions,
@@ -196,7 +199,7 @@ fn read(parts: Parts) -> Result<Box<dyn Layout>> {
     check_rows(&packed, &parts)?;
     let used = parts.nnz * symbol_width as usize;
     if bits::peek(packed.symbols.as_slice(), used) != 0 && used < symbol_bytes * 8 {
-        return Err(Error::corrupt("section symbols: padding is not zero"));
+        return Err(Error::corrupt("section symbols: bits after the last symbol, expected zeros"));
     }
     Ok(Box::new(packed))
 }
@@ -404,6 +407,7 @@ impl Layout for Packed {
                     at += len;
                 }
             } else {
+                buffer.reserve(end - row, (end - row).saturating_mul(product.x.len()))?;
                 self.decode(row..end, &mut buffer)?;
                 buffer.look_up(product.codebook);
                 for (row, y) in y.iter_mut().enumerate() {

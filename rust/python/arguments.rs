@@ -39,6 +39,7 @@ pub(super) fn array<'py, T: Element>(
 ) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
     if let Ok(given) = value.cast::<PyArrayDyn<T>>()
         && given.is_c_contiguous()
+        && given.try_readonly().is_ok_and(|given| given.as_slice().is_ok())
         && ndims.contains(&given.ndim())
     {
         return Ok(given.readonly());
@@ -53,10 +54,8 @@ pub(super) fn array<'py, T: Element>(
             given.getattr("dtype")?
         )));
     }
-    let kwargs = PyDict::new(value.py());
-    kwargs.set_item("dtype", dtype)?;
-    kwargs.set_item("order", "C")?;
-    let converted = numpy.call_method("asarray", (given,), Some(&kwargs))?;
+    let requirements = ["C_CONTIGUOUS", "ALIGNED"];
+    let converted = numpy.call_method1("require", (given, dtype, requirements))?;
     let converted = converted.cast_into::<PyArrayDyn<T>>()?;
     if !ndims.contains(&converted.ndim()) {
         return Err(invalid(format!(

@@ -80,7 +80,10 @@ impl PyMatrix {
         let py = symbols.py();
         let request = request(layout, coder, goal, columns)?;
         let symbols = array::<u16>(symbols, "symbols", "uint16", &[2], true)?;
+        // As bytes: a view of other bytes as booleans would not be booleans to us.
         let mask = array::<bool>(mask, "mask", "bool", &[2], true)?;
+        let mask = mask.call_method1("view", ("uint8",))?;
+        let mask = array::<u8>(&mask, "mask", "uint8", &[2], true)?;
         if symbols.shape() != mask.shape() {
             return Err(invalid(format!(
                 "mask: shape {:?}, expected the symbols' {:?}",
@@ -89,10 +92,11 @@ impl PyMatrix {
             )));
         }
         let shape = symbols.shape().to_vec();
-        let (symbols, mask) = (slice(&symbols)?, slice(&mask)?);
+        let mask: Vec<bool> = slice(&mask)?.iter().map(|&byte| byte != 0).collect();
+        let symbols = slice(&symbols)?;
         released(py, || {
             let shape = Shape::new(shape[0], shape[1])?;
-            let rows = Rows::from_symbols(symbols, mask, codebook.0.clone(), shape)?;
+            let rows = Rows::from_symbols(symbols, &mask, codebook.0.clone(), shape)?;
             Matrix::from_rows(&rows, &request)
         })
         .map(Self)

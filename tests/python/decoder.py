@@ -168,7 +168,7 @@ class Header:
         required = cursor.varint("required features")
         refuse_if(required, f"required features {required:#x}: a newer version reads it")
         log2_block = cursor.u8("block size")
-        refuse_if(not 10 <= log2_block <= 30, f"block size: 2^{log2_block}, expected 2^10 … 2^30")
+        refuse_if(not 10 <= log2_block <= 20, f"block size: 2^{log2_block}, expected 2^10 … 2^20")
         self.block = 1 << log2_block
         self.data_nbytes = cursor.varint("size of the data")
         checksums = cursor.take(4 * -(-self.data_nbytes // self.block), "checksums")

@@ -435,3 +435,52 @@ proptest! {
         let _ = open(&changed).and_then(|reader| contents(&reader));
     }
 }
+
+#[test]
+fn a_few_bytes_that_claim_billions_of_rows_are_refused_at_once() {
+    let most = u64::from(u32::MAX);
+    let mut body = start_of_header(0, &[]);
+    // One float32 matrix "w" in layout packed: shape, nnz, seven parameters, five empty sections.
+    body.extend([1, 1, b'w', 1, 0, 0, 0]);
+    numbers(&mut body, &[7, 0, most, 1, 0, 7]);
+    numbers(&mut body, &[0; 7 + 5]);
+    let start = std::time::Instant::now();
+    assert!(open(&with_header(&body, &[])).and_then(|r| r.get("w")).is_err());
+    // A generous bound, which counting every row would miss by far.
+    assert!(start.elapsed().as_secs() < 5);
+}
+
+#[test]
+fn an_alias_of_an_alias_stands_for_its_tensor_and_a_refused_tensor_leaves_no_trace() {
+    let uint8 = Dtype::by_name("uint8").unwrap();
+    let mut writer = Writer::default();
+    writer.add("a", uint8, &[2], Stored::Array(&[1, 2])).unwrap();
+    assert!(writer.add("a", uint8, &[1], Stored::Array(&[9])).is_err());
+    assert!(writer.add("b", uint8, &[3], Stored::Array(&[9])).is_err());
+    assert!(writer.add("b", uint8, &[1; 65], Stored::Array(&[9])).is_err());
+    let boolean = Dtype::by_name("bool").unwrap();
+    assert!(writer.add("b", boolean, &[1], Stored::Array(&[2])).is_err());
+    writer.add_alias("b", "a").unwrap();
+    writer.add_alias("c", "b").unwrap();
+    let reader = open(&writer.to_bytes()).unwrap();
+    assert_eq!(reader.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+    let Tensor::Array(array) = reader.get("c").unwrap() else { panic!() };
+    assert_eq!(array.as_slice(), [1, 2]);
+}
+
+#[cfg(unix)]
+#[test]
+fn saving_keeps_a_link_and_the_mode_of_the_file() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link) = (folder.path().join("file.terse"), folder.path().join("link.terse"));
+    Writer::default().save(&file).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    symlink(&file, &link).unwrap();
+    let mut writer = Writer::default();
+    writer.add("x", Dtype::by_name("uint8").unwrap(), &[1], Stored::Array(&[7])).unwrap();
+    writer.save(&link).unwrap();
+    assert!(link.is_symlink());
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(Reader::open(&file, &Limits::default()).unwrap().keys().count(), 1);
+}

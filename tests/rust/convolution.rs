@@ -170,6 +170,12 @@ fn shapes_that_do_not_fit_are_errors() {
         (Geometry { dilation: [1, 0], ..good }, [1, 2, 5, 5]),
         (Geometry { dilation: [1, usize::MAX], ..good }, [1, 2, 5, 5]),
         (Geometry { padding: [[usize::MAX, 1]; 2], ..good }, [1, 2, 5, 5]),
+        (Geometry { kernel: [2, 9], dilation: [usize::MAX, 1], ..good }, [1, 2, 5, 5]),
+        (
+            Geometry { padding: [[1 << 31, 1 << 31], [1 << 31, (1 << 31) - 1]], ..good },
+            [1, 2, 5, 5],
+        ),
+        (Geometry { padding: [[40_000; 2], [100_000; 2]], ..good }, [1, 2, 5, 5]),
         (good, [1, 2, 2, 5]),
         (good, [1, 2, 5, 6]),
         (good, [1, 3, 5, 5]),
@@ -179,4 +185,8 @@ fn shapes_that_do_not_fit_are_errors() {
         assert!(error.starts_with("conv: "), "{error}");
     }
     assert!(matrix.conv(&[0.0; 50], [1, 2, 5, 5], &good, Some(&[0.0; 3]), 1).is_err());
+    // A step beyond the input leaves one output.
+    let vast = Geometry { stride: [1 << 62, 1 << 32], ..good };
+    let (y, shape) = matrix.conv(&[1.0; 50], [1, 2, 5, 5], &vast, None, 1).unwrap();
+    assert_eq!((y, shape), (vec![18.0; 2], [1, 2, 1, 1]));
 }

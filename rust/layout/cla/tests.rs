@@ -1,6 +1,7 @@
 //! Bytes worked by hand, counted sizes, co-coding, and lists over several segments.
 
 use super::*;
+use crate::rows::Shape;
 use crate::words::word_bits;
 use crate::{CompressedMatrix, Request};
 
