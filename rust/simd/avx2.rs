@@ -112,25 +112,11 @@ fn sparse_dot(cols: &[u32], values: &[f32], x: &[f32]) -> f32 {
 }
 
 /// Scalar multiply–adds, whose operand comes straight from x: two look-ups a weight leave nothing
-/// for wide registers to do. The highest column is found
-/// first, eight columns an instruction, and compared with the length of x once.
+/// for wide registers to do.
 #[target_feature(enable = "avx2,fma")]
 fn symbol_dot(cols: &[[u8; 2]], symbols: &[u8], codebook: &[f32; 256], x: &[f32]) -> f32 {
     let (col_chunks, col_rest) = cols.as_chunks::<8>();
     let (symbol_chunks, symbol_rest) = symbols.as_chunks::<8>();
-    let mut highest = _mm_setzero_si128();
-    for chunk in col_chunks {
-        // SAFETY: a chunk is 16 readable bytes; loadu needs no alignment.
-        highest = _mm_max_epu16(highest, unsafe { _mm_loadu_si128(chunk.as_ptr().cast()) });
-    }
-    // The least of the complements is the complement of the highest column.
-    let complement = _mm_minpos_epu16(_mm_xor_si128(highest, _mm_set1_epi16(-1)));
-    let highest = usize::from(!(_mm_extract_epi16::<0>(complement) as u16));
-    assert!(
-        col_chunks.is_empty() || highest < x.len(),
-        "symbol_dot: column {highest} of {}",
-        x.len()
-    );
     let mut sums = [0.0f32; 8];
     for (cols, symbols) in col_chunks.iter().zip(symbol_chunks) {
         // Whole words are loaded and cut up: loads are what binds here.
@@ -140,9 +126,7 @@ fn symbol_dot(cols: &[[u8; 2]], symbols: &[u8], codebook: &[f32; 256], x: &[f32]
         for i in 0..8 {
             let col = (cols[i / 4] >> (16 * (i % 4))) as u16;
             let value = codebook[usize::from((symbols >> (8 * i)) as u8)];
-            // SAFETY: every column of a chunk is at most `highest`, which is under x.len().
-            let x = unsafe { x.get_unchecked(usize::from(col)) };
-            sums[i] = value.mul_add(*x, sums[i]);
+            sums[i] = value.mul_add(x[usize::from(col)], sums[i]);
         }
     }
     let mut sum: f32 = sums.iter().sum();
