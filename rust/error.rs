@@ -79,6 +79,11 @@ impl Error {
         self.source.as_ref().and_then(io::Error::raw_os_error)
     }
 
+    /// What kind of failure the operating system reported, for [`ErrorKind::Io`].
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        self.source.as_ref().map(io::Error::kind)
+    }
+
     /// Puts `place` and a colon before the message, the kind unchanged.
     #[must_use]
     pub fn within(mut self, place: &str) -> Self {

@@ -17,7 +17,7 @@ from tersenet.quantization.kept import Quantized
 from tersenet.reporting import compare, report
 
 if TYPE_CHECKING:
-    from tersenet.compression import compress, decompress
+    from tersenet.compression import compress, decompress, left_dense
     from tersenet.parametrization import masks, unparametrize
     from tersenet.pruning import prune
     from tersenet.quantization import codebook_parameters, quantize, quantized
@@ -42,6 +42,7 @@ __all__ = [
     "compress",
     "decompress",
     "from_safetensors",
+    "left_dense",
     "load",
     "masks",
     "open",
@@ -58,6 +59,7 @@ _NEEDS_TORCH = {
     "codebook_parameters": "tersenet.quantization",
     "compress": "tersenet.compression",
     "decompress": "tersenet.compression",
+    "left_dense": "tersenet.compression",
     "masks": "tersenet.parametrization",
     "prune": "tersenet.pruning",
     "quantize": "tersenet.quantization",
@@ -73,14 +75,13 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     try:
-        module = import_module(_NEEDS_TORCH[name])
+        return getattr(import_module(_NEEDS_TORCH[name]), name)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise ModuleNotFoundError(
             f"tersenet.{name} needs torch: pip install 'tersenet[torch]'", name="torch"
         ) from error
-    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

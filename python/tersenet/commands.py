@@ -190,8 +190,7 @@ def decompress(
     _check_ending(output, ".safetensors")
     if output.exists() and output.samefile(source):
         raise ValueError(f"decompress: {output} is the source, expected another file to write")
-    with _naming(source):
-        nbytes = io.to_safetensors(source, output)
+    nbytes = io.to_safetensors(source, output)
     _say(f"{output}: {nbytes:,} bytes, {source.stat().st_size:,} compressed")
 
 
@@ -264,7 +263,7 @@ def compare(
 def verify(source: Stored) -> None:
     """Read and check all of FILE.terse; exit status 1 if it is damaged."""
     try:
-        with _naming(source), io.open(source) as file:
+        with io.open(source) as file:
             file.verify()
             _say(f"{source}: fine, {len(file)} tensors, {file.nbytes:,} bytes")
     except FormatError as error:
@@ -290,17 +289,6 @@ def _goal(goal: str) -> Goal:
 def _check_ending(path: Path, ending: str) -> None:
     if path.suffix.lower() != ending:
         raise ValueError(f"{path}: ending {path.suffix!r}, expected {ending}")
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Let what is said of damage begin with the name of the file."""
-    try:
-        yield
-    except FormatError as error:
-        if str(path) in str(error):
-            raise
-        raise FormatError(f"{path}: {error}") from error
 
 
 def _facts(info: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ Price: one or two dense float32 copies of one weight at a time, beside the model
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from tersenet._core import Codebook, CompressedMatrix
 from tersenet.nn import COMPRESSED, CompressedLayer, dense_values, hook_of, replace_layers
 from tersenet.parametrization import layers as plan_layers
-from tersenet.parametrization import parametrization_of, unparametrize
+from tersenet.parametrization import masks, parametrization_of, unparametrize
 from tersenet.payload import Payload
 from tersenet.plan import Plan, Rule
 from tersenet.pruning import prune
@@ -62,7 +63,8 @@ def compress(
 
     Without a plan this is lossless: what pruning and quantization left is packed as it is. With a
     plan the model is first pruned and quantized as it says. A layer is compressed only where that
-    takes fewer bytes than its dense weight; `left_dense` tells of the others.
+    takes fewer bytes than its dense weight; `left_dense` tells of the others, and a warning of those
+    that were pruned or quantized and yet have no compressed form.
 
     Args:
         model: a model on the CPU; as it was, unless `inplace`.
@@ -88,12 +90,27 @@ def compress(
         model = model if inplace else copy.deepcopy(model)
         prune(model, plan)
         quantize(model, plan)
+    reduced = set(masks(model)) | set(quantized(model))
     made, left = _compressed_layers(model, choice)
+    _warn(left, reduced)
     is_ours = inplace or plan is not None
     result = replace_layers(model, made) if is_ours else _copied(model, made)
     unparametrize(result)
     setattr(result, _LEFT_DENSE, left)
     return result
+
+
+def _warn(left: Mapping[str, str], reduced: set[str]) -> None:
+    """Say which layers were pruned or quantized for nothing, and why."""
+    stayed = {n: why for n, why in left.items() if n.removesuffix(".weight") in reduced}
+    for reason in dict.fromkeys(stayed.values()):
+        if "bytes compressed" in reason or "the plan skips" in reason:
+            continue
+        names = ", ".join(name or "the model" for name, why in stayed.items() if why == reason)
+        warnings.warn(
+            f"compress: {names} stay dense, though pruned or quantized: {reason}",
+            stacklevel=3,
+        )
 
 
 def decompress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -269,6 +286,8 @@ def _matrices(module: nn.Module) -> Iterator[tuple[str, int]]:
     if is_layer and (parametrize.is_parametrized(module) or "weight" not in module._parameters):
         ours = parametrization_of(module, "weight")
         yield "weight", id(ours if ours is not None else module)
+    elif (ours := parametrization_of(module, "weight")) is not None:
+        yield "weight", id(ours)  # of a subclass, which has no compressed form
     for name, parameter in module.named_parameters(recurse=False):
         if name == "weight_orig" and is_layer:  # of torch.nn.utils.prune
             continue

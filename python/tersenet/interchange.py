@@ -216,6 +216,9 @@ def to_safetensors(source: Path, target: Path, *, limits: Limits | None = None) 
         FormatError: if the source is damaged.
         ValueError: if a type or a name does not exist in safetensors.
     """
+    if os.path.exists(target) and os.path.samefile(source, target):
+        found = f"{os.fspath(target)} is the source"
+        raise ValueError(f"to_safetensors: {found}, expected another file to write")
     with File(source, False, limits or Limits()) as file:
         infos = {name: file.info(name) for name in file}
         header: dict[str, Any] = {}

@@ -21,7 +21,8 @@ Torch is loaded only where a model comes in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, overload
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from tersenet import files
 from tersenet.files import File, Limits, Path, Value
@@ -74,12 +75,7 @@ def save(
             prune or quantize (compress it first).
     """
     _check_goal("save", goal)
-    if isinstance(source, Mapping):
-        named = dict(source)
-    else:
-        from tersenet import state
-
-        named = state.of(source)
+    named = dict(source) if isinstance(source, Mapping) else _state().of(source)
     return files.write(path, named, goal, metadata)
 
 
@@ -138,9 +134,7 @@ def load(
     _check_goal("load", goal)
     with File(path, mmap, limits or Limits()) as file:
         if into is not None:
-            from tersenet import state
-
-            return state.load_into(file, into, goal)
+            return cast("nn.Module", _state().load_into(file, into, goal))
         values: dict[str, Value] = {}
         for name in file:
             target = file.info(name).get("alias_of")
@@ -151,3 +145,16 @@ def load(
 def _check_goal(what: str, goal: str | None) -> None:
     if goal not in (None, "size", "speed"):
         raise ValueError(f"{what}: goal is {goal!r}, expected 'size', 'speed' or None")
+
+
+def _state() -> ModuleType:
+    """Return the module that knows models, or say what it needs."""
+    try:
+        from tersenet import state
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            "models need torch: pip install 'tersenet[torch]'", name="torch"
+        ) from error
+    return state

@@ -169,7 +169,7 @@ class CompressedLayer(nn.Module):
         if probe.device.type != "cpu":
             raise ValueError(
                 f"{type(self).__name__}: moved to {probe.device}, expected the cpu, where compressed "
-                "weights run: tersenet.compression.decompress(model) makes a model that can move"
+                "weights run: tersenet.decompress(model) makes a model that can move"
             )
         payload = self._buffers.pop("payload")
         try:

@@ -111,6 +111,11 @@ def targets(model: nn.Module, plan: Plan) -> list[Target]:
         chosen = [name for name in members if name in rules]
         if not chosen:
             continue
+        if not (weight := original_of(*places[0])).is_floating_point():
+            raise ValueError(
+                f"plan: weight of layer {chosen[0]!r} is {weight.dtype}, expected a real "
+                "floating-point type"
+            )
         for name in chosen[1:]:
             if rules[name] != rules[chosen[0]]:
                 raise ValueError(

@@ -351,6 +351,11 @@ def _matches(pattern: str, name: str, kind: str) -> bool:
 
 
 def _no_match(pattern: str, names: Sequence[tuple[str, str]]) -> str:
+    if not names:
+        return (
+            f"plan: pattern {pattern!r} matches no layer: there is none left to prune or quantize, "
+            "expected Linear, Conv1d, Conv2d or Embedding layers that are not compressed yet"
+        )
     known = [name for name, _ in names] + [
         f"{kind}:*" for kind in dict.fromkeys(k for _, k in names)
     ]

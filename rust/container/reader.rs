@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex};
 
 /// An open container.
 pub struct Reader {
+    /// The path, for errors; empty for bytes in memory.
+    place: String,
     source: Source,
     header: Header,
     /// Where the data starts in the source.
@@ -65,7 +67,7 @@ impl Reader {
     pub fn open(path: &Path, limits: &Limits) -> Result<Self> {
         let place = path.display().to_string();
         let file = open_file(path)?;
-        Self::new(Source::File(file), limits).map_err(|e| e.within(&place))
+        Self::new(place, Source::File(file), limits)
     }
 
     /// Opens a file by mapping it; tensors are then views of the mapping.
@@ -79,7 +81,7 @@ impl Reader {
         let place = path.display().to_string();
         let file = open_file(path)?;
         let bytes = mapping::map(&file).map_err(|e| Error::io(&place, e))?;
-        Self::new(Source::Memory(bytes), limits).map_err(|e| e.within(&place))
+        Self::new(place, Source::Memory(bytes), limits)
     }
 
     /// Reads a container that is in memory; tensors are views of it.
@@ -87,10 +89,16 @@ impl Reader {
     /// # Errors
     /// As [`Reader::open`].
     pub fn from_owner(bytes: Owner, limits: &Limits) -> Result<Self> {
-        Self::new(Source::Memory(bytes), limits)
+        Self::new(String::new(), Source::Memory(bytes), limits)
     }
 
-    fn new(source: Source, limits: &Limits) -> Result<Self> {
+    fn new(place: String, source: Source, limits: &Limits) -> Result<Self> {
+        Self::checked(source, limits)
+            .map(|reader| Self { place: place.clone(), ..reader })
+            .map_err(|e| within(&place, e))
+    }
+
+    fn checked(source: Source, limits: &Limits) -> Result<Self> {
         let nbytes = source.len()?;
         let head = source.read(0..nbytes.min(512))?;
         let preamble: [u8; 16] = match head.as_slice().get(..16) {
@@ -140,7 +148,7 @@ impl Reader {
             return Err(Error::corrupt(format!("container: padding at byte {end} is not zero")));
         }
         let codebooks = Mutex::new(vec![None; header.codebooks.len()]);
-        Ok(Self { source, header, start, nbytes, codebooks })
+        Ok(Self { place: String::new(), source, header, start, nbytes, codebooks })
     }
 
     /// The names, in file order.
@@ -188,7 +196,8 @@ impl Reader {
         if let Body::Alias(target) = entry.body {
             entry = &self.header.entries[target];
         }
-        self.tensor(entry).map_err(|e| e.within(&format!("tensor {}", entry.name)))
+        self.tensor(entry)
+            .map_err(|e| within(&self.place, e.within(&format!("tensor {}", entry.name))))
     }
 
     /// Reads and checks everything: every tensor, every block, every byte of padding.
@@ -201,6 +210,11 @@ impl Reader {
                 self.get(&entry.name)?;
             }
         }
+        self.verify_rest().map_err(|e| within(&self.place, e))
+    }
+
+    /// What no tensor's own check covers: unused codebooks, and padding.
+    fn verify_rest(&self) -> Result<()> {
         for number in 0..self.header.codebooks.len() {
             self.codebook(number)?;
         }
@@ -326,6 +340,11 @@ impl Reader {
         }
         Ok((owner, base + at))
     }
+}
+
+/// Puts the path, if there is one, before an error.
+fn within(place: &str, error: Error) -> Error {
+    if place.is_empty() { error } else { error.within(place) }
 }
 
 impl Source {

@@ -215,6 +215,10 @@ impl<'a> Writer<'a> {
         if target.is_dir() {
             return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
         }
+        if target.exists() && !target.is_file() {
+            let what = "not a regular file, which alone can be replaced";
+            return Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidInput, what)));
+        }
         std::fs::metadata(folder).map_err(failed)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(".tersenet-").suffix(".tmp");

@@ -131,6 +131,9 @@ impl PyMatrix {
     fn rows<'py>(&self, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let py = ids.py();
         let nrows = self.0.shape().nrows;
+        if ids.len().is_ok_and(|len| len == 0) {
+            return matrix_array(py, Vec::new(), 0, self.0.shape().ncols);
+        }
         let ids = array::<i64>(ids, "rows", "int64", &[1], true)?;
         let ids = slice(&ids)?.iter().map(|&id| {
             usize::try_from(id)

@@ -10,7 +10,7 @@ mod matrix;
 mod sizes;
 
 use crate::error::{Error, ErrorKind, Result};
-use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::exceptions::{PyIsADirectoryError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -37,6 +37,9 @@ fn to_python(py: Python<'_>, error: &Error) -> PyErr {
         ErrorKind::InvalidArgument => PyValueError::new_err(error.to_string()),
         ErrorKind::Io => match error.raw_os_error() {
             Some(number) => PyOSError::new_err((number, error.to_string())),
+            None if error.io_kind() == Some(std::io::ErrorKind::IsADirectory) => {
+                PyIsADirectoryError::new_err(error.to_string())
+            }
             None => PyOSError::new_err(error.to_string()),
         },
         _ => exception(py, "FormatError", error.to_string()),

@@ -100,7 +100,8 @@ pub fn active() -> Result<&'static dyn Kernels> {
     if let Some(set) = ACTIVE.get() {
         return Ok(*set);
     }
-    let set = choose(&available(), std::env::var("TERSENET_SIMD").ok().as_deref())?;
+    let forced = std::env::var("TERSENET_SIMD").ok().filter(|name| !name.is_empty());
+    let set = choose(&available(), forced.as_deref())?;
     Ok(*ACTIVE.get_or_init(|| set))
 }
 

@@ -253,7 +253,8 @@ def test_models_of_other_types_come_back_in_their_type(dtype: torch.dtype):
 def test_a_float64_weight_that_float32_cannot_hold_stays():
     net = nn.Linear(64, 64, dtype=torch.float64)
     prune(net, Plan.of(sparsity=0.9))
-    small = compress(net)
+    with pytest.warns(UserWarning, match="the model stay dense"):
+        small = compress(net)
     assert type(small) is nn.Linear
     assert small.weight.count_nonzero() == round(0.1 * 64 * 64)
     assert "float32 holds exactly" in left_dense(small)[""]
@@ -308,3 +309,38 @@ def test_a_compressed_model_trains_its_biases():
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
     assert all(layer.payload._version == 0 for layer in small[::2])
+
+
+class Subclass(nn.Linear):
+    pass
+
+
+def test_a_quantized_layer_without_a_compressed_form_is_named_with_the_reason():
+    model = nn.Sequential(Subclass(40, 40), nn.Linear(40, 40))
+    plan = Plan.of(sparsity=0.5, quantizer="cws", k=4)
+    with pytest.warns(UserWarning, match="stay dense, though pruned or quantized: Subclass has no"):
+        compressed = compress(model, plan)
+    assert left_dense(compressed) == {"0": "Subclass has no compressed form"}
+
+
+def test_complex_weights_are_refused_by_name_and_nothing_changes():
+    model = nn.Sequential(nn.Linear(5, 5, dtype=torch.complex64))
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"layer '0' is torch.complex64, expected a real"):
+        compress(model, Plan.of(quantizer="cws", k=4), inplace=True)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_plan_for_a_model_that_is_compressed_already_says_so():
+    model = compress(nn.Sequential(nn.Linear(50, 50)), Plan.of(quantizer="cws", k=4))
+    with pytest.raises(ValueError, match="not compressed yet"):
+        compress(model, Plan.of(sparsity=0.5))
+
+
+@pytest.mark.parametrize("scope", ["layer", "kind"])
+def test_a_weight_that_is_not_a_number_names_its_layer(scope):
+    model = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9))
+    with torch.no_grad():
+        model[1].weight[3, 4] = torch.nan
+    with pytest.raises(ValueError, match=r"^1: cws: .*1 non-finite values"):
+        compress(model, Plan.of(quantizer="cws", k=4, codebook_scope=scope))

@@ -228,3 +228,33 @@ def test_an_empty_array_beyond_numpy_is_an_error_that_names_it(tmp_path):
         file.verify()
         with pytest.raises(FormatError, match="tensor vast: shape"):
             file.get("vast")
+
+
+def test_only_regular_files_are_replaced_and_links_and_modes_are_kept(tmp_path):
+    pipe, target, link = tmp_path / "pipe", tmp_path / "target", tmp_path / "link"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="not a regular file"):
+        terse.save({}, pipe)
+    assert pipe.is_fifo()
+    with pytest.raises(IsADirectoryError):
+        terse.save({}, tmp_path)
+    with pytest.raises(FileNotFoundError):
+        terse.save({}, tmp_path / "missing" / "x.terse")
+    target.touch(0o600)
+    link.symlink_to(target)
+    terse.save({"x": np.arange(3)}, link)
+    assert link.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert terse.load(target)["x"].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="is the source"):
+        terse.to_safetensors(target, link)
+
+
+def test_damage_is_said_of_the_file_and_the_tensor(tmp_path):
+    path = tmp_path / "x.terse"
+    terse.save({"w": np.arange(1000)}, path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with terse.open(path) as file, pytest.raises(FormatError, match=r"x\.terse: tensor w: data"):
+        file.get("w")

@@ -64,7 +64,7 @@ def quantize_arrays(
 
     Raises:
         ValueError: if the quantizer is unknown or does not take `lam`, a mask has no array, or
-            the quantizer refuses the weights (flat positions are then counted over all arrays).
+            the quantizer refuses the weights; the array is named.
 
     Example:
         >>> q = quantize_arrays({"a": np.float32([1, 2]), "b": np.float32([2, 0])}, "cws", 2)
@@ -85,13 +85,20 @@ def quantize_arrays(
         raise ValueError(f"quantize: mask {stray[0]!r} has no array, expected one of that name")
     if len(arrays) == 1:  # spare the copies
         ((name, weights),) = arrays.items()
-        return {name: function(weights, k, mask=masks.get(name), seed=seed, **options)}
+        try:
+            return {name: function(weights, k, mask=masks.get(name), seed=seed, **options)}
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     kept = {name: masks[name] if name in masks else arrays[name] != 0 for name in arrays}
     for name, mask in kept.items():
         if mask.shape != arrays[name].shape or mask.dtype != np.bool_:
             found, expected = f"{mask.dtype} {mask.shape}", f"bool {arrays[name].shape}"
             raise ValueError(f"quantize: mask of {name!r} is {found}, expected {expected}")
     pool = [arrays[name][mask] for name, mask in kept.items()]
+    for name, weights in zip(kept, pool, strict=True):
+        if not np.isfinite(weights).all():
+            found = f"{np.count_nonzero(~np.isfinite(weights))} non-finite values"
+            raise ValueError(f"{name}: {quantizer}: {found}, expected finite ones")
     joined = np.concatenate(pool) if pool else np.zeros(0, np.float32)
     del pool
     every = np.ones(joined.size, np.bool_)
