@@ -14,7 +14,7 @@ each name.
 Why not the library: it holds all tensors in memory to write a file, and its NumPy face has no
 bfloat16.
 
-Source: the format's description at https://huggingface.co/docs/safetensors.
+Source: the format's description in the documentation of safetensors.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ Price: a convolution copies its input once, with its padding.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -68,9 +69,9 @@ class CompressedLayer(nn.Module):
         self.training = settings.training
 
     @classmethod
+    @abstractmethod
     def settings(cls) -> tuple[str, ...]:
         """Return the names of the attributes that the stock layer has too."""
-        raise NotImplementedError
 
     @classmethod
     def from_dense(
