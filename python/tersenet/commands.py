@@ -126,7 +126,8 @@ def compress(
 
     Without a plan, a sparsity, a threshold or a quantizer this is lossless. With them, weights are
     pruned and quantized: tensors of two to five dimensions whose names end in "weight". Patterns of
-    a plan match these names without ".weight".
+    a plan match these names without ".weight". An embedding is left alone where its name says so
+    (embed, emb, wte, wpe); a plan reaches it by "embedding:*" or by its name.
     """
     from tersenet.file_compression import compress_file
 
@@ -228,9 +229,10 @@ def inspect(
         )
     _console().print(table)
     share = totals["file_nbytes"] / max(totals["dense_nbytes"], 1)
+    rest = totals["file_nbytes"] - totals["tensors_nbytes"]
     _say(
         f"{len(facts)} tensors, {totals['file_nbytes']:,} bytes, {share:.2%} of "
-        f"{totals['dense_nbytes']:,} dense"
+        f"{totals['dense_nbytes']:,} dense; header, codebooks and checksums are {rest:,} of them"
     )
     for key, value in metadata.items():
         _say(f"{key} = {value}")

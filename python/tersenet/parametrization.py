@@ -101,9 +101,14 @@ def targets(model: nn.Module, plan: Plan) -> list[Target]:
     """Return the weights that the plan reaches, in the model's order.
 
     Raises:
+        TypeError: if the model is no module, or the plan no Plan.
         ValueError: as `Plan.resolve`, or if a weight is no plain parameter (weight_norm and other
-            parametrizations, torch.nn.utils.prune, a lazy layer), or tied layers get two rules.
+            parametrizations, torch.nn.utils.prune, a lazy layer), has no values or complex ones, or
+            tied layers get two rules.
     """
+    for value, expected in ((model, nn.Module), (plan, Plan)):
+        if not isinstance(value, expected):
+            raise TypeError(f"plan: {type(value).__name__}, expected a {expected.__name__}")
     kinds = layers(model)
     rules = plan.resolve(list(kinds.items()))
     found = []
@@ -111,7 +116,10 @@ def targets(model: nn.Module, plan: Plan) -> list[Target]:
         chosen = [name for name in members if name in rules]
         if not chosen:
             continue
-        if not (weight := original_of(*places[0])).is_floating_point():
+        weight = original_of(*places[0])
+        if weight.is_meta:
+            raise ValueError(f"plan: weight of layer {chosen[0]!r} is on meta, expected values")
+        if not weight.is_floating_point():
             raise ValueError(
                 f"plan: weight of layer {chosen[0]!r} is {weight.dtype}, expected a real "
                 "floating-point type"

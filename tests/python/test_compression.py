@@ -344,3 +344,14 @@ def test_a_weight_that_is_not_a_number_names_its_layer(scope):
         model[1].weight[3, 4] = torch.nan
     with pytest.raises(ValueError, match=r"^1: cws: .*1 non-finite values"):
         compress(model, Plan.of(quantizer="cws", k=4, codebook_scope=scope))
+
+
+def test_a_plan_needs_a_model_with_values():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(5, 5))
+    with pytest.raises(ValueError, match="layer '0' is on meta, expected values"):
+        compress(model, Plan.of(sparsity=0.5))
+    with pytest.raises(TypeError, match="dict, expected a Plan"):
+        prune(nn.Linear(5, 5), {"sparsity": 0.5})
+    with pytest.raises(TypeError, match="str, expected a Module"):
+        prune("model", Plan.of(sparsity=0.5))
