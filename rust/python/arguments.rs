@@ -9,10 +9,12 @@ use pyo3::types::PyDict;
 use std::sync::OnceLock;
 
 /// The number of threads asked for, or the lesser of torch's and what this process may use.
-pub(super) fn threads(py: Python<'_>, asked: Option<usize>) -> PyResult<usize> {
+pub(super) fn threads(py: Python<'_>, asked: Option<i64>) -> PyResult<usize> {
     match asked {
-        Some(0) => Err(invalid("threads: 0, expected at least 1".into())),
-        Some(threads) => Ok(threads),
+        Some(threads) => usize::try_from(threads)
+            .ok()
+            .filter(|&threads| threads > 0)
+            .ok_or_else(|| invalid(format!("threads: {threads}, expected at least 1"))),
         None => {
             static AVAILABLE: OnceLock<usize> = OnceLock::new();
             // Asked once: it reads several files, which takes longer than a small product.
@@ -29,7 +31,8 @@ pub(super) fn threads(py: Python<'_>, asked: Option<usize>) -> PyResult<usize> {
 
 /// `value` as a C-contiguous array of `T` with `ndim` dimensions, copied only where it must be.
 ///
-/// Types that `T` cannot represent exactly are refused when `is_exact`.
+/// When `is_exact`, an array of a type that `T` cannot represent exactly is refused, and so is a
+/// list with a value that `T` cannot.
 pub(super) fn array<'py, T: Element>(
     value: &Bound<'py, PyAny>,
     name: &str,
@@ -46,9 +49,18 @@ pub(super) fn array<'py, T: Element>(
     }
     let numpy = value.py().import("numpy")?;
     let given = numpy.call_method1("asarray", (value,))?;
-    if is_exact
-        && !numpy.call_method1("can_cast", (given.getattr("dtype")?, dtype, "safe"))?.is_truthy()?
-    {
+    let is_safe = || {
+        if numpy.call_method1("can_cast", (given.getattr("dtype")?, dtype, "safe"))?.is_truthy()? {
+            return Ok::<bool, PyErr>(true);
+        }
+        // A list has no type of its own: what counts is whether its values come through.
+        if value.hasattr("dtype")? {
+            return Ok(false);
+        }
+        let converted = given.call_method1("astype", (dtype,))?;
+        numpy.call_method1("array_equal", (&given, converted))?.is_truthy()
+    };
+    if is_exact && !is_safe()? {
         return Err(invalid(format!(
             "{name}: dtype {}, expected {dtype} (converting may change values: do it first)",
             given.getattr("dtype")?

@@ -120,7 +120,7 @@ impl PyMatrix {
     fn decompress<'py>(
         &self,
         py: Python<'py>,
-        threads: Option<usize>,
+        threads: Option<i64>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let threads = super::arguments::threads(py, threads)?;
         let dense = released(py, || self.0.decompress(threads))?;
@@ -149,7 +149,7 @@ impl PyMatrix {
     fn matvec<'py>(
         &self,
         x: &Bound<'py, PyAny>,
-        threads: Option<usize>,
+        threads: Option<i64>,
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let py = x.py();
         let threads = super::arguments::threads(py, threads)?;
@@ -163,7 +163,7 @@ impl PyMatrix {
     fn matmul<'py>(
         &self,
         x: &Bound<'py, PyAny>,
-        threads: Option<usize>,
+        threads: Option<i64>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let py = x.py();
         let threads = super::arguments::threads(py, threads)?;
@@ -178,7 +178,7 @@ impl PyMatrix {
     fn matmul_transposed<'py>(
         &self,
         x: &Bound<'py, PyAny>,
-        threads: Option<usize>,
+        threads: Option<i64>,
         groups: usize,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let py = x.py();
@@ -201,7 +201,7 @@ impl PyMatrix {
         dilation: [usize; 2],
         groups: usize,
         bias: Option<&Bound<'py, PyAny>>,
-        threads: Option<usize>,
+        threads: Option<i64>,
     ) -> PyResult<Bound<'py, PyArray4<f32>>> {
         let py = x.py();
         let threads = super::arguments::threads(py, threads)?;

@@ -259,3 +259,26 @@ def test_threads_may_share_a_matrix(pair: tuple[str, str]):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_lists_are_taken_where_their_values_come_through():
+    assert Codebook([1.5, -2.0]).values.tolist() == [1.5, -2.0]
+    assert CompressedMatrix.compress([[0.5, 0], [0, 1]]).decompress().tolist() == [[0.5, 0], [0, 1]]
+    with pytest.raises(ValueError, match="codebook: dtype float64, expected float32"):
+        Codebook([0.1])
+    with pytest.raises(ValueError, match="weights: dtype float64, expected float32"):
+        CompressedMatrix.compress(np.ones((2, 2)))
+
+
+def test_odd_arguments_are_named_or_right():
+    matrix = CompressedMatrix.compress(np.eye(4, dtype=np.float32))
+    for threads in (0, -1):
+        with pytest.raises(ValueError, match=f"threads: {threads}, expected at least 1"):
+            matrix.matvec(np.ones(4), threads=threads)
+    assert matrix.rows([]).shape == (0, 4)
+    unaligned = np.frombuffer(b"\0" + np.arange(4, dtype="<f4").tobytes(), "<f4", 4, 1)
+    assert matrix.matvec(unaligned).tolist() == [0, 1, 2, 3]
+    other_bytes = np.array([[2, 0, 0, 3]], np.uint8).view(bool)
+    symbols = np.zeros((1, 4), np.uint16)
+    found = CompressedMatrix.from_symbols(symbols, Codebook([1.5]), other_bytes)
+    assert found.decompress().tolist() == [[1.5, 0, 0, 1.5]]
