@@ -32,11 +32,6 @@ impl BitWriter {
         Self::default()
     }
 
-    /// The number of bits written so far.
-    pub fn position(&self) -> u64 {
-        self.bytes.len() as u64 * 8 + u64::from(self.pending_bits)
-    }
-
     /// Appends the low `width` bits of `value`; higher bits of `value` must be zero.
     pub fn put(&mut self, value: u64, width: u32) {
         debug_assert!(width == 64 || value >> width == 0);

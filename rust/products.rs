@@ -3,14 +3,12 @@
 //! ```text
 //!   for each block of 64 rows:               decode once into columns and values
 //!     for each panel of 16 batch members:    [ncols][16], one broadcast a kept weight
-//!       for each strip of columns:           the part of the panel that stays in L1
-//!         for each row: sums[row] += Σ value · panel[col]
+//!       for each row: sums[row] += Σ value · panel[col]
 //! ```
 //!
 //! No dense copy of the matrix exists at any time: a block of rows is decoded into a small buffer
-//! and used for the whole batch. A panel of 4,096 columns does not fit into the first-level cache,
-//! so each row is cut where a strip of columns ends; strips are as narrow as leaves a row some 16
-//! weights in each. Measured at 90 % sparsity and batch 32: half the time of whole rows.
+//! and used for the whole batch. Cutting rows into strips of columns, so that a panel's part stays
+//! in the first-level cache, was tried and gained nothing: each strip of a row starts anew.
 //!
 //! Work is cut into blocks of rows, and each output is summed by one thread in one order, so the
 //! result has the same bits for any number of threads.
@@ -83,18 +81,16 @@ impl CompressedMatrix {
         let items = zip_chunks(ranges, &mut by_row, npanels);
         threads::for_each(threads, items, |(rows, out)| {
             let mut block = RowBlock::default();
-            let mut strips = Strips::new(self.shape(), self.nnz(), PANEL_STRIP);
             let blocks = out.chunks_mut(BLOCK_ROWS.saturating_mul(npanels.max(1)));
             for (start, out) in rows.clone().step_by(BLOCK_ROWS).zip(blocks) {
                 self.decode(start..rows.end.min(start + BLOCK_ROWS), &mut block)?;
-                strips.cut(&block);
                 for panel in 0..npanels {
                     let inputs = &panels[panel * ncols..(panel + 1) * ncols];
-                    strips.for_each(|row, range| {
-                        let (cols, values) = (&block.cols[range.clone()], &block.values[range]);
+                    for row in 0..block.nrows() {
+                        let (cols, values) = block.row(row);
                         let sums = &mut out[row * npanels + panel];
                         kernels.add_panel_product(cols, values, inputs, sums);
-                    });
+                    }
                 }
             }
             Ok(())
@@ -184,57 +180,6 @@ impl CompressedMatrix {
     /// As many threads as the work is worth: one for each 64 Ki multiply–adds, at most `threads`.
     fn useful(&self, threads: usize, batch: usize) -> usize {
         threads.min(self.nnz().saturating_mul(batch) >> 16).max(1)
-    }
-}
-
-/// Where each row of a block is cut so that a strip of a panel stays in the first-level cache.
-pub(crate) struct Strips {
-    /// Columns of a strip.
-    width: usize,
-    count: usize,
-    /// `count + 1` places a row.
-    cuts: Vec<usize>,
-}
-
-/// Columns of a panel that take half of a first-level cache of 32 KiB.
-const PANEL_STRIP: usize = 256;
-/// Kept weights of a row that a strip should hold, so that starting one pays.
-const WEIGHTS_A_STRIP: usize = 16;
-
-impl Strips {
-    /// Strips of `narrowest` columns, or as many more as leave a row some 16 weights in each.
-    pub(crate) fn new(shape: Shape, nnz: usize, narrowest: usize) -> Self {
-        let wanted = (WEIGHTS_A_STRIP * shape.nrows).saturating_mul(shape.ncols) / nnz.max(1);
-        let width = wanted.max(narrowest);
-        Self { width, count: shape.ncols.div_ceil(width).max(1), cuts: Vec::new() }
-    }
-
-    /// Finds the cuts of all rows of `block`.
-    pub(crate) fn cut(&mut self, block: &RowBlock) {
-        self.cuts.clear();
-        for row in 0..block.nrows() {
-            let (start, end) = (block.indptr[row], block.indptr[row + 1]);
-            let first = self.cuts.len();
-            self.cuts.push(start);
-            let mut at = start;
-            for strip in 1..self.count {
-                let limit = (strip * self.width) as u32;
-                at += block.cols[at..end].partition_point(|&col| col < limit);
-                self.cuts.push(at);
-            }
-            self.cuts.resize(first + self.count + 1, end);
-        }
-    }
-
-    /// Gives each row's weights of a strip, strip after strip.
-    pub(crate) fn for_each(&self, mut give: impl FnMut(usize, std::ops::Range<usize>)) {
-        for strip in 0..self.count {
-            for (row, cuts) in self.cuts.chunks_exact(self.count + 1).enumerate() {
-                if cuts[strip] < cuts[strip + 1] {
-                    give(row, cuts[strip]..cuts[strip + 1]);
-                }
-            }
-        }
     }
 }
 

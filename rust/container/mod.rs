@@ -22,7 +22,9 @@ use crate::array::Owner;
 use crate::error::{Error, Result};
 use crate::matrix::CompressedMatrix;
 
-/// What a reader may be asked to take; more is `LimitExceeded`, refused before any allocation.
+/// What a file may claim; more is `LimitExceeded`, refused before memory is asked for it.
+///
+/// What a caller then does with a matrix may take several times its dense bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes of the header.

@@ -17,8 +17,8 @@
 //! bits. For speed, columns are whole words (a bitmap where more than half are kept) and symbols
 //! take 8 or 16 bits (none for k = 1), so that a product reads them as they lie.
 //!
-//! Space: about H₀-like width + 1 bits of gap and ⌈log2 k⌉ of symbol a kept weight, or one bit an
-//! entry and the symbol. Time: one pass; a row in the middle of a block of gaps costs the rows
+//! Space: ⌈log2 k⌉ bits of symbol a kept weight, and a gap of about a bit more than its entropy or
+//! one bit an entry. Time: one pass; a row in the middle of a block of gaps costs the rows
 //! before it.
 
 use super::{Encoded, Encoding, Goal, Layout, LayoutSpec, Parts, Product, check_rows};
