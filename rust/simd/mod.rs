@@ -5,10 +5,12 @@
 //! an instruction set's type proves that the CPU has it. This folder alone may say `unsafe`, and
 //! it knows slices only.
 //!
-//! `TERSENET_SIMD=scalar|avx2` forces one, so that every path on a machine can be tested.
+//! `TERSENET_SIMD=scalar|avx2|avx512` forces one, so that every path on a machine can be tested.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod scalar;
 
 use crate::error::{Error, Result};
@@ -72,6 +74,10 @@ pub fn available() -> Vec<&'static dyn Kernels> {
     #[cfg(target_arch = "x86_64")]
     if let Some(avx2) = avx2::Avx2::detect() {
         sets.push(avx2);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx512) = avx512::Avx512::detect() {
+        sets.push(avx512);
     }
     sets
 }

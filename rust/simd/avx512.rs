@@ -1,0 +1,70 @@
+//! AVX-512 (F, BW, DQ, VL, VBMI, VBMI2) with BMI2: sixteen lanes, masks for what is left over.
+//!
+//! What is not faster here than on AVX2 is left to it.
+#![allow(unsafe_code)]
+
+use super::avx2::Avx2;
+use super::{Kernels, Lanes};
+
+/// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
+pub struct Avx512 {
+    avx2: &'static Avx2,
+}
+
+impl Avx512 {
+    /// The kernels, where the CPU has the instructions.
+    pub fn detect() -> Option<&'static Self> {
+        static AVX512: std::sync::OnceLock<Option<Avx512>> = std::sync::OnceLock::new();
+        let found = AVX512.get_or_init(|| {
+            let has_all = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vbmi")
+                && is_x86_feature_detected!("avx512vbmi2")
+                && is_x86_feature_detected!("bmi1")
+                && is_x86_feature_detected!("bmi2")
+                && is_x86_feature_detected!("popcnt");
+            Avx2::detect().filter(|_| has_all).map(|avx2| Self { avx2 })
+        });
+        found.as_ref()
+    }
+}
+
+impl Kernels for Avx512 {
+    fn name(&self) -> &'static str {
+        "avx512"
+    }
+
+    fn sparse_dot(&self, cols: &[u32], values: &[f32], x: &[f32]) -> f32 {
+        self.avx2.sparse_dot(cols, values, x)
+    }
+
+    fn symbol_dot(
+        &self,
+        cols: &[[u8; 2]],
+        symbols: &[u8],
+        codebook: &[f32; 256],
+        x: &[f32],
+    ) -> f32 {
+        self.avx2.symbol_dot(cols, symbols, codebook, x)
+    }
+
+    fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32 {
+        self.avx2.dense_dot(w, x)
+    }
+
+    fn add_panel_product(&self, cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut Lanes) {
+        self.avx2.add_panel_product(cols, values, panel, sums);
+    }
+
+    fn add_shifted_product(
+        &self,
+        offsets: &[u32],
+        values: &[f32],
+        input: &[f32],
+        sums: &mut [f32],
+    ) {
+        self.avx2.add_shifted_product(offsets, values, input, sums);
+    }
+}
