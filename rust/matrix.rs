@@ -327,6 +327,11 @@ impl CompressedMatrix {
         Ok(())
     }
 
+    /// Rows that are best decoded together; ranges of rows should start at a multiple of it.
+    pub(crate) fn block_rows(&self) -> usize {
+        BLOCK_ROWS
+    }
+
     pub(crate) fn codebook_values(&self) -> &[f32] {
         self.codebook.as_ref().map_or(&[], |codebook| codebook.values())
     }

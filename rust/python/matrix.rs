@@ -209,7 +209,7 @@ impl PyMatrix {
         let bias =
             bias.map(|b| array::<f32>(b, "conv: bias", "float32", &[1], false)).transpose()?;
         let bias = bias.as_ref().map(slice).transpose()?;
-        let geometry = Geometry { kernel, stride, padding, dilation, groups };
+        let geometry = Geometry { kernel, stride, padding, dilation, spread: [1, 1], groups };
         let shape = [x.shape()[0], x.shape()[1], x.shape()[2], x.shape()[3]];
         let x = slice(&x)?;
         let (y, shape) = released(py, || self.0.conv(x, shape, &geometry, bias, threads))?;

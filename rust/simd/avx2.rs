@@ -3,7 +3,7 @@
 //! Inputs are gathered by plain, checked loads: on most CPUs faster than the gather instruction.
 #![allow(unsafe_code)]
 
-use super::{Kernels, Lanes, TILE};
+use super::{Kernels, Lanes, StripRows, Sums};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
@@ -52,23 +52,31 @@ impl Kernels for Avx2 {
         unsafe { add_panel_product(cols, values, panel, sums) }
     }
 
-    fn add_shifted_product(
+    fn tile(&self) -> usize {
+        64
+    }
+
+    fn add_strip(
         &self,
-        offsets: &[u32],
-        values: &[f32],
+        rows: StripRows<'_>,
+        size: usize,
         input: &[f32],
+        mode: Sums,
         sums: &mut [f32],
     ) {
-        assert_eq!(offsets.len(), values.len(), "add_shifted_product: offsets and values");
-        let product = match sums.len() {
-            8 => add_shifted_product::<1, 8>,
-            16 => add_shifted_product::<2, 4>,
-            32 => add_shifted_product::<4, 2>,
-            TILE => add_shifted_product::<8, 1>,
-            size => panic!("add_shifted_product: a tile of {size}"),
+        let kernel = match size {
+            8 => add_strip::<1, 8>,
+            16 => add_strip::<2, 4>,
+            32 => add_strip::<4, 2>,
+            64 => add_strip::<8, 1>,
+            128 => add_strip::<16, 1>,
+            256 => add_strip::<32, 1>,
+            _ => panic!("add_strip: a tile of {size}"),
         };
-        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
-        unsafe { product(offsets, values, input, sums) }
+        rows.check(size, input, sums);
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA; the check above is what
+        // the kernel asks for.
+        unsafe { kernel(rows, input, mode, sums) }
     }
 }
 
@@ -184,37 +192,56 @@ fn add_panel_product(cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut L
     }
 }
 
-/// Eight registers of sums stay in place while the weights go by: `VECTORS` for the tile, times
+/// Registers of sums stay in place while the weights go by: `VECTORS` for the tile, times
 /// `WEIGHTS` in turn, so that additions of small tiles overlap too.
+///
+/// # Safety
+/// [`StripRows::check`] was called for tiles of 8 · `VECTORS`.
 #[target_feature(enable = "avx2,fma")]
-fn add_shifted_product<const VECTORS: usize, const WEIGHTS: usize>(
-    offsets: &[u32],
-    values: &[f32],
+unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
+    rows: StripRows<'_>,
     input: &[f32],
+    mode: Sums,
     sums: &mut [f32],
 ) {
-    let mut acc = [[_mm256_setzero_ps(); VECTORS]; WEIGHTS];
-    let (offset_chunks, offset_rest) = offsets.as_chunks::<WEIGHTS>();
-    let (value_chunks, value_rest) = values.as_chunks::<WEIGHTS>();
-    let add = |acc: &mut [__m256; VECTORS], offset: u32, value: f32| {
-        let (vectors, _) = input[offset as usize..][..8 * VECTORS].as_chunks::<8>();
-        let value = _mm256_set1_ps(value);
-        for (acc, vector) in acc.iter_mut().zip(vectors) {
-            *acc = _mm256_fmadd_ps(value, load(vector), *acc);
+    for (row, sums) in sums.chunks_exact_mut(8 * VECTORS).enumerate() {
+        let (offsets, values) = rows.row(row);
+        if offsets.is_empty() && mode == Sums::Continue {
+            continue;
         }
-    };
-    for (offsets, values) in offset_chunks.iter().zip(value_chunks) {
-        for i in 0..WEIGHTS {
-            add(&mut acc[i], offsets[i], values[i]);
+        let (parts, _) = sums.as_chunks_mut::<8>();
+        let mut acc = [[_mm256_setzero_ps(); VECTORS]; WEIGHTS];
+        if mode == Sums::Continue {
+            for (acc, part) in acc[0].iter_mut().zip(&*parts) {
+                *acc = load(part);
+            }
         }
-    }
-    for (i, (&offset, &value)) in offset_rest.iter().zip(value_rest).enumerate() {
-        add(&mut acc[i], offset, value);
-    }
-    let (parts, _) = sums.as_chunks_mut::<8>();
-    for (vector, part) in parts.iter_mut().enumerate() {
-        let sum = acc.iter().fold(load(part), |sum, acc| _mm256_add_ps(sum, acc[vector]));
-        // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
-        unsafe { _mm256_storeu_ps(part.as_mut_ptr(), sum) };
+        let add = |acc: &mut [__m256; VECTORS], offset: u32, value: f32| {
+            let value = _mm256_set1_ps(value);
+            for (vector, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: the caller checked that 8 · VECTORS numbers from every offset are there.
+                let x =
+                    unsafe { _mm256_loadu_ps(input.as_ptr().add(offset as usize + 8 * vector)) };
+                *acc = _mm256_fmadd_ps(value, x, *acc);
+            }
+        };
+        let (offset_chunks, offset_rest) = offsets.as_chunks::<WEIGHTS>();
+        let (value_chunks, value_rest) = values.as_chunks::<WEIGHTS>();
+        for (offsets, values) in offset_chunks.iter().zip(value_chunks) {
+            for i in 0..WEIGHTS {
+                add(&mut acc[i], offsets[i], values[i]);
+            }
+        }
+        for (i, (&offset, &value)) in offset_rest.iter().zip(value_rest).enumerate() {
+            add(&mut acc[i], offset, value);
+        }
+        for (vector, part) in parts.iter_mut().enumerate() {
+            let mut sum = acc[0][vector];
+            for acc in &acc[1..] {
+                sum = _mm256_add_ps(sum, acc[vector]);
+            }
+            // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
+            unsafe { _mm256_storeu_ps(part.as_mut_ptr(), sum) };
+        }
     }
 }

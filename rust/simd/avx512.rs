@@ -3,8 +3,10 @@
 //! What is not faster here than on AVX2 is left to it.
 #![allow(unsafe_code)]
 
+mod tiles;
+
 use super::avx2::Avx2;
-use super::{Kernels, Lanes};
+use super::{Kernels, Lanes, StripRows, Sums};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
 pub struct Avx512 {
@@ -58,13 +60,30 @@ impl Kernels for Avx512 {
         self.avx2.add_panel_product(cols, values, panel, sums);
     }
 
-    fn add_shifted_product(
+    fn tile(&self) -> usize {
+        128
+    }
+
+    fn add_strip(
         &self,
-        offsets: &[u32],
-        values: &[f32],
+        rows: StripRows<'_>,
+        size: usize,
         input: &[f32],
+        mode: Sums,
         sums: &mut [f32],
     ) {
-        self.avx2.add_shifted_product(offsets, values, input, sums);
+        let kernel = match size {
+            8 => return self.avx2.add_strip(rows, size, input, mode, sums),
+            16 => tiles::add_strip::<1, 8>,
+            32 => tiles::add_strip::<2, 4>,
+            64 => tiles::add_strip::<4, 2>,
+            128 => tiles::add_strip::<8, 1>,
+            256 => tiles::add_strip::<16, 1>,
+            _ => panic!("add_strip: a tile of {size}"),
+        };
+        rows.check(size, input, sums);
+        // SAFETY: `self` exists only where `detect` found AVX-512; the check above is what the
+        // kernel asks for.
+        unsafe { kernel(rows, input, mode, sums) }
     }
 }

@@ -12,6 +12,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod scalar;
+mod tiles;
 
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
@@ -22,11 +23,7 @@ pub const LANES: usize = 16;
 /// One panel row: a column's inputs for [`LANES`] members of the batch.
 pub type Lanes = [f32; LANES];
 
-/// Positions of the largest tile: [`Kernels::add_shifted_product`] adds to so many outputs at once.
-pub const TILE: usize = 64;
-
-/// The smallest tile.
-pub const SMALLEST_TILE: usize = 8;
+pub use tiles::{LARGEST_TILE, SMALLEST_TILE, Strip, StripRows, Sums};
 
 /// The inner loops. Sums may differ in order between instruction sets, never between calls.
 pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
@@ -59,13 +56,23 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// When the slices differ in length or a column is outside the panel.
     fn add_panel_product(&self, cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut Lanes);
 
-    /// Adds `Σ values[i] · input[offsets[i] + p]` to `sums[p]`, for every position of a tile of 8,
-    /// 16, 32 or 64.
+    /// Outputs of the tile that [`Kernels::add_strip`] is fastest at: a power of two, no larger
+    /// than [`LARGEST_TILE`].
+    fn tile(&self) -> usize;
+
+    /// Sums `Σ value · input[offset + p]` over the weights of each row, for p in [0, size), into
+    /// `sums` `[rows, size]`; `size` is a power of two from [`SMALLEST_TILE`] to [`LARGEST_TILE`].
     ///
     /// # Panics
-    /// When the slices differ in length, the tile has another size, or a tile at an offset ends
-    /// outside the input.
-    fn add_shifted_product(&self, offsets: &[u32], values: &[f32], input: &[f32], sums: &mut [f32]);
+    /// When the size is another, `sums` has another length, or a tile ends outside the input.
+    fn add_strip(
+        &self,
+        rows: StripRows<'_>,
+        size: usize,
+        input: &[f32],
+        mode: Sums,
+        sums: &mut [f32],
+    );
 }
 
 /// Every instruction set that this CPU has, the plainest first.
@@ -145,18 +152,27 @@ mod tests {
             let bound = bound(pairs.iter().copied());
             for set in available() {
                 let name = set.name();
-                let mut input = vec![0.0; w.len() + TILE];
+                let mut input = vec![0.0; w.len() + LARGEST_TILE];
                 for (i, &x) in x.iter().enumerate() {
                     input[i + lane] = x;
                 }
                 let half = cols.len() / 2;
-                for size in [8, 16, 32, TILE] {
-                    let mut tile = vec![0.0; size];
-                    set.add_shifted_product(&cols[..half], &reversed[..half], &input, &mut tile);
-                    set.add_shifted_product(&cols[half..], &reversed[half..], &input, &mut tile);
-                    let Some(&shifted) = tile.get(lane) else { continue };
+                let places: Vec<u32> = (0..w.len() as u32).collect();
+                let mut strips = [Strip::default(), Strip::default()];
+                for (strip, part) in strips.iter_mut().zip([0..half, half..cols.len()]) {
+                    strip.clear();
+                    strip.push_row(&[], &[], 0, &places);
+                    strip.push_row(&cols[part.clone()], &reversed[part], 0, &places);
+                    strip.push_row(&[], &[], 0, &places);
+                }
+                for size in [8, 16, 32, 64, 128, LARGEST_TILE] {
+                    let mut sums = vec![f32::NAN; 3 * size];
+                    set.add_strip(strips[0].rows(0, 3), size, &input, Sums::Start, &mut sums);
+                    set.add_strip(strips[1].rows(0, 3), size, &input, Sums::Continue, &mut sums);
+                    prop_assert!(sums[..size].iter().chain(&sums[2 * size..]).all(|&y| y == 0.0));
+                    let Some(&shifted) = sums[size..2 * size].get(lane) else { continue };
                     let shifted = f64::from(shifted);
-                    prop_assert!((shifted - exact).abs() <= bound, "{name} shifted {shifted} {exact}");
+                    prop_assert!((shifted - exact).abs() <= bound, "{name} strip {shifted} {exact}");
                 }
                 let dense = f64::from(set.dense_dot(&w, &x));
                 prop_assert!((dense - exact).abs() <= bound, "{name} dense {dense} {exact}");
@@ -211,12 +227,16 @@ mod tests {
                 let symbol = std::panic::catch_unwind(|| {
                     set.symbol_dot(&stored, &vec![0; len], &[1.0; 256], &[1.0; 5])
                 });
-                let shifted = std::panic::catch_unwind(|| {
-                    set.add_shifted_product(&cols, &values, &[1.0; TILE + 4], &mut [0.0; TILE])
-                });
-                let odd_tile = std::panic::catch_unwind(|| {
-                    set.add_shifted_product(&[0], &[1.0], &[1.0; TILE], &mut [0.0; 24])
-                });
+                let mut strip = Strip::default();
+                strip.clear();
+                strip.push_row(&cols, &values, 0, &[0, 1, 2, 3, 4, 5]);
+                let tile = |size: usize, inputs: usize| {
+                    std::panic::catch_unwind(|| {
+                        let (input, mut sums) = (vec![1.0; inputs], vec![0.0; size]);
+                        set.add_strip(strip.rows(0, 1), size, &input, Sums::Start, &mut sums)
+                    })
+                };
+                let (shifted, odd_tile) = (tile(64, 68), tile(24, 64));
                 assert!(dot.is_err() && panel.is_err() && symbol.is_err(), "{} {len}", set.name());
                 assert!(shifted.is_err() && odd_tile.is_err(), "{} {len}", set.name());
             }

@@ -1,6 +1,6 @@
 //! The specification: every kernel in plain Rust, on every machine.
 
-use super::{Kernels, Lanes, TILE};
+use super::{Kernels, LARGEST_TILE, Lanes, SMALLEST_TILE, StripRows, Sums};
 
 /// No instruction set at all.
 pub struct Scalar;
@@ -43,19 +43,31 @@ impl Kernels for Scalar {
         }
     }
 
-    fn add_shifted_product(
+    fn tile(&self) -> usize {
+        64
+    }
+
+    fn add_strip(
         &self,
-        offsets: &[u32],
-        values: &[f32],
+        rows: StripRows<'_>,
+        size: usize,
         input: &[f32],
+        mode: Sums,
         sums: &mut [f32],
     ) {
-        assert_eq!(offsets.len(), values.len(), "add_shifted_product: offsets and values");
-        assert!(matches!(sums.len(), 8 | 16 | 32 | TILE), "add_shifted_product: the tile");
-        for (&offset, &value) in offsets.iter().zip(values) {
-            let input = &input[offset as usize..][..sums.len()];
-            for (sum, x) in sums.iter_mut().zip(input) {
-                *sum += value * x;
+        let is_size = size.is_power_of_two() && (SMALLEST_TILE..=LARGEST_TILE).contains(&size);
+        assert!(is_size, "add_strip: a tile of {size}");
+        rows.check(size, input, sums);
+        for (row, sums) in sums.chunks_exact_mut(size).enumerate() {
+            if mode == Sums::Start {
+                sums.fill(0.0);
+            }
+            let (offsets, values) = rows.row(row);
+            for (&offset, &value) in offsets.iter().zip(values) {
+                let input = &input[offset as usize..][..size];
+                for (sum, x) in sums.iter_mut().zip(input) {
+                    *sum += value * x;
+                }
             }
         }
     }

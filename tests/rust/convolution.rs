@@ -57,7 +57,7 @@ prop_compose! {
             w: numbers(nrows * group_channels * kernel[0] * kernel[1], seed ^ 7, density),
             nrows,
             bias: has_bias.then(|| numbers(nrows, seed ^ 9, 1.0)),
-            geometry: Geometry { kernel, stride, padding, dilation, groups },
+            geometry: Geometry { kernel, stride, padding, dilation, spread: [1, 1], groups },
             layout,
         }
     }
@@ -65,7 +65,7 @@ prop_compose! {
 
 /// The sum that torch documents, and the sum of its terms' absolute values.
 fn exact(case: &Case, image: usize, row: usize, i: usize, j: usize) -> (f64, f64) {
-    let Geometry { kernel, stride, padding, dilation, groups } = case.geometry;
+    let Geometry { kernel, stride, padding, dilation, groups, .. } = case.geometry;
     let [_, channels, height, width] = case.shape;
     let group_channels = channels / groups;
     let group = row / (case.nrows / groups);
@@ -98,7 +98,7 @@ proptest! {
     #[test]
     fn every_geometry_agrees_with_the_definition(case in case()) {
         let [images, channels, height, width] = case.shape;
-        let Geometry { kernel, stride, padding, dilation, groups } = case.geometry;
+        let Geometry { kernel, stride, padding, dilation, groups, .. } = case.geometry;
         let shape = Shape::new(case.nrows, channels / groups * kernel[0] * kernel[1]).unwrap();
         let request = Request { layout: Some(LAYOUTS[case.layout]), ..Request::default() };
         let matrix = CompressedMatrix::compress(&case.w, shape, &request).unwrap();
@@ -136,6 +136,7 @@ fn a_large_convolution_has_the_same_bits_on_any_number_of_threads() {
             stride: [1, 1],
             padding: [[1, 1]; 2],
             dilation: [1, 1],
+            spread: [1, 1],
             groups: 1,
         },
     );
@@ -159,6 +160,7 @@ fn shapes_that_do_not_fit_are_errors() {
         stride: [1, 1],
         padding: [[0, 0]; 2],
         dilation: [1, 1],
+        spread: [1, 1],
         groups: 1,
     };
     assert!(matrix.conv(&[0.0; 50], [1, 2, 5, 5], &good, None, 1).is_ok());

@@ -1,0 +1,493 @@
+//! Convolutions, and linear layers as convolutions of one place, straight from compressed kernels.
+//!
+//! The input is unfolded (`unfolding.rs`) so that a kept weight is one broadcast and a run of
+//! multiply–adds at an offset:
+//!
+//! ```text
+//!   for each block of rows (output channels):    decode once, columns become offsets, cut into
+//!     for each group of images:                  strips of input channels (`schedule.rs`)
+//!       unfold
+//!       for each tile of outputs:                64 to 128 of them, in registers
+//!         for each strip:                        its part of the unfolded input stays in L1
+//!           for each row: sums[row][..] += Σ value · unfolded[offset + tile]
+//!         finish (scale, shift, activation) and store
+//! ```
+//!
+//! Every output is summed in the order of its row's weights, whoever computes it, so any number of
+//! threads gives the same bits. Threads share the groups of images, or the rows where there are
+//! fewer groups than threads.
+//!
+//! Price: the unfolded input of one group a thread; the decoded rows of one block, or of the whole
+//! layer where a [`Schedule`] is kept.
+
+mod schedule;
+mod unfolding;
+
+pub use schedule::Schedule;
+
+use crate::error::{Error, Result};
+use crate::matrix::CompressedMatrix;
+use crate::rows::{RowBlock, filled};
+use crate::simd::{self, Kernels, SMALLEST_TILE, Sums};
+use crate::threads;
+use schedule::Cuts;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::Mutex;
+use unfolding::Unfolding;
+
+/// How a kernel moves over its input: rows, then columns, as torch's convolutions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// The kernel's height and width.
+    pub kernel: [usize; 2],
+    /// Steps between outputs.
+    pub stride: [usize; 2],
+    /// Zeros before and after the input.
+    pub padding: [[usize; 2]; 2],
+    /// Steps between taps.
+    pub dilation: [usize; 2],
+    /// Steps between inputs, with zeros in between: 1, or the stride of a transposed convolution.
+    pub spread: [usize; 2],
+    /// Groups of channels that do not see each other.
+    pub groups: usize,
+}
+
+impl Geometry {
+    /// That of a linear layer: one place.
+    pub const POINT: Self = Self {
+        kernel: [1, 1],
+        stride: [1, 1],
+        padding: [[0, 0]; 2],
+        dilation: [1, 1],
+        spread: [1, 1],
+        groups: 1,
+    };
+}
+
+/// Where the weights of a layer come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Weights<'a> {
+    /// Decoded block by block, each time.
+    Stored(&'a CompressedMatrix),
+    /// Decoded before, for the same plan.
+    Scheduled(&'a Schedule),
+}
+
+/// What is done to the sums of a row, before they are stored: a slice of any part of them.
+pub type Finish<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
+
+/// Everything about a layer that one shape of input decides; made once, used for every call.
+#[derive(Debug)]
+pub struct Plan {
+    unfolding: Unfolding,
+    cuts: Cuts,
+    /// `[images, channels, height, width]`.
+    input: [usize; 4],
+    nrows: usize,
+    nnz: usize,
+    tile: usize,
+    /// Rows that are decoded at a time.
+    block_rows: usize,
+}
+
+/// Numbers of the input that a strip may take: what a first-level cache of 32 KiB leaves.
+const STRIP_NUMBERS: usize = 5120;
+/// Kept weights of a row that a strip should hold, so that starting one pays.
+const STRIP_WEIGHTS: usize = 12;
+/// Kept weights that are decoded at a time: 2 MiB with their offsets.
+const BLOCK_WEIGHTS: usize = 1 << 18;
+/// Multiply–adds that a thread is worth.
+const THREAD_PRODUCTS: usize = 1 << 17;
+
+impl Plan {
+    /// The plan of `matrix` as kernels `[nrows, channels / groups · kernel height · kernel width]`
+    /// for an input `[images, channels, height, width]`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when shapes do not fit.
+    pub fn new(
+        kernels: &'static dyn Kernels,
+        matrix: &CompressedMatrix,
+        input: [usize; 4],
+        geometry: &Geometry,
+    ) -> Result<Self> {
+        let (nrows, ncols) = (matrix.shape().nrows, matrix.shape().ncols);
+        let (groups, channels) = (geometry.groups, input[1]);
+        let taps = geometry.kernel[0].checked_mul(geometry.kernel[1]);
+        let is_grouped =
+            groups > 0 && channels.is_multiple_of(groups) && nrows.is_multiple_of(groups);
+        if !is_grouped || taps.and_then(|t| t.checked_mul(channels / groups)) != Some(ncols) {
+            return Err(Error::invalid(format!(
+                "conv: {channels} channels in {groups} groups, kernel {:?}, expected those of a \
+                 matrix [{nrows}, {ncols}]",
+                geometry.kernel
+            )));
+        }
+        let unfolding = Unfolding::new(input, geometry, kernels.tile())?;
+        let tile = kernels.tile();
+        let narrowest = STRIP_NUMBERS / unfolding.footprint(tile).max(1);
+        let wanted = (STRIP_WEIGHTS * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
+        let width = (narrowest.max(1) * taps.unwrap_or(1)).max(wanted);
+        let count = if groups > 1 { 1 } else { ncols.div_ceil(width).max(1) };
+        let cuts = Cuts {
+            width: ncols.div_ceil(count).max(1),
+            count,
+            places: unfolding.places(ncols),
+            group_rows: (nrows / groups).max(1),
+            group_step: channels / groups * unfolding.channel,
+        };
+        let unit = matrix.block_rows();
+        let block_rows =
+            (BLOCK_WEIGHTS * nrows.max(1) / matrix.nnz().max(1)).max(unit) / unit * unit;
+        Ok(Self { unfolding, cuts, input, nrows, nnz: matrix.nnz(), tile, block_rows })
+    }
+
+    /// The shape of the output: `[images, nrows, height, width]`.
+    pub fn output(&self) -> [usize; 4] {
+        let [height, width] = self.unfolding.outputs();
+        [self.input[0], self.nrows, height, width]
+    }
+
+    /// The whole matrix decoded, for this plan.
+    ///
+    /// # Errors
+    /// As [`CompressedMatrix::to_rows`].
+    pub fn schedule(&self, matrix: &CompressedMatrix) -> Result<Schedule> {
+        let (mut schedule, mut block) = (Schedule::default(), RowBlock::default());
+        schedule.clear(&self.cuts);
+        for start in (0..self.nrows).step_by(matrix.block_rows()) {
+            let rows = start..self.nrows.min(start + matrix.block_rows());
+            matrix.decode(rows, &mut block)?;
+            schedule.push(&block, start, &self.cuts);
+        }
+        Ok(schedule)
+    }
+
+    /// Computes the output `y` `[images, nrows, height, width]` from the input `x`.
+    ///
+    /// # Panics
+    /// When `x` or `y` has another length than the plan's.
+    ///
+    /// # Errors
+    /// `LimitExceeded` when memory cannot be had; `Io` when no thread can be made.
+    pub fn run(
+        &self,
+        kernels: &'static dyn Kernels,
+        weights: Weights<'_>,
+        x: &[f32],
+        y: &mut [f32],
+        finish: Finish<'_>,
+        threads: usize,
+    ) -> Result<()> {
+        assert_eq!(x.len(), self.input.iter().product::<usize>(), "conv: input");
+        assert_eq!(y.len(), self.output().iter().product::<usize>(), "conv: output");
+        if y.is_empty() {
+            return Ok(());
+        }
+        let [height, width] = self.unfolding.outputs();
+        let outputs = self.input[0] * height * width;
+        let work = self.nnz.saturating_mul(outputs) / THREAD_PRODUCTS;
+        let threads = threads.min(work).max(1);
+        let block_rows = match weights {
+            Weights::Stored(_) => self.block_rows,
+            Weights::Scheduled(_) => self.nrows,
+        };
+        for start in (0..self.nrows).step_by(block_rows) {
+            let rows = start..self.nrows.min(start + block_rows);
+            let decoded = match weights {
+                Weights::Stored(matrix) => self.decode(matrix, rows.clone(), threads)?,
+                Weights::Scheduled(_) => Vec::new(),
+            };
+            let segments: Vec<Segment<'_>> = match weights {
+                Weights::Stored(_) => decoded
+                    .iter()
+                    .map(|(rows, scratch)| Segment {
+                        schedule: &scratch.schedule,
+                        first: rows.start,
+                        rows: 0..rows.len(),
+                    })
+                    .collect(),
+                Weights::Scheduled(schedule) => threads::split(self.nrows, threads, 8)
+                    .into_iter()
+                    .map(|rows| Segment { schedule, first: 0, rows })
+                    .collect(),
+            };
+            self.compute(kernels, &segments, x, y, finish, threads)?;
+        }
+        Ok(())
+    }
+
+    /// Decodes `rows`, in as many parts as threads.
+    fn decode(
+        &self,
+        matrix: &CompressedMatrix,
+        rows: Range<usize>,
+        threads: usize,
+    ) -> Result<Vec<(Range<usize>, Lent)>> {
+        let unit = matrix.block_rows();
+        let ranges = threads::split(rows.len(), threads, unit).into_iter();
+        let mut parts: Vec<_> =
+            ranges.map(|r| (rows.start + r.start..rows.start + r.end, lend())).collect();
+        threads::for_each(threads, parts.iter_mut().collect(), |(rows, scratch)| {
+            let Scratch { block, schedule, .. } = &mut **scratch;
+            schedule.clear(&self.cuts);
+            for start in rows.clone().step_by(unit) {
+                matrix.decode(start..rows.end.min(start + unit), block)?;
+                schedule.push(block, start, &self.cuts);
+            }
+            Ok(())
+        })?;
+        Ok(parts)
+    }
+
+    fn compute(
+        &self,
+        kernels: &'static dyn Kernels,
+        segments: &[Segment<'_>],
+        x: &[f32],
+        y: &mut [f32],
+        finish: Finish<'_>,
+        threads: usize,
+    ) -> Result<()> {
+        let [images, channels, height, width] = self.input;
+        let group = self.unfolding.group;
+        let image = channels * height * width;
+        let y_image = y.len() / images;
+        let groups = images.div_ceil(group);
+        // An input without numbers still has outputs: of padding alone, or of no channel.
+        let inputs = |number: usize| {
+            &x[(number * group * image).min(x.len())..((number + 1) * group * image).min(x.len())]
+        };
+        if groups >= threads {
+            let items = y.chunks_mut(group * y_image).enumerate().collect();
+            return threads::for_each(threads, items, |(number, y)| {
+                let mut scratch = lend();
+                let Scratch { unfolded, sums, runs, .. } = &mut *scratch;
+                grow(unfolded, self.unfolding.len())?;
+                let len = self.unfolding.len() - simd::LARGEST_TILE;
+                self.unfolding.fill(inputs(number), 0..channels, &mut unfolded[..len]);
+                let first = segments[0].first + segments[0].rows.start;
+                let maps = y.chunks_exact_mut(y_image);
+                let area = y_image / self.nrows;
+                let mut maps: Vec<&mut [f32]> = maps.map(|y| &mut y[first * area..]).collect();
+                self.tiles(kernels, segments, unfolded, (sums, runs), &mut maps, finish)
+            });
+        }
+        let mut scratch = lend();
+        let unfolded = &mut scratch.unfolded;
+        grow(unfolded, self.unfolding.len())?;
+        for (number, y) in y.chunks_mut(group * y_image).enumerate() {
+            let len = self.unfolding.len() - simd::LARGEST_TILE;
+            let parts = threads::split(channels, threads, 1);
+            let items =
+                crate::matrix::zip_chunks(parts, &mut unfolded[..len], self.unfolding.channel);
+            threads::for_each(threads, items, |(channels, out)| {
+                self.unfolding.fill(inputs(number), channels, out);
+                Ok(())
+            })?;
+            let unfolded = &unfolded[..];
+            let area = y_image / self.nrows;
+            let mut items: Vec<(&Segment<'_>, Vec<&mut [f32]>)> =
+                segments.iter().map(|segment| (segment, Vec::new())).collect();
+            for mut y in y.chunks_exact_mut(y_image) {
+                let mut at = 0;
+                for (segment, maps) in &mut items {
+                    let (start, len) = (segment.first + segment.rows.start, segment.rows.len());
+                    let (mine, rest) = y[(start * area - at)..].split_at_mut(len * area);
+                    (y, at) = (rest, (start + len) * area);
+                    maps.push(mine);
+                }
+            }
+            threads::for_each(threads, items, |(segment, mut maps)| {
+                let mut scratch = lend();
+                let Scratch { sums, runs, .. } = &mut *scratch;
+                let segments = std::slice::from_ref(segment);
+                self.tiles(kernels, segments, unfolded, (sums, runs), &mut maps, finish)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Computes all tiles of one group of images for the rows of `segments`, which follow one
+    /// another; `maps` are the outputs of each image from the first row on.
+    fn tiles(
+        &self,
+        kernels: &'static dyn Kernels,
+        segments: &[Segment<'_>],
+        unfolded: &[f32],
+        (sums, runs): (&mut Vec<f32>, &mut Vec<[usize; 4]>),
+        maps: &mut [&mut [f32]],
+        finish: Finish<'_>,
+    ) -> Result<()> {
+        let [height, width] = self.unfolding.outputs();
+        let area = height * width;
+        let nrows: usize = segments.iter().map(|segment| segment.rows.len()).sum();
+        let first = segments[0].first + segments[0].rows.start;
+        grow(sums, nrows * self.tile)?;
+        let positions = self.unfolding.positions();
+        let mut start = 0;
+        while start < positions {
+            let size = tile_size(positions - start, self.tile);
+            let sums = &mut sums[..nrows * size];
+            for strip in 0..self.cuts.count {
+                let mode = if strip == 0 { Sums::Start } else { Sums::Continue };
+                let mut rest = &mut sums[..];
+                for segment in segments {
+                    let rows = &segment.rows;
+                    let (mine, more) = rest.split_at_mut(rows.len() * size);
+                    rest = more;
+                    let strip = segment.schedule.strips()[strip].rows(rows.start, rows.end);
+                    kernels.add_strip(strip, size, &unfolded[start..], mode, mine);
+                }
+            }
+            let used = size.min(positions - start);
+            for (row, sums) in sums.chunks_exact_mut(size).enumerate() {
+                finish(first + row, &mut sums[..used]);
+            }
+            self.unfolding.runs(start, size, runs);
+            for &[from, image, to, len] in &*runs {
+                let Some(map) = maps.get_mut(image) else { continue };
+                for (row, sums) in sums.chunks_exact(size).enumerate() {
+                    let (sums, to) = (&sums[from..from + len], row * area + to);
+                    let map = &mut map[to..to + len];
+                    // Short runs are not worth a call.
+                    if len < 8 {
+                        map.iter_mut().zip(sums).for_each(|(y, sum)| *y = *sum);
+                    } else {
+                        map.copy_from_slice(sums);
+                    }
+                }
+            }
+            start += size;
+        }
+        Ok(())
+    }
+}
+
+/// The tile for `left` outputs: the largest that they fill, or nearly.
+fn tile_size(left: usize, largest: usize) -> usize {
+    let above = left.next_power_of_two();
+    let size = if left * 4 > above * 3 { above } else { above / 2 };
+    size.clamp(SMALLEST_TILE, largest)
+}
+
+/// Rows of a schedule that follow one another.
+struct Segment<'a> {
+    schedule: &'a Schedule,
+    /// The matrix' row that is the schedule's first one.
+    first: usize,
+    /// Of the schedule.
+    rows: Range<usize>,
+}
+
+/// Memory that calls use in turns.
+#[derive(Debug, Default)]
+struct Scratch {
+    block: RowBlock,
+    schedule: Schedule,
+    unfolded: Vec<f32>,
+    sums: Vec<f32>,
+    runs: Vec<[usize; 4]>,
+}
+
+static IDLE: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
+/// Scratch memory that is kept between calls, at most.
+const IDLE_COUNT: usize = 64;
+
+/// Scratch memory that goes back when dropped.
+struct Lent(Option<Scratch>);
+
+/// Scratch memory from an earlier call, or new.
+///
+/// The lock is only ever tried: a process that forked while another thread held it goes without.
+fn lend() -> Lent {
+    let idle = IDLE.try_lock().ok().and_then(|mut idle| idle.pop());
+    Lent(Some(idle.unwrap_or_default()))
+}
+
+impl Deref for Lent {
+    type Target = Scratch;
+    fn deref(&self) -> &Scratch {
+        self.0.as_ref().expect("scratch: in use until dropped")
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut Scratch {
+        self.0.as_mut().expect("scratch: in use until dropped")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let (Some(scratch), Ok(mut idle)) = (self.0.take(), IDLE.try_lock())
+            && idle.len() < IDLE_COUNT
+        {
+            idle.push(scratch);
+        }
+    }
+}
+
+/// Makes `numbers` at least `len` long, with an error where the memory cannot be had.
+fn grow(numbers: &mut Vec<f32>, len: usize) -> Result<()> {
+    if numbers.len() < len {
+        *numbers = filled(0.0, len, 1)?;
+    }
+    Ok(())
+}
+
+impl CompressedMatrix {
+    /// The convolution of `x` `[images, channels, height, width]` with this matrix as the kernels
+    /// `[nrows, channels / groups · kernel height · kernel width]`, and the shape of the result.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when shapes do not fit.
+    pub fn conv(
+        &self,
+        x: &[f32],
+        shape: [usize; 4],
+        geometry: &Geometry,
+        bias: Option<&[f32]>,
+        threads: usize,
+    ) -> Result<(Vec<f32>, [usize; 4])> {
+        self.conv_on(simd::active()?, x, shape, geometry, bias, threads)
+    }
+
+    /// [`CompressedMatrix::conv`] on a chosen instruction set.
+    ///
+    /// # Errors
+    /// As [`CompressedMatrix::conv`].
+    pub fn conv_on(
+        &self,
+        kernels: &'static dyn Kernels,
+        x: &[f32],
+        shape: [usize; 4],
+        geometry: &Geometry,
+        bias: Option<&[f32]>,
+        threads: usize,
+    ) -> Result<(Vec<f32>, [usize; 4])> {
+        let plan = Plan::new(kernels, self, shape, geometry)?;
+        let nrows = self.shape().nrows;
+        if shape.iter().product::<usize>() != x.len() {
+            return Err(Error::invalid(format!(
+                "conv: x has {} numbers, expected shape {shape:?}",
+                x.len()
+            )));
+        }
+        if let Some(bias) = bias.filter(|bias| bias.len() != nrows) {
+            return Err(Error::invalid(format!(
+                "conv: bias has {} numbers, expected nrows = {nrows}",
+                bias.len()
+            )));
+        }
+        let output = plan.output();
+        let mut y = filled(0.0, output[0] * nrows, output[2] * output[3])?;
+        let finish = |row: usize, sums: &mut [f32]| {
+            if let Some(bias) = bias {
+                sums.iter_mut().for_each(|sum| *sum += bias[row]);
+            }
+        };
+        plan.run(kernels, Weights::Stored(self), x, &mut y, &finish, threads)?;
+        Ok((y, output))
+    }
+}
