@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   for each block of rows (output channels):    decode once, columns become offsets, cut into
-//!     for each group of images:                  strips of input channels (`schedule.rs`)
+//!     for each group of images:                  strips of input channels ([`Taps`])
 //!       unfold
 //!       for each tile of outputs:                64 to 128 of them, in registers
 //!         for each strip:                        its part of the unfolded input stays in L1
@@ -18,19 +18,15 @@
 //! fewer groups than threads.
 //!
 //! Price: the unfolded input of one group a thread; the decoded rows of one block, or of the whole
-//! layer where a [`Schedule`] is kept.
+//! layer where a schedule is kept.
 
-mod schedule;
 mod unfolding;
-
-pub use schedule::Schedule;
 
 use crate::error::{Error, Result};
 use crate::matrix::CompressedMatrix;
 use crate::rows::{RowBlock, filled};
-use crate::simd::{self, Kernels, SMALLEST_TILE, Sums};
+use crate::simd::{self, Kernels, Places, SMALLEST_TILE, Sums, Taps};
 use crate::threads;
-use schedule::Cuts;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Mutex;
 use unfolding::Unfolding;
@@ -70,7 +66,7 @@ pub enum Weights<'a> {
     /// Decoded block by block, each time.
     Stored(&'a CompressedMatrix),
     /// Decoded before, for the same plan.
-    Scheduled(&'a Schedule),
+    Scheduled(&'a Taps),
 }
 
 /// What is done to the sums of a row, before they are stored: a slice of any part of them.
@@ -80,7 +76,7 @@ pub type Finish<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
 #[derive(Debug)]
 pub struct Plan {
     unfolding: Unfolding,
-    cuts: Cuts,
+    places: Places,
     /// `[images, channels, height, width]`.
     input: [usize; 4],
     nrows: usize,
@@ -124,22 +120,22 @@ impl Plan {
             )));
         }
         let unfolding = Unfolding::new(input, geometry, kernels.tile())?;
-        let tile = kernels.tile();
+        let tile = tile_size(unfolding.positions(), kernels.tile());
         let narrowest = STRIP_NUMBERS / unfolding.footprint(tile).max(1);
         let wanted = (STRIP_WEIGHTS * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
         let width = (narrowest.max(1) * taps.unwrap_or(1)).max(wanted);
         let count = if groups > 1 { 1 } else { ncols.div_ceil(width).max(1) };
-        let cuts = Cuts {
-            width: ncols.div_ceil(count).max(1),
+        let places = Places {
+            strip: ncols.div_ceil(count).max(1),
             count,
-            places: unfolding.places(ncols),
+            cols: unfolding.places(ncols),
             group_rows: (nrows / groups).max(1),
             group_step: channels / groups * unfolding.channel,
         };
         let unit = matrix.block_rows();
         let block_rows =
             (BLOCK_WEIGHTS * nrows.max(1) / matrix.nnz().max(1)).max(unit) / unit * unit;
-        Ok(Self { unfolding, cuts, input, nrows, nnz: matrix.nnz(), tile, block_rows })
+        Ok(Self { unfolding, places, input, nrows, nnz: matrix.nnz(), tile, block_rows })
     }
 
     /// The shape of the output: `[images, nrows, height, width]`.
@@ -152,15 +148,11 @@ impl Plan {
     ///
     /// # Errors
     /// As [`CompressedMatrix::to_rows`].
-    pub fn schedule(&self, matrix: &CompressedMatrix) -> Result<Schedule> {
-        let (mut schedule, mut block) = (Schedule::default(), RowBlock::default());
-        schedule.clear(&self.cuts);
-        for start in (0..self.nrows).step_by(matrix.block_rows()) {
-            let rows = start..self.nrows.min(start + matrix.block_rows());
-            matrix.decode(rows, &mut block)?;
-            schedule.push(&block, start, &self.cuts);
-        }
-        Ok(schedule)
+    pub fn schedule(&self, matrix: &CompressedMatrix) -> Result<Taps> {
+        let (mut taps, mut block) = (Taps::default(), RowBlock::default());
+        matrix.decode(0..self.nrows, &mut block)?;
+        taps.fill(&block.indptr, &mut block.cols, &mut block.values, 0, &self.places);
+        Ok(taps)
     }
 
     /// Computes the output `y` `[images, nrows, height, width]` from the input `x`.
@@ -202,14 +194,14 @@ impl Plan {
                 Weights::Stored(_) => decoded
                     .iter()
                     .map(|(rows, scratch)| Segment {
-                        schedule: &scratch.schedule,
+                        taps: &scratch.taps,
                         first: rows.start,
                         rows: 0..rows.len(),
                     })
                     .collect(),
-                Weights::Scheduled(schedule) => threads::split(self.nrows, threads, 8)
+                Weights::Scheduled(taps) => threads::split(self.nrows, threads, 8)
                     .into_iter()
-                    .map(|rows| Segment { schedule, first: 0, rows })
+                    .map(|rows| Segment { taps, first: 0, rows })
                     .collect(),
             };
             self.compute(kernels, &segments, x, y, finish, threads)?;
@@ -229,12 +221,10 @@ impl Plan {
         let mut parts: Vec<_> =
             ranges.map(|r| (rows.start + r.start..rows.start + r.end, lend())).collect();
         threads::for_each(threads, parts.iter_mut().collect(), |(rows, scratch)| {
-            let Scratch { block, schedule, .. } = &mut **scratch;
-            schedule.clear(&self.cuts);
-            for start in rows.clone().step_by(unit) {
-                matrix.decode(start..rows.end.min(start + unit), block)?;
-                schedule.push(block, start, &self.cuts);
-            }
+            let Scratch { block, taps, .. } = &mut **scratch;
+            matrix.decode(rows.clone(), block)?;
+            let RowBlock { indptr, cols, values, .. } = block;
+            taps.fill(indptr, cols, values, rows.start, &self.places);
             Ok(())
         })?;
         Ok(parts)
@@ -329,14 +319,14 @@ impl Plan {
         while start < positions {
             let size = tile_size(positions - start, self.tile);
             let sums = &mut sums[..nrows * size];
-            for strip in 0..self.cuts.count {
+            for strip in 0..self.places.count {
                 let mode = if strip == 0 { Sums::Start } else { Sums::Continue };
                 let mut rest = &mut sums[..];
                 for segment in segments {
                     let rows = &segment.rows;
                     let (mine, more) = rest.split_at_mut(rows.len() * size);
                     rest = more;
-                    let strip = segment.schedule.strips()[strip].rows(rows.start, rows.end);
+                    let strip = segment.taps.strip(strip, rows.start, rows.end);
                     kernels.add_strip(strip, size, &unfolded[start..], mode, mine);
                 }
             }
@@ -371,12 +361,12 @@ fn tile_size(left: usize, largest: usize) -> usize {
     size.clamp(SMALLEST_TILE, largest)
 }
 
-/// Rows of a schedule that follow one another.
+/// Rows that follow one another.
 struct Segment<'a> {
-    schedule: &'a Schedule,
-    /// The matrix' row that is the schedule's first one.
+    taps: &'a Taps,
+    /// The matrix' row that is the first one of `taps`.
     first: usize,
-    /// Of the schedule.
+    /// Of `taps`.
     rows: Range<usize>,
 }
 
@@ -384,7 +374,7 @@ struct Segment<'a> {
 #[derive(Debug, Default)]
 struct Scratch {
     block: RowBlock,
-    schedule: Schedule,
+    taps: Taps,
     unfolded: Vec<f32>,
     sums: Vec<f32>,
     runs: Vec<[usize; 4]>,

@@ -3,7 +3,7 @@
 //! Inputs are gathered by plain, checked loads: on most CPUs faster than the gather instruction.
 #![allow(unsafe_code)]
 
-use super::{Kernels, Lanes, StripRows, Sums};
+use super::{Kernels, Lanes, Strip, Sums};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
@@ -58,7 +58,7 @@ impl Kernels for Avx2 {
 
     fn add_strip(
         &self,
-        rows: StripRows<'_>,
+        strip: Strip<'_>,
         size: usize,
         input: &[f32],
         mode: Sums,
@@ -73,10 +73,10 @@ impl Kernels for Avx2 {
             256 => add_strip::<32, 1>,
             _ => panic!("add_strip: a tile of {size}"),
         };
-        rows.check(size, input, sums);
+        strip.check(size, input, sums);
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA; the check above is what
         // the kernel asks for.
-        unsafe { kernel(rows, input, mode, sums) }
+        unsafe { kernel(strip, input, mode, sums) }
     }
 }
 
@@ -196,16 +196,16 @@ fn add_panel_product(cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut L
 /// `WEIGHTS` in turn, so that additions of small tiles overlap too.
 ///
 /// # Safety
-/// [`StripRows::check`] was called for tiles of 8 · `VECTORS`.
+/// [`Strip::check`] was called for tiles of 8 · `VECTORS`.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
-    rows: StripRows<'_>,
+    strip: Strip<'_>,
     input: &[f32],
     mode: Sums,
     sums: &mut [f32],
 ) {
     for (row, sums) in sums.chunks_exact_mut(8 * VECTORS).enumerate() {
-        let (offsets, values) = rows.row(row);
+        let (offsets, values) = strip.row(row);
         if offsets.is_empty() && mode == Sums::Continue {
             continue;
         }

@@ -6,7 +6,7 @@
 mod tiles;
 
 use super::avx2::Avx2;
-use super::{Kernels, Lanes, StripRows, Sums};
+use super::{Kernels, Lanes, Strip, Sums};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
 pub struct Avx512 {
@@ -66,14 +66,14 @@ impl Kernels for Avx512 {
 
     fn add_strip(
         &self,
-        rows: StripRows<'_>,
+        strip: Strip<'_>,
         size: usize,
         input: &[f32],
         mode: Sums,
         sums: &mut [f32],
     ) {
         let kernel = match size {
-            8 => return self.avx2.add_strip(rows, size, input, mode, sums),
+            8 => return self.avx2.add_strip(strip, size, input, mode, sums),
             16 => tiles::add_strip::<1, 8>,
             32 => tiles::add_strip::<2, 4>,
             64 => tiles::add_strip::<4, 2>,
@@ -81,9 +81,9 @@ impl Kernels for Avx512 {
             256 => tiles::add_strip::<16, 1>,
             _ => panic!("add_strip: a tile of {size}"),
         };
-        rows.check(size, input, sums);
+        strip.check(size, input, sums);
         // SAFETY: `self` exists only where `detect` found AVX-512; the check above is what the
         // kernel asks for.
-        unsafe { kernel(rows, input, mode, sums) }
+        unsafe { kernel(strip, input, mode, sums) }
     }
 }

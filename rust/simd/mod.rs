@@ -23,7 +23,7 @@ pub const LANES: usize = 16;
 /// One panel row: a column's inputs for [`LANES`] members of the batch.
 pub type Lanes = [f32; LANES];
 
-pub use tiles::{LARGEST_TILE, SMALLEST_TILE, Strip, StripRows, Sums};
+pub use tiles::{LARGEST_TILE, Places, SMALLEST_TILE, Strip, Sums, Taps};
 
 /// The inner loops. Sums may differ in order between instruction sets, never between calls.
 pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
@@ -65,14 +65,7 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     ///
     /// # Panics
     /// When the size is another, `sums` has another length, or a tile ends outside the input.
-    fn add_strip(
-        &self,
-        rows: StripRows<'_>,
-        size: usize,
-        input: &[f32],
-        mode: Sums,
-        sums: &mut [f32],
-    );
+    fn add_strip(&self, strip: Strip<'_>, size: usize, input: &[f32], mode: Sums, sums: &mut [f32]);
 }
 
 /// Every instruction set that this CPU has, the plainest first.
@@ -156,19 +149,21 @@ mod tests {
                 for (i, &x) in x.iter().enumerate() {
                     input[i + lane] = x;
                 }
-                let half = cols.len() / 2;
-                let places: Vec<u32> = (0..w.len() as u32).collect();
-                let mut strips = [Strip::default(), Strip::default()];
-                for (strip, part) in strips.iter_mut().zip([0..half, half..cols.len()]) {
-                    strip.clear();
-                    strip.push_row(&[], &[], 0, &places);
-                    strip.push_row(&cols[part.clone()], &reversed[part], 0, &places);
-                    strip.push_row(&[], &[], 0, &places);
-                }
+                let places = Places {
+                    cols: (0..w.len() as u32).collect(),
+                    strip: w.len() / 2,
+                    count: 2,
+                    group_rows: 3,
+                    group_step: 0,
+                };
+                let indptr = [0, 0, w.len(), w.len()];
+                let (mut all, mut values) = (places.cols.clone(), w.clone());
+                let mut taps = Taps::default();
+                taps.fill(&indptr, &mut all, &mut values, 0, &places);
                 for size in [8, 16, 32, 64, 128, LARGEST_TILE] {
                     let mut sums = vec![f32::NAN; 3 * size];
-                    set.add_strip(strips[0].rows(0, 3), size, &input, Sums::Start, &mut sums);
-                    set.add_strip(strips[1].rows(0, 3), size, &input, Sums::Continue, &mut sums);
+                    set.add_strip(taps.strip(0, 0, 3), size, &input, Sums::Start, &mut sums);
+                    set.add_strip(taps.strip(1, 0, 3), size, &input, Sums::Continue, &mut sums);
                     prop_assert!(sums[..size].iter().chain(&sums[2 * size..]).all(|&y| y == 0.0));
                     let Some(&shifted) = sums[size..2 * size].get(lane) else { continue };
                     let shifted = f64::from(shifted);
@@ -227,13 +222,19 @@ mod tests {
                 let symbol = std::panic::catch_unwind(|| {
                     set.symbol_dot(&stored, &vec![0; len], &[1.0; 256], &[1.0; 5])
                 });
-                let mut strip = Strip::default();
-                strip.clear();
-                strip.push_row(&cols, &values, 0, &[0, 1, 2, 3, 4, 5]);
+                let places = Places {
+                    cols: (0..6).collect(),
+                    strip: 6,
+                    count: 1,
+                    group_rows: 1,
+                    group_step: 0,
+                };
+                let mut taps = Taps::default();
+                taps.fill(&[0, len], &mut cols.clone(), &mut values.clone(), 0, &places);
                 let tile = |size: usize, inputs: usize| {
                     std::panic::catch_unwind(|| {
                         let (input, mut sums) = (vec![1.0; inputs], vec![0.0; size]);
-                        set.add_strip(strip.rows(0, 1), size, &input, Sums::Start, &mut sums)
+                        set.add_strip(taps.strip(0, 0, 1), size, &input, Sums::Start, &mut sums)
                     })
                 };
                 let (shifted, odd_tile) = (tile(64, 68), tile(24, 64));

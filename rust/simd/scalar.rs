@@ -1,6 +1,6 @@
 //! The specification: every kernel in plain Rust, on every machine.
 
-use super::{Kernels, LARGEST_TILE, Lanes, SMALLEST_TILE, StripRows, Sums};
+use super::{Kernels, LARGEST_TILE, Lanes, SMALLEST_TILE, Strip, Sums};
 
 /// No instruction set at all.
 pub struct Scalar;
@@ -49,7 +49,7 @@ impl Kernels for Scalar {
 
     fn add_strip(
         &self,
-        rows: StripRows<'_>,
+        strip: Strip<'_>,
         size: usize,
         input: &[f32],
         mode: Sums,
@@ -57,12 +57,12 @@ impl Kernels for Scalar {
     ) {
         let is_size = size.is_power_of_two() && (SMALLEST_TILE..=LARGEST_TILE).contains(&size);
         assert!(is_size, "add_strip: a tile of {size}");
-        rows.check(size, input, sums);
+        strip.check(size, input, sums);
         for (row, sums) in sums.chunks_exact_mut(size).enumerate() {
             if mode == Sums::Start {
                 sums.fill(0.0);
             }
-            let (offsets, values) = rows.row(row);
+            let (offsets, values) = strip.row(row);
             for (&offset, &value) in offsets.iter().zip(values) {
                 let input = &input[offset as usize..][..size];
                 for (sum, x) in sums.iter_mut().zip(input) {

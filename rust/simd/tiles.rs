@@ -1,12 +1,13 @@
-//! Strips: kept weights as places in an input, row by row, that tiles of outputs are summed from.
+//! Taps: kept weights as places in an input, row by row, that tiles of outputs are summed from.
 //!
 //! ```text
-//!   strip   row 0: (offset, value) (offset, value) …   row 1: …
+//!   rows    row 0: (offset, value) (offset, value) …   row 1: …
+//!   strips  cuts of each row where its inputs leave the first-level cache
 //!   tile    sums[row][p] += Σ value · input[offset + start + p]      p in [0, size)
 //! ```
 //!
-//! A strip knows the furthest place that it reads, so a kernel checks one number for a whole tile
-//! instead of one a weight. That is why its fields are private: [`Strip::push_row`] alone fills it.
+//! Taps know the furthest place that they read, so a kernel checks one number for a whole tile
+//! instead of one a weight. That is why the fields are private: [`Taps::fill`] alone sets them.
 
 /// Outputs of the largest tile of any instruction set.
 pub const LARGEST_TILE: usize = 256;
@@ -14,10 +15,28 @@ pub const LARGEST_TILE: usize = 256;
 /// Outputs of the smallest tile.
 pub const SMALLEST_TILE: usize = 8;
 
-/// Rows of (offset, value), and the furthest offset.
+/// Where the columns of a matrix are in an input, and how rows are cut.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The place of each column, for the first group of rows.
+    pub cols: Vec<u32>,
+    /// Columns of a strip.
+    pub strip: usize,
+    /// Strips.
+    pub count: usize,
+    /// Rows that share their inputs, and from the inputs of one such group to the next.
+    pub group_rows: usize,
+    /// See `group_rows`.
+    pub group_step: usize,
+}
+
+/// Rows of (offset, value), cut into strips, and the furthest offset.
 #[derive(Clone, Debug, Default)]
-pub struct Strip {
-    /// `cuts[i] ..= cuts[i + 1]` are the weights of row `i`; rising, the last one the length.
+pub struct Taps {
+    nrows: usize,
+    /// Strip by strip, then the end: where each row's part starts in `offsets`, rising from strip
+    /// to strip and never above the length. Strip `s` of row `r` is
+    /// `cuts[s · nrows + r] .. cuts[(s + 1) · nrows + r]`.
     cuts: Vec<u32>,
     offsets: Vec<u32>,
     /// As long as `offsets`.
@@ -26,37 +45,55 @@ pub struct Strip {
     reach: u32,
 }
 
-impl Strip {
-    /// Empties the strip: no rows.
-    pub fn clear(&mut self) {
-        self.cuts.clear();
-        self.cuts.push(0);
-        self.offsets.clear();
-        self.values.clear();
-        self.reach = 0;
-    }
-
-    /// Adds a row: weight `i` is at `base + places[cols[i]]`.
+impl Taps {
+    /// Takes rows, of which the first is row `first` of the matrix: `indptr` says where each starts
+    /// in `cols` and `values`, which are exchanged for what was here, so that memory goes round.
     ///
     /// # Panics
-    /// When the slices differ in length, a column has no place, or there are 2³² weights.
-    pub fn push_row(&mut self, cols: &[u32], values: &[f32], base: u32, places: &[u32]) {
-        assert_eq!(cols.len(), values.len(), "strip: columns and values");
-        let mut reach = self.reach;
-        self.offsets.extend(cols.iter().map(|&col| {
-            let offset = base + places[col as usize];
-            reach = reach.max(offset);
-            offset
-        }));
-        self.values.extend_from_slice(values);
-        self.reach = reach;
-        let end = u32::try_from(self.offsets.len()).expect("strip: under 2^32 weights");
-        self.cuts.push(end);
+    /// When the lengths do not fit, a column has no place, or there are 2³² weights.
+    pub fn fill(
+        &mut self,
+        indptr: &[usize],
+        cols: &mut Vec<u32>,
+        values: &mut Vec<f32>,
+        first: usize,
+        places: &Places,
+    ) {
+        assert_eq!(cols.len(), values.len(), "taps: columns and values");
+        let len = u32::try_from(cols.len()).expect("taps: under 2^32 weights");
+        let nrows = indptr.len().saturating_sub(1);
+        self.nrows = nrows;
+        self.cuts.clear();
+        self.cuts.resize(nrows * (places.count + 1), len);
+        for row in 0..nrows {
+            let (mut at, end) = (indptr[row], indptr[row + 1]);
+            self.cuts[row] = at as u32;
+            for strip in 1..places.count {
+                let limit = (strip * places.strip) as u32;
+                at += find(&cols[at..end], limit, places.count + 1 - strip);
+                self.cuts[strip * nrows + row] = at as u32;
+            }
+            self.cuts[places.count * nrows + row] = end as u32;
+        }
+        std::mem::swap(&mut self.offsets, cols);
+        std::mem::swap(&mut self.values, values);
+        self.reach = 0;
+        let mut row = 0;
+        while row < nrows {
+            let group = (first + row) / places.group_rows;
+            let next = nrows.min((group + 1) * places.group_rows - first);
+            let base = u32::try_from(group * places.group_step).expect("taps: under 2^32 places");
+            for offset in &mut self.offsets[indptr[row]..indptr[next]] {
+                *offset = base + places.cols[*offset as usize];
+                self.reach = self.reach.max(*offset);
+            }
+            row = next;
+        }
     }
 
     /// The number of rows.
     pub fn nrows(&self) -> usize {
-        self.cuts.len().saturating_sub(1)
+        self.nrows
     }
 
     /// Bytes in use.
@@ -64,34 +101,49 @@ impl Strip {
         4 * (self.cuts.len() + self.offsets.len() + self.values.len())
     }
 
-    /// Rows `start .. end`.
+    /// Strip `number` of rows `start .. end`.
     ///
     /// # Panics
     /// When there are fewer.
-    pub fn rows(&self, start: usize, end: usize) -> StripRows<'_> {
-        assert!(start <= end && end <= self.nrows(), "strip: rows {start} to {end}");
-        StripRows { cuts: &self.cuts[start..=end], strip: self }
+    pub fn strip(&self, number: usize, start: usize, end: usize) -> Strip<'_> {
+        assert!(start <= end && end <= self.nrows, "taps: rows {start} to {end}");
+        let (starts, ends) = (number * self.nrows, (number + 1) * self.nrows);
+        Strip {
+            starts: &self.cuts[starts + start..starts + end],
+            ends: &self.cuts[ends + start..ends + end],
+            taps: self,
+        }
     }
 }
 
-/// Some rows of a strip.
+/// The first place in rising `cols` that is not under `limit`, which is likely near the end of the
+/// first of `parts` equal parts.
+fn find(cols: &[u32], limit: u32, parts: usize) -> usize {
+    let mut at = cols.len() / parts;
+    while at < cols.len() && cols[at] < limit {
+        at += 1;
+    }
+    while at > 0 && cols[at - 1] >= limit {
+        at -= 1;
+    }
+    at
+}
+
+/// One strip of some rows.
 #[derive(Clone, Copy, Debug)]
-pub struct StripRows<'a> {
-    cuts: &'a [u32],
-    strip: &'a Strip,
+pub struct Strip<'a> {
+    starts: &'a [u32],
+    /// As many as `starts`.
+    ends: &'a [u32],
+    taps: &'a Taps,
 }
 
-impl<'a> StripRows<'a> {
-    /// The number of rows.
-    pub fn nrows(&self) -> usize {
-        self.cuts.len() - 1
-    }
-
+impl<'a> Strip<'a> {
     /// Offsets and values of row `row`, of one length.
     #[inline]
     pub(super) fn row(&self, row: usize) -> (&'a [u32], &'a [f32]) {
-        let range = self.cuts[row] as usize..self.cuts[row + 1] as usize;
-        (&self.strip.offsets[range.clone()], &self.strip.values[range])
+        let range = self.starts[row] as usize..self.ends[row] as usize;
+        (&self.taps.offsets[range.clone()], &self.taps.values[range])
     }
 
     /// Checks that tiles of `size` at every offset lie in `input`, and that sums are there for
@@ -100,12 +152,12 @@ impl<'a> StripRows<'a> {
     /// # Panics
     /// When not.
     pub(super) fn check(&self, size: usize, input: &[f32], sums: &[f32]) {
-        assert_eq!(sums.len(), self.nrows() * size, "add_strip: sums");
-        let is_empty = self.strip.offsets.is_empty();
+        assert_eq!(sums.len(), self.starts.len() * size, "add_strip: sums");
+        let is_empty = self.taps.offsets.is_empty();
         assert!(
-            is_empty || self.strip.reach as usize + size <= input.len(),
+            is_empty || self.taps.reach as usize + size <= input.len(),
             "add_strip: a tile of {size} at {} of {}",
-            self.strip.reach,
+            self.taps.reach,
             input.len()
         );
     }

@@ -1,22 +1,22 @@
 //! Tiles of outputs in registers of sixteen.
 
-use super::super::{StripRows, Sums};
+use super::super::{Strip, Sums};
 use std::arch::x86_64::*;
 
 /// Registers of sums stay in place while the weights go by: `VECTORS` for the tile, times
 /// `WEIGHTS` in turn, so that additions of small tiles overlap too.
 ///
 /// # Safety
-/// [`StripRows::check`] was called for tiles of 16 · `VECTORS`.
+/// [`Strip::check`] was called for tiles of 16 · `VECTORS`.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
-    rows: StripRows<'_>,
+    strip: Strip<'_>,
     input: &[f32],
     mode: Sums,
     sums: &mut [f32],
 ) {
     for (row, sums) in sums.chunks_exact_mut(16 * VECTORS).enumerate() {
-        let (offsets, values) = rows.row(row);
+        let (offsets, values) = strip.row(row);
         if offsets.is_empty() && mode == Sums::Continue {
             continue;
         }
