@@ -14,6 +14,7 @@ use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::layout::{self, BLOCK_ROWS, Columns, Encoding, Goal, Layout, LayoutSpec, Parts};
 use crate::rows::{RowBlock, Rows, Shape, Values, filled};
+use crate::simd::Kernels;
 use crate::threads;
 use std::sync::Arc;
 
@@ -318,6 +319,22 @@ impl CompressedMatrix {
         }
         let layout = (spec.read)(parts).map_err(|e| e.within(spec.name))?;
         Ok(Self { shape, nnz, codebook, layout: layout.into() })
+    }
+
+    /// [`CompressedMatrix::decode`], with the look-up of values on a chosen instruction set.
+    pub(crate) fn decode_on(
+        &self,
+        kernels: &dyn Kernels,
+        rows: std::ops::Range<usize>,
+        block: &mut RowBlock,
+    ) -> Result<()> {
+        block.reserve(rows.len(), self.nnz.min(rows.len().saturating_mul(self.shape.ncols)))?;
+        self.layout.decode(rows, block)?;
+        if block.values.len() != block.cols.len() {
+            block.values.clear();
+            kernels.look_up(&block.symbols, self.codebook_values(), &mut block.values);
+        }
+        Ok(())
     }
 
     pub(crate) fn decode(&self, rows: std::ops::Range<usize>, block: &mut RowBlock) -> Result<()> {

@@ -27,6 +27,7 @@ use crate::matrix::CompressedMatrix;
 use crate::rows::{RowBlock, filled};
 use crate::simd::{self, Kernels, Places, SMALLEST_TILE, Sums, Taps};
 use crate::threads;
+use bytemuck::{Pod, Zeroable};
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Mutex;
 use unfolding::Unfolding;
@@ -92,6 +93,8 @@ const STRIP_NUMBERS: usize = 5120;
 const STRIP_WEIGHTS: usize = 12;
 /// Kept weights that are decoded at a time: 2 MiB with their offsets.
 const BLOCK_WEIGHTS: usize = 1 << 18;
+/// So much smaller are blocks where they need not serve several groups of images.
+const SMALLER_BLOCKS: usize = 4;
 /// Multiply–adds that a thread is worth.
 const THREAD_PRODUCTS: usize = 1 << 17;
 
@@ -121,14 +124,19 @@ impl Plan {
         }
         let unfolding = Unfolding::new(input, geometry, kernels.tile())?;
         let tile = tile_size(unfolding.positions(), kernels.tile());
-        let narrowest = STRIP_NUMBERS / unfolding.footprint(tile).max(1);
-        let wanted = (STRIP_WEIGHTS * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
+        let env =
+            |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d); // TUNE
+        let sn = env("SN", STRIP_NUMBERS); // TUNE
+        let sw = env("SW", STRIP_WEIGHTS); // TUNE
+        let narrowest = sn / unfolding.footprint(tile).max(1);
+        let wanted = (sw * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
         let width = (narrowest.max(1) * taps.unwrap_or(1)).max(wanted);
         let count = if groups > 1 { 1 } else { ncols.div_ceil(width).max(1) };
         let places = Places {
             strip: ncols.div_ceil(count).max(1),
             count,
-            cols: unfolding.places(ncols),
+            taps: unfolding.taps().to_vec(),
+            channel: unfolding.channel as u32,
             group_rows: (nrows / groups).max(1),
             group_step: channels / groups * unfolding.channel,
         };
@@ -148,10 +156,9 @@ impl Plan {
     ///
     /// # Errors
     /// As [`CompressedMatrix::to_rows`].
-    pub fn schedule(&self, matrix: &CompressedMatrix) -> Result<Taps> {
+    pub fn schedule(&self, kernels: &dyn Kernels, matrix: &CompressedMatrix) -> Result<Taps> {
         let (mut taps, mut block) = (Taps::default(), RowBlock::default());
-        matrix.decode(0..self.nrows, &mut block)?;
-        taps.fill(&block.indptr, &mut block.cols, &mut block.values, 0, &self.places);
+        self.decode(kernels, matrix, 0..self.nrows, &mut block, &mut taps)?;
         Ok(taps)
     }
 
@@ -179,7 +186,11 @@ impl Plan {
         let [height, width] = self.unfolding.outputs();
         let outputs = self.input[0] * height * width;
         let work = self.nnz.saturating_mul(outputs) / THREAD_PRODUCTS;
-        let threads = threads.min(work).max(1);
+        let call = Call { kernels, weights, finish, threads: threads.min(work).max(1) };
+        let groups = self.input[0].div_ceil(self.unfolding.group);
+        if groups == 1 {
+            return self.run_rows(&call, x, y);
+        }
         let block_rows = match weights {
             Weights::Stored(_) => self.block_rows,
             Weights::Scheduled(_) => self.nrows,
@@ -187,112 +198,185 @@ impl Plan {
         for start in (0..self.nrows).step_by(block_rows) {
             let rows = start..self.nrows.min(start + block_rows);
             let decoded = match weights {
-                Weights::Stored(matrix) => self.decode(matrix, rows.clone(), threads)?,
+                Weights::Stored(matrix) => self.decode_parts(&call, matrix, rows.clone())?,
                 Weights::Scheduled(_) => Vec::new(),
             };
-            let segments: Vec<Segment<'_>> = match weights {
-                Weights::Stored(_) => decoded
-                    .iter()
-                    .map(|(rows, scratch)| Segment {
-                        taps: &scratch.taps,
-                        first: rows.start,
-                        rows: 0..rows.len(),
-                    })
-                    .collect(),
-                Weights::Scheduled(taps) => threads::split(self.nrows, threads, 8)
-                    .into_iter()
-                    .map(|rows| Segment { taps, first: 0, rows })
-                    .collect(),
-            };
-            self.compute(kernels, &segments, x, y, finish, threads)?;
+            let mut segments: Vec<Segment<'_>> = decoded
+                .iter()
+                .map(|(rows, scratch)| Segment {
+                    taps: &scratch.taps,
+                    first: rows.start,
+                    rows: 0..rows.len(),
+                })
+                .collect();
+            if let Weights::Scheduled(taps) = weights {
+                segments.push(Segment { taps, first: 0, rows });
+            }
+            if groups >= call.threads {
+                self.run_groups(&call, &segments, x, y)?;
+            } else {
+                self.run_groups_by_rows(&call, &segments, x, y)?;
+            }
         }
         Ok(())
     }
 
-    /// Decodes `rows`, in as many parts as threads.
+    /// Decodes `rows` into `taps`.
     fn decode(
         &self,
+        kernels: &dyn Kernels,
         matrix: &CompressedMatrix,
         rows: Range<usize>,
-        threads: usize,
+        block: &mut RowBlock,
+        taps: &mut Taps,
+    ) -> Result<()> {
+        let first = rows.start;
+        matrix.decode_on(kernels, rows, block)?;
+        let RowBlock { indptr, cols, values, .. } = block;
+        taps.fill(kernels, indptr, cols, values, first, &self.places);
+        Ok(())
+    }
+
+    /// Decodes `rows`, in as many parts as threads.
+    fn decode_parts(
+        &self,
+        call: &Call<'_>,
+        matrix: &CompressedMatrix,
+        rows: Range<usize>,
     ) -> Result<Vec<(Range<usize>, Lent)>> {
-        let unit = matrix.block_rows();
-        let ranges = threads::split(rows.len(), threads, unit).into_iter();
+        let ranges = threads::split(rows.len(), call.threads, matrix.block_rows()).into_iter();
         let mut parts: Vec<_> =
             ranges.map(|r| (rows.start + r.start..rows.start + r.end, lend())).collect();
-        threads::for_each(threads, parts.iter_mut().collect(), |(rows, scratch)| {
+        threads::for_each(call.threads, parts.iter_mut().collect(), |(rows, scratch)| {
             let Scratch { block, taps, .. } = &mut **scratch;
-            matrix.decode(rows.clone(), block)?;
-            let RowBlock { indptr, cols, values, .. } = block;
-            taps.fill(indptr, cols, values, rows.start, &self.places);
-            Ok(())
+            self.decode(call.kernels, matrix, rows.clone(), block, taps)
         })?;
         Ok(parts)
     }
 
-    fn compute(
+    /// One group of images: threads share the rows, each decodes its own, a small block at a time.
+    fn run_rows(&self, call: &Call<'_>, x: &[f32], y: &mut [f32]) -> Result<()> {
+        let mut scratch = lend();
+        let unfolded = self.unfold(call, x, &mut scratch.unfolded)?;
+        let area = y.len() / self.input[0] / self.nrows;
+        let unit = match call.weights {
+            Weights::Stored(matrix) => matrix.block_rows(),
+            Weights::Scheduled(_) => 8,
+        };
+        let ranges = threads::split(self.nrows, call.threads, unit);
+        let items = self.share_rows(&ranges, y);
+        threads::for_each(call.threads, items, |(rows, mut maps)| {
+            let mut scratch = lend();
+            let Scratch { block, taps, sums, runs, .. } = &mut *scratch;
+            let matrix = match call.weights {
+                Weights::Stored(matrix) => matrix,
+                Weights::Scheduled(taps) => {
+                    let segment = Segment { taps, first: 0, rows };
+                    return self.tiles(call, &[segment], unfolded, (sums, runs), &mut maps);
+                }
+            };
+            let step = (self.block_rows / SMALLER_BLOCKS).next_multiple_of(unit);
+            for start in rows.clone().step_by(step) {
+                let mine = start..rows.end.min(start + step);
+                self.decode(call.kernels, matrix, mine.clone(), block, taps)?;
+                let mut maps: Vec<&mut [f32]> =
+                    maps.iter_mut().map(|map| &mut map[(start - rows.start) * area..]).collect();
+                let segment = Segment { taps, first: start, rows: 0..mine.len() };
+                self.tiles(call, &[segment], unfolded, (sums, runs), &mut maps)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The outputs of each range of rows, one slice an image.
+    fn share_rows<'y>(
         &self,
-        kernels: &'static dyn Kernels,
+        ranges: &[Range<usize>],
+        y: &'y mut [f32],
+    ) -> Vec<(Range<usize>, Vec<&'y mut [f32]>)> {
+        let mut items: Vec<_> = ranges.iter().map(|rows| (rows.clone(), Vec::new())).collect();
+        let [_, nrows, height, width] = self.output();
+        let area = height * width;
+        for mut y in y.chunks_exact_mut(nrows * area) {
+            let mut at = 0;
+            for (rows, maps) in &mut items {
+                let (mine, rest) = y[(rows.start - at) * area..].split_at_mut(rows.len() * area);
+                (y, at) = (rest, rows.end);
+                maps.push(mine);
+            }
+        }
+        items
+    }
+
+    /// Unfolds one group of images; threads share the channels.
+    fn unfold<'s>(&self, call: &Call<'_>, x: &[f32], lines: &'s mut Lines) -> Result<&'s [f32]> {
+        let unfolded = lines.at_least(self.unfolding.len())?;
+        let len = unfolded.len() - simd::LARGEST_TILE;
+        let parts = threads::split(self.input[1], call.threads, 1);
+        let items = crate::matrix::zip_chunks(parts, &mut unfolded[..len], self.unfolding.channel);
+        threads::for_each(call.threads, items, |(channels, out)| {
+            self.unfolding.fill(x, channels, out);
+            Ok(())
+        })?;
+        Ok(unfolded)
+    }
+
+    /// Threads share the groups of images.
+    fn run_groups(
+        &self,
+        call: &Call<'_>,
         segments: &[Segment<'_>],
         x: &[f32],
         y: &mut [f32],
-        finish: Finish<'_>,
-        threads: usize,
     ) -> Result<()> {
-        let [images, channels, height, width] = self.input;
-        let group = self.unfolding.group;
-        let image = channels * height * width;
-        let y_image = y.len() / images;
-        let groups = images.div_ceil(group);
-        // An input without numbers still has outputs: of padding alone, or of no channel.
-        let inputs = |number: usize| {
-            &x[(number * group * image).min(x.len())..((number + 1) * group * image).min(x.len())]
-        };
-        if groups >= threads {
-            let items = y.chunks_mut(group * y_image).enumerate().collect();
-            return threads::for_each(threads, items, |(number, y)| {
-                let mut scratch = lend();
-                let Scratch { unfolded, sums, runs, .. } = &mut *scratch;
-                grow(unfolded, self.unfolding.len())?;
-                let len = self.unfolding.len() - simd::LARGEST_TILE;
-                self.unfolding.fill(inputs(number), 0..channels, &mut unfolded[..len]);
-                let first = segments[0].first + segments[0].rows.start;
-                let maps = y.chunks_exact_mut(y_image);
-                let area = y_image / self.nrows;
-                let mut maps: Vec<&mut [f32]> = maps.map(|y| &mut y[first * area..]).collect();
-                self.tiles(kernels, segments, unfolded, (sums, runs), &mut maps, finish)
-            });
-        }
+        let (images, group) = (self.input[0], self.unfolding.group);
+        let (x_image, y_image) = (x.len() / images, y.len() / images);
+        let area = y_image / self.nrows;
+        let first = segments[0].first + segments[0].rows.start;
+        let items = y.chunks_mut(group * y_image).enumerate().collect();
+        let alone = Call { threads: 1, ..*call };
+        threads::for_each(call.threads, items, |(number, y)| {
+            let mut scratch = lend();
+            let Scratch { unfolded, sums, runs, .. } = &mut *scratch;
+            let x = &x[number * group * x_image..][..y.len() / y_image * x_image];
+            let unfolded = self.unfold(&alone, x, unfolded)?;
+            let maps = y.chunks_exact_mut(y_image);
+            let mut maps: Vec<&mut [f32]> = maps.map(|y| &mut y[first * area..]).collect();
+            self.tiles(call, segments, unfolded, (sums, runs), &mut maps)
+        })
+    }
+
+    /// Threads share the rows of one group of images after the other.
+    fn run_groups_by_rows(
+        &self,
+        call: &Call<'_>,
+        segments: &[Segment<'_>],
+        x: &[f32],
+        y: &mut [f32],
+    ) -> Result<()> {
+        let (images, group) = (self.input[0], self.unfolding.group);
+        let (x_image, y_image) = (x.len() / images, y.len() / images);
         let mut scratch = lend();
-        let unfolded = &mut scratch.unfolded;
-        grow(unfolded, self.unfolding.len())?;
+        let ranges: Vec<Range<usize>> = segments
+            .iter()
+            .flat_map(|segment| {
+                let parts = threads::split(segment.rows.len(), call.threads, 8).into_iter();
+                let start = segment.first + segment.rows.start;
+                parts.map(move |r| start + r.start..start + r.end)
+            })
+            .collect();
         for (number, y) in y.chunks_mut(group * y_image).enumerate() {
-            let len = self.unfolding.len() - simd::LARGEST_TILE;
-            let parts = threads::split(channels, threads, 1);
-            let items =
-                crate::matrix::zip_chunks(parts, &mut unfolded[..len], self.unfolding.channel);
-            threads::for_each(threads, items, |(channels, out)| {
-                self.unfolding.fill(inputs(number), channels, out);
-                Ok(())
-            })?;
-            let unfolded = &unfolded[..];
-            let area = y_image / self.nrows;
-            let mut items: Vec<(&Segment<'_>, Vec<&mut [f32]>)> =
-                segments.iter().map(|segment| (segment, Vec::new())).collect();
-            for mut y in y.chunks_exact_mut(y_image) {
-                let mut at = 0;
-                for (segment, maps) in &mut items {
-                    let (start, len) = (segment.first + segment.rows.start, segment.rows.len());
-                    let (mine, rest) = y[(start * area - at)..].split_at_mut(len * area);
-                    (y, at) = (rest, (start + len) * area);
-                    maps.push(mine);
-                }
-            }
-            threads::for_each(threads, items, |(segment, mut maps)| {
+            let x = &x[number * group * x_image..][..y.len() / y_image * x_image];
+            let unfolded = self.unfold(call, x, &mut scratch.unfolded)?;
+            let items = self.share_rows(&ranges, y);
+            threads::for_each(call.threads, items, |(rows, mut maps)| {
                 let mut scratch = lend();
                 let Scratch { sums, runs, .. } = &mut *scratch;
-                let segments = std::slice::from_ref(segment);
-                self.tiles(kernels, segments, unfolded, (sums, runs), &mut maps, finish)
+                let holds = |s: &&Segment<'_>| s.first + s.rows.start <= rows.start;
+                let segment = segments.iter().rev().find(holds).unwrap_or(&segments[0]);
+                let within = rows.start - segment.first..rows.end - segment.first;
+                let segment = Segment { rows: within, ..*segment };
+                self.tiles(call, &[segment], unfolded, (sums, runs), &mut maps)
             })?;
         }
         Ok(())
@@ -302,18 +386,17 @@ impl Plan {
     /// another; `maps` are the outputs of each image from the first row on.
     fn tiles(
         &self,
-        kernels: &'static dyn Kernels,
+        call: &Call<'_>,
         segments: &[Segment<'_>],
         unfolded: &[f32],
-        (sums, runs): (&mut Vec<f32>, &mut Vec<[usize; 4]>),
+        (sums, runs): (&mut Lines, &mut Vec<[usize; 4]>),
         maps: &mut [&mut [f32]],
-        finish: Finish<'_>,
     ) -> Result<()> {
         let [height, width] = self.unfolding.outputs();
         let area = height * width;
         let nrows: usize = segments.iter().map(|segment| segment.rows.len()).sum();
         let first = segments[0].first + segments[0].rows.start;
-        grow(sums, nrows * self.tile)?;
+        let sums = sums.at_least(nrows * self.tile)?;
         let positions = self.unfolding.positions();
         let mut start = 0;
         while start < positions {
@@ -327,12 +410,12 @@ impl Plan {
                     let (mine, more) = rest.split_at_mut(rows.len() * size);
                     rest = more;
                     let strip = segment.taps.strip(strip, rows.start, rows.end);
-                    kernels.add_strip(strip, size, &unfolded[start..], mode, mine);
+                    call.kernels.add_strip(strip, size, &unfolded[start..], mode, mine);
                 }
             }
             let used = size.min(positions - start);
             for (row, sums) in sums.chunks_exact_mut(size).enumerate() {
-                finish(first + row, &mut sums[..used]);
+                (call.finish)(first + row, &mut sums[..used]);
             }
             self.unfolding.runs(start, size, runs);
             for &[from, image, to, len] in &*runs {
@@ -361,6 +444,15 @@ fn tile_size(left: usize, largest: usize) -> usize {
     size.clamp(SMALLEST_TILE, largest)
 }
 
+/// What one call of [`Plan::run`] is given.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    kernels: &'static dyn Kernels,
+    weights: Weights<'a>,
+    finish: Finish<'a>,
+    threads: usize,
+}
+
 /// Rows that follow one another.
 struct Segment<'a> {
     taps: &'a Taps,
@@ -375,8 +467,8 @@ struct Segment<'a> {
 struct Scratch {
     block: RowBlock,
     taps: Taps,
-    unfolded: Vec<f32>,
-    sums: Vec<f32>,
+    unfolded: Lines,
+    sums: Lines,
     runs: Vec<[usize; 4]>,
 }
 
@@ -418,12 +510,23 @@ impl Drop for Lent {
     }
 }
 
-/// Makes `numbers` at least `len` long, with an error where the memory cannot be had.
-fn grow(numbers: &mut Vec<f32>, len: usize) -> Result<()> {
-    if numbers.len() < len {
-        *numbers = filled(0.0, len, 1)?;
+/// Numbers that start at a cache line, so that vectors of them do not straddle two.
+#[derive(Debug, Default)]
+struct Lines(Vec<Line>);
+
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+impl Lines {
+    /// At least `len` numbers, whatever they are, with an error where the memory cannot be had.
+    fn at_least(&mut self, len: usize) -> Result<&mut [f32]> {
+        let lines = len.div_ceil(16);
+        if self.0.len() < lines {
+            self.0 = filled(Line([0.0; 16]), lines, 1)?;
+        }
+        Ok(&mut bytemuck::cast_slice_mut(&mut self.0)[..len])
     }
-    Ok(())
 }
 
 impl CompressedMatrix {

@@ -235,14 +235,9 @@ impl Unfolding {
         self.channels * self.channel + LARGEST_TILE
     }
 
-    /// The place of each column of the matrix within the channels of its group of channels.
-    pub(super) fn places(&self, ncols: usize) -> Vec<u32> {
-        let channels = ncols / self.taps.len();
-        (0..channels)
-            .flat_map(|channel| {
-                self.taps.iter().map(move |tap| (channel * self.channel) as u32 + tap)
-            })
-            .collect()
+    /// The place of each tap in its channel.
+    pub(super) fn taps(&self) -> &[u32] {
+        &self.taps
     }
 
     /// Numbers that a tile reads of one channel.

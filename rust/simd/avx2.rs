@@ -3,6 +3,7 @@
 //! Inputs are gathered by plain, checked loads: on most CPUs faster than the gather instruction.
 #![allow(unsafe_code)]
 
+use super::scalar::Scalar;
 use super::{Kernels, Lanes, Strip, Sums};
 use std::arch::x86_64::*;
 
@@ -50,6 +51,14 @@ impl Kernels for Avx2 {
         assert_eq!(cols.len(), values.len(), "add_panel_product: columns and values");
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
         unsafe { add_panel_product(cols, values, panel, sums) }
+    }
+
+    fn place(&self, cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
+        Scalar.place(cols, taps, channel, base)
+    }
+
+    fn look_up(&self, symbols: &[u16], codebook: &[f32], values: &mut Vec<f32>) {
+        Scalar.look_up(symbols, codebook, values);
     }
 
     fn tile(&self) -> usize {

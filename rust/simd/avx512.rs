@@ -60,6 +60,22 @@ impl Kernels for Avx512 {
         self.avx2.add_panel_product(cols, values, panel, sums);
     }
 
+    fn place(&self, cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
+        match taps.len() {
+            // SAFETY: `self` exists only where `detect` found AVX-512.
+            1..=32 => unsafe { tiles::place(cols, taps, channel, base) },
+            _ => self.avx2.place(cols, taps, channel, base),
+        }
+    }
+
+    fn look_up(&self, symbols: &[u16], codebook: &[f32], values: &mut Vec<f32>) {
+        match codebook.len() {
+            // SAFETY: `self` exists only where `detect` found AVX-512.
+            1..=32 => unsafe { tiles::look_up(symbols, codebook, values) },
+            _ => self.avx2.look_up(symbols, codebook, values),
+        }
+    }
+
     fn tile(&self) -> usize {
         128
     }

@@ -56,6 +56,19 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// When the slices differ in length or a column is outside the panel.
     fn add_panel_product(&self, cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut Lanes);
 
+    /// Replaces each column `c · taps.len() + t` by its place `base + c · channel + taps[t]`, and
+    /// returns the greatest place, 0 for none.
+    ///
+    /// # Panics
+    /// When there are no taps, or (in debug) a place is 2³² or more.
+    fn place(&self, cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32;
+
+    /// Appends `codebook[symbol]` of every symbol to `values`.
+    ///
+    /// # Panics
+    /// When a symbol is outside the codebook.
+    fn look_up(&self, symbols: &[u16], codebook: &[f32], values: &mut Vec<f32>);
+
     /// Outputs of the tile that [`Kernels::add_strip`] is fastest at: a power of two, no larger
     /// than [`LARGEST_TILE`].
     fn tile(&self) -> usize;
@@ -150,16 +163,17 @@ mod tests {
                     input[i + lane] = x;
                 }
                 let places = Places {
-                    cols: (0..w.len() as u32).collect(),
+                    taps: vec![0],
+                    channel: 1,
                     strip: w.len() / 2,
                     count: 2,
                     group_rows: 3,
                     group_step: 0,
                 };
                 let indptr = [0, 0, w.len(), w.len()];
-                let (mut all, mut values) = (places.cols.clone(), w.clone());
+                let (mut all, mut values) = ((0..w.len() as u32).collect(), w.clone());
                 let mut taps = Taps::default();
-                taps.fill(&indptr, &mut all, &mut values, 0, &places);
+                taps.fill(set, &indptr, &mut all, &mut values, 0, &places);
                 for size in [8, 16, 32, 64, 128, LARGEST_TILE] {
                     let mut sums = vec![f32::NAN; 3 * size];
                     set.add_strip(taps.strip(0, 0, 3), size, &input, Sums::Start, &mut sums);
@@ -186,6 +200,32 @@ mod tests {
                 set.add_panel_product(&cols[cut..], &reversed[cut..], &panel, &mut sums);
                 let sum = f64::from(sums[lane]);
                 prop_assert!((sum - exact).abs() <= bound, "{name} panel {sum} {exact}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_instruction_set_places_and_looks_up_the_same(
+            cols in prop::collection::vec(0u32..70_000, 0..100), taps in 1usize..40, k in 1usize..300,
+            channel in 0u32..5000, base in 0u32..1000,
+        ) {
+            let taps: Vec<u32> = (0..taps as u32).map(|t| t * t % 97).collect();
+            let place = |&col: &u32| {
+                base + col / taps.len() as u32 * channel + taps[col as usize % taps.len()]
+            };
+            let expected: Vec<u32> = cols.iter().map(place).collect();
+            let codebook: Vec<f32> = (0..k).map(|i| i as f32 - 7.5).collect();
+            let symbols: Vec<u16> = cols.iter().map(|&col| (col as usize % k) as u16).collect();
+            let values: Vec<f32> = symbols.iter().map(|&s| codebook[usize::from(s)]).collect();
+            for set in available() {
+                let mut found = cols.clone();
+                let reach = set.place(&mut found, &taps, channel, base);
+                prop_assert_eq!(&found, &expected, "{}", set.name());
+                prop_assert_eq!(reach, expected.iter().copied().max().unwrap_or(0));
+                let mut found = vec![1.0];
+                set.look_up(&symbols, &codebook, &mut found);
+                prop_assert_eq!(&found[1..], &values, "{}", set.name());
             }
         }
     }
@@ -223,14 +263,15 @@ mod tests {
                     set.symbol_dot(&stored, &vec![0; len], &[1.0; 256], &[1.0; 5])
                 });
                 let places = Places {
-                    cols: (0..6).collect(),
+                    taps: vec![0],
+                    channel: 1,
                     strip: 6,
                     count: 1,
                     group_rows: 1,
                     group_step: 0,
                 };
                 let mut taps = Taps::default();
-                taps.fill(&[0, len], &mut cols.clone(), &mut values.clone(), 0, &places);
+                taps.fill(set, &[0, len], &mut cols.clone(), &mut values.clone(), 0, &places);
                 let tile = |size: usize, inputs: usize| {
                     std::panic::catch_unwind(|| {
                         let (input, mut sums) = (vec![1.0; inputs], vec![0.0; size]);
@@ -239,6 +280,11 @@ mod tests {
                 };
                 let (shifted, odd_tile) = (tile(64, 68), tile(24, 64));
                 assert!(dot.is_err() && panel.is_err() && symbol.is_err(), "{} {len}", set.name());
+                let symbol = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3];
+                let look_up = std::panic::catch_unwind(|| {
+                    set.look_up(&symbol[..=len - 1], &[1.0; 3], &mut Vec::new())
+                });
+                assert!(look_up.is_err() == (len == 17), "{} {len}", set.name());
                 assert!(shifted.is_err() && odd_tile.is_err(), "{} {len}", set.name());
             }
         }

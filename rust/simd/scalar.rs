@@ -43,6 +43,19 @@ impl Kernels for Scalar {
         }
     }
 
+    fn place(&self, cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
+        let (count, mut reach) = (taps.len() as u32, 0);
+        for col in cols {
+            *col = base + *col / count * channel + taps[(*col % count) as usize];
+            reach = reach.max(*col);
+        }
+        reach
+    }
+
+    fn look_up(&self, symbols: &[u16], codebook: &[f32], values: &mut Vec<f32>) {
+        values.extend(symbols.iter().map(|&symbol| codebook[usize::from(symbol)]));
+    }
+
     fn tile(&self) -> usize {
         64
     }

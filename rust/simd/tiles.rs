@@ -7,7 +7,10 @@
 //! ```
 //!
 //! Taps know the furthest place that they read, so a kernel checks one number for a whole tile
-//! instead of one a weight. That is why the fields are private: [`Taps::fill`] alone sets them.
+//! instead of one a weight. That is why the fields are private: [`Taps::fill`] alone sets them, and
+//! looks at what [`Kernels::place`] made.
+
+use super::Kernels;
 
 /// Outputs of the largest tile of any instruction set.
 pub const LARGEST_TILE: usize = 256;
@@ -16,10 +19,14 @@ pub const LARGEST_TILE: usize = 256;
 pub const SMALLEST_TILE: usize = 8;
 
 /// Where the columns of a matrix are in an input, and how rows are cut.
+///
+/// Column `c · taps.len() + t` is at `c · channel + taps[t]`, plus its group's base.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// The place of each column, for the first group of rows.
-    pub cols: Vec<u32>,
+    /// The place of each tap in its channel.
+    pub taps: Vec<u32>,
+    /// From one channel to the next.
+    pub channel: u32,
     /// Columns of a strip.
     pub strip: usize,
     /// Strips.
@@ -50,9 +57,10 @@ impl Taps {
     /// in `cols` and `values`, which are exchanged for what was here, so that memory goes round.
     ///
     /// # Panics
-    /// When the lengths do not fit, a column has no place, or there are 2³² weights.
+    /// When the lengths do not fit, or there are 2³² weights or places.
     pub fn fill(
         &mut self,
+        kernels: &dyn Kernels,
         indptr: &[usize],
         cols: &mut Vec<u32>,
         values: &mut Vec<f32>,
@@ -83,10 +91,9 @@ impl Taps {
             let group = (first + row) / places.group_rows;
             let next = nrows.min((group + 1) * places.group_rows - first);
             let base = u32::try_from(group * places.group_step).expect("taps: under 2^32 places");
-            for offset in &mut self.offsets[indptr[row]..indptr[next]] {
-                *offset = base + places.cols[*offset as usize];
-                self.reach = self.reach.max(*offset);
-            }
+            let offsets = &mut self.offsets[indptr[row]..indptr[next]];
+            let reach = kernels.place(offsets, &places.taps, places.channel, base);
+            self.reach = self.reach.max(reach);
             row = next;
         }
     }

@@ -1,6 +1,7 @@
-//! Tiles of outputs in registers of sixteen.
+//! Tiles of outputs in registers of sixteen; tables of up to 32 entries in two registers.
 
-use super::super::{Strip, Sums};
+use super::super::scalar::Scalar;
+use super::super::{Kernels, Strip, Sums};
 use std::arch::x86_64::*;
 
 /// Registers of sums stay in place while the weights go by: `VECTORS` for the tile, times
@@ -55,5 +56,80 @@ pub(super) unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
             // SAFETY: the reference covers 64 writable bytes; storeu needs no alignment.
             unsafe { _mm512_storeu_ps(part.as_mut_ptr(), sum) };
         }
+    }
+}
+
+/// `table` and zeros, in two registers.
+#[target_feature(enable = "avx512f")]
+fn two_registers(table: &[u32]) -> (__m512i, __m512i) {
+    let mut entries = [0; 32];
+    entries[..table.len()].copy_from_slice(table);
+    // SAFETY: 128 bytes are there; loadu needs no alignment.
+    unsafe {
+        (
+            _mm512_loadu_si512(entries.as_ptr().cast()),
+            _mm512_loadu_si512(entries.as_ptr().add(16).cast()),
+        )
+    }
+}
+
+/// [`Kernels::place`] for up to 32 taps.
+///
+/// The channel of a column is a product with the reciprocal in two steps: exact, since the
+/// quotient's fraction is at least 1/32 away from the next whole number where it matters, and
+/// columns above 2²² (where single precision would not do) go the plain way.
+#[target_feature(enable = "avx512f")]
+pub(super) fn place(cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
+    let (low, high) = two_registers(taps);
+    let count = _mm512_set1_epi32(taps.len() as i32);
+    let reciprocal = _mm512_set1_ps(1.0 / taps.len() as f32);
+    let half = _mm512_set1_ps(0.5 / taps.len() as f32);
+    let (channels, bases) = (_mm512_set1_epi32(channel as i32), _mm512_set1_epi32(base as i32));
+    let mut reaches = _mm512_setzero_si512();
+    let mut reach = 0;
+    let (chunks, rest) = cols.as_chunks_mut::<16>();
+    for chunk in chunks {
+        if chunk[15] >= 1 << 22 {
+            reach = reach.max(Scalar.place(chunk, taps, channel, base));
+            continue;
+        }
+        // SAFETY: the reference covers 64 bytes; loadu needs no alignment.
+        let col = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
+        let quotient = _mm512_fmadd_ps(_mm512_cvtepu32_ps(col), reciprocal, half);
+        let number = _mm512_cvttps_epu32(quotient);
+        let tap = _mm512_sub_epi32(col, _mm512_mullo_epi32(number, count));
+        let place = _mm512_add_epi32(
+            _mm512_add_epi32(bases, _mm512_mullo_epi32(number, channels)),
+            _mm512_permutex2var_epi32(low, tap, high),
+        );
+        reaches = _mm512_max_epu32(reaches, place);
+        // SAFETY: the reference covers 64 writable bytes; storeu needs no alignment.
+        unsafe { _mm512_storeu_si512(chunk.as_mut_ptr().cast(), place) };
+    }
+    reach.max(_mm512_reduce_max_epu32(reaches)).max(Scalar.place(rest, taps, channel, base))
+}
+
+/// [`Kernels::look_up`] for up to 32 values.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn look_up(symbols: &[u16], codebook: &[f32], values: &mut Vec<f32>) {
+    let (low, high) = two_registers(bytemuck::cast_slice(codebook));
+    let k = _mm512_set1_epi32(codebook.len() as i32);
+    let start = values.len();
+    values.resize(start + symbols.len(), 0.0);
+    let (chunks, rest) = symbols.as_chunks::<16>();
+    let (out, out_rest) = values[start..].as_chunks_mut::<16>();
+    let mut is_outside = 0;
+    for (symbols, out) in chunks.iter().zip(out) {
+        // SAFETY: the references cover 32 bytes, and 64 writable bytes; no alignment is needed.
+        unsafe {
+            let symbols = _mm512_cvtepu16_epi32(_mm256_loadu_si256(symbols.as_ptr().cast()));
+            is_outside |= _mm512_cmpge_epu32_mask(symbols, k);
+            let value = _mm512_permutex2var_epi32(low, symbols, high);
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), value);
+        }
+    }
+    assert!(is_outside == 0, "look_up: a symbol outside the codebook of {}", codebook.len());
+    for (symbol, out) in rest.iter().zip(out_rest) {
+        *out = codebook[usize::from(*symbol)];
     }
 }
