@@ -90,7 +90,7 @@ pub struct Plan {
 /// Numbers of the input that a strip may take: what a first-level cache of 32 KiB leaves.
 const STRIP_NUMBERS: usize = 5120;
 /// Kept weights of a row that a strip should hold, so that starting one pays.
-const STRIP_WEIGHTS: usize = 12;
+const STRIP_WEIGHTS: usize = 16;
 /// Kept weights that are decoded at a time: 2 MiB with their offsets.
 const BLOCK_WEIGHTS: usize = 1 << 18;
 /// So much smaller are blocks where they need not serve several groups of images.
@@ -124,12 +124,10 @@ impl Plan {
         }
         let unfolding = Unfolding::new(input, geometry, kernels.tile())?;
         let tile = tile_size(unfolding.positions(), kernels.tile());
-        let env =
-            |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d); // TUNE
-        let sn = env("SN", STRIP_NUMBERS); // TUNE
-        let sw = env("SW", STRIP_WEIGHTS); // TUNE
-        let narrowest = sn / unfolding.footprint(tile).max(1);
-        let wanted = (sw * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
+        let narrowest = STRIP_NUMBERS / unfolding.footprint(tile).max(1);
+        // Small tiles do less for each weight, so a strip of them needs more.
+        let weights = STRIP_WEIGHTS * (kernels.tile() / tile).min(8);
+        let wanted = (weights * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
         let width = (narrowest.max(1) * taps.unwrap_or(1)).max(wanted);
         let count = if groups > 1 { 1 } else { ncols.div_ceil(width).max(1) };
         let places = Places {

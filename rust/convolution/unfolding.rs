@@ -14,8 +14,11 @@
 //! Groups of images fill the registers where maps are small, as far as a linear layer, which is a
 //! map of one.
 //!
-//! Why not im2col: that copies every tap row too, three times as much for 3 × 3 kernels. Why not
-//! one padded copy: loads that straddle cache lines cost as much as loads from the second level.
+//! Rows are filled up to a multiple of 16 where that wastes little. Where a row is much shorter and
+//! there are few outputs, every tap row is copied too (im2col), so that all outputs are one load.
+//!
+//! Why not always im2col: that is three times as much for 3 × 3 kernels. Why not one padded copy:
+//! loads that straddle cache lines cost as much as loads from the second level.
 //!
 //! Price: kernel width × the padded input, once a group.
 
@@ -108,9 +111,11 @@ pub(super) struct Unfolding {
     channels: usize,
     /// Rows of one phase.
     phase_rows: usize,
-    /// Numbers of a row: outputs of all images of a group.
+    /// Numbers of a row: outputs of all images of a group, filled up.
     row: usize,
-    /// Numbers of a channel: tap columns · phases · rows.
+    /// Whether tap rows are copied too.
+    is_im2col: bool,
+    /// Numbers of a channel: tap columns · phases · rows, or taps · outputs.
     pub(super) channel: usize,
     /// The place of each tap in its channel, row of taps by row.
     taps: Vec<u32>,
@@ -121,6 +126,10 @@ pub(super) struct Unfolding {
 const MAX_NUMBERS: u64 = u32::MAX as u64;
 /// Narrower outputs are copied number by number.
 const NARROW: usize = 8;
+/// Numbers of a cache line, to which rows are filled up.
+const LINE: usize = 16;
+/// So many outputs may be copied for every tap.
+const FEW: usize = 4 * LINE;
 
 impl Unfolding {
     /// How to unfold `images` of `channels` × `height` × `width` for tiles of `tile` outputs.
@@ -138,57 +147,67 @@ impl Unfolding {
         phases.sort_unstable();
         phases.dedup();
         let phase_rows = rows.len + rows.tap(rows.kernel - 1).1;
+        let ntaps = rows.kernel.saturating_mul(cols.kernel);
         let sizes = || {
             let area = rows.len.checked_mul(cols.len)?;
             let most = (tile / area.max(1)).max(1);
             let group = images.div_ceil(images.div_ceil(most).max(1)).max(1);
-            let row = group.checked_mul(cols.len)?;
-            let plane = phase_rows.checked_mul(row)?;
-            let channel = plane.checked_mul(cols.kernel)?.checked_mul(phases.len())?;
+            let exact = group.checked_mul(cols.len)?;
+            let filled = exact.checked_next_multiple_of(LINE)?;
+            let row = if filled / 5 * 4 <= exact { filled } else { exact };
+            let positions = rows.len.checked_mul(row)?;
+            let is_im2col = row % LINE != 0 && positions <= FEW && ntaps > 1;
+            let channel = if is_im2col {
+                ntaps.checked_mul(
+                    positions.next_multiple_of(positions.next_power_of_two().min(LINE)),
+                )?
+            } else {
+                let plane = phase_rows.checked_mul(row)?;
+                plane.checked_mul(cols.kernel)?.checked_mul(phases.len())?
+            };
             let numbers = channel.checked_mul(channels)?.checked_add(LARGEST_TILE)?;
             let outputs = images.checked_mul(area)?;
             let inputs = height.checked_mul(width)?.checked_mul(images.checked_mul(channels)?)?;
             let is_small = numbers.max(outputs).max(inputs) as u64 <= MAX_NUMBERS;
-            is_small.then_some((group, row, plane, channel))
+            is_small.then_some((group, row, is_im2col, channel))
         };
-        let (group, row, plane, channel) = sizes().ok_or_else(|| {
+        let (group, row, is_im2col, channel) = sizes().ok_or_else(|| {
             Error::invalid(format!(
                 "conv: input {:?} with {geometry:?}, expected under 2^32 unfolded numbers: split the batch",
                 [images, channels, height, width]
             ))
         })?;
         let place = |ky: usize, kx: usize| {
+            if is_im2col {
+                return (ky * cols.kernel + kx) * (channel / ntaps);
+            }
             let (phase, step) = rows.tap(ky);
             let phase = phases.partition_point(|&p| p < phase);
-            (kx * phases.len() + phase) * plane + step * row
+            (kx * phases.len() + phase) * phase_rows * row + step * row
         };
         let taps = (0..rows.kernel)
             .flat_map(|ky| (0..cols.kernel).map(move |kx| (ky, kx)))
             .map(|(ky, kx)| place(ky, kx) as u32)
             .collect();
-        let mut unfolding = Self {
-            rows,
-            cols,
-            group,
-            channels,
-            phase_rows,
-            row,
-            channel,
-            taps,
-            copies: Copies::Transposed,
-        };
-        unfolding.copies = unfolding.plan_copies(&phases, plane);
+        let copies = Copies::Transposed;
+        let mut unfolding =
+            Self { rows, cols, group, channels, phase_rows, row, is_im2col, channel, taps, copies };
+        unfolding.copies = unfolding.plan_copies(&phases);
         Ok(unfolding)
     }
 
-    fn plan_copies(&self, phases: &[usize], plane: usize) -> Copies {
+    fn plan_copies(&self, phases: &[usize]) -> Copies {
         let (rows, cols) = (&self.rows, &self.cols);
         if channel_is_one_number(rows, cols) {
             return Copies::Transposed;
         }
         let is_plain = |axis: &Axis| axis.stride == 1 && axis.spread == 1;
         let shift = |kx: usize| (kx * cols.dilation) as isize - cols.before as isize;
-        if is_plain(rows) && is_plain(cols) && self.group == 1 && cols.len == cols.input {
+        if self.is_im2col {
+            return self.plan_im2col();
+        }
+        let plane = self.phase_rows * self.row;
+        if is_plain(rows) && is_plain(cols) && self.row == cols.len && cols.len == cols.input {
             return Copies::Planes((0..cols.kernel).map(shift).collect());
         }
         let mut pieces = Vec::new();
@@ -220,12 +239,32 @@ impl Unfolding {
         if numbers.is_empty() { Copies::Pieces(pieces) } else { Copies::Numbers(numbers) }
     }
 
+    /// Every number of every tap.
+    fn plan_im2col(&self) -> Copies {
+        let (rows, cols) = (&self.rows, &self.cols);
+        let plane = self.channel / self.taps.len();
+        let mut numbers = Vec::new();
+        for (ky, kx) in (0..rows.kernel).flat_map(|ky| (0..cols.kernel).map(move |kx| (ky, kx))) {
+            let tap = (ky * cols.kernel + kx) * plane;
+            for (row, col) in (0..rows.len).flat_map(|row| (0..cols.len).map(move |col| (row, col)))
+            {
+                let y = rows.source(row * rows.stride + ky * rows.dilation);
+                let x = cols.source(col * cols.stride + kx * cols.dilation);
+                if let (Some(y), Some(x)) = (y, x) {
+                    let to = tap + row * self.row + col;
+                    numbers.push((to as u32, (y * cols.input + x) as u32));
+                }
+            }
+        }
+        Copies::Numbers(numbers)
+    }
+
     /// Rows and columns of the output.
     pub(super) fn outputs(&self) -> [usize; 2] {
         [self.rows.len, self.cols.len]
     }
 
-    /// Outputs of a group, of one output channel.
+    /// Outputs of a group, of one output channel, and what fills rows up.
     pub(super) fn positions(&self) -> usize {
         self.rows.len * self.row
     }
@@ -242,10 +281,11 @@ impl Unfolding {
 
     /// Numbers that a tile reads of one channel.
     pub(super) fn footprint(&self, tile: usize) -> usize {
-        let reach = self.phase_rows - self.rows.len;
-        (tile + reach * self.row)
-            * self.cols.kernel
-            * (self.channel / self.phase_rows / self.row / self.cols.kernel)
+        if self.is_im2col {
+            return self.channel;
+        }
+        let planes = self.channel / (self.phase_rows * self.row).max(1);
+        (tile + (self.phase_rows - self.rows.len) * self.row) * planes
     }
 
     /// Unfolds `channels` of up to a group of images, which follow one another in `x`, to `out`.
@@ -330,12 +370,16 @@ impl Unfolding {
     pub(super) fn runs(&self, start: usize, size: usize, runs: &mut Vec<[usize; 4]>) {
         runs.clear();
         let (mut at, end) = (start, self.positions().min(start + size));
-        if self.group == 1 {
+        if self.row == self.cols.len {
             return runs.push([0, 0, start, end - start]);
         }
         while at < end {
             let (row, within) = (at / self.row, at % self.row);
             let (image, col) = (within / self.cols.len, within % self.cols.len);
+            if image >= self.group {
+                at += self.row - within; // What fills the row up.
+                continue;
+            }
             let len = (self.cols.len - col).min(end - at);
             runs.push([at - start, image, row * self.cols.len + col, len]);
             at += len;

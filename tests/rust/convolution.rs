@@ -1,7 +1,7 @@
 //! Convolutions against the definition, summed in f64, over every geometry.
 
 use proptest::prelude::*;
-use tersenet::convolution::Geometry;
+use tersenet::convolution::{Geometry, Plan, Weights};
 use tersenet::layout::LAYOUTS;
 use tersenet::rows::Shape;
 use tersenet::simd;
@@ -41,6 +41,7 @@ prop_compose! {
     fn case()(
         images in 0usize..4, group_channels in 1usize..5, group_rows in 1usize..5, groups in 1usize..4,
         kernel in [1usize..5, 1usize..5], stride in [1usize..4, 1usize..4], dilation in [1usize..4, 1usize..4],
+        spread in [1usize..4, 1usize..4],
         padding in [[0usize..4, 0usize..4], [0usize..4, 0usize..4]], more in [0usize..20, 0usize..20],
         density in 0.05f64..1.0, has_bias in any::<bool>(), layout in 0..LAYOUTS.len(), seed in any::<u64>(),
     ) -> Case {
@@ -49,7 +50,9 @@ prop_compose! {
             let span = (kernel[dim] - 1) * dilation[dim] + 1;
             span.saturating_sub(padding[dim][0] + padding[dim][1]).max(1) + more[dim]
         };
-        let shape = [images, group_channels * groups, size(0), size(1)];
+        // With zeros between them, fewer inputs are as long.
+        let inputs = |dim: usize| (size(dim) - 1).div_ceil(spread[dim]) + 1;
+        let shape = [images, group_channels * groups, inputs(0), inputs(1)];
         let nrows = group_rows * groups;
         Case {
             x: numbers(shape.iter().product(), seed, 0.9),
@@ -57,7 +60,7 @@ prop_compose! {
             w: numbers(nrows * group_channels * kernel[0] * kernel[1], seed ^ 7, density),
             nrows,
             bias: has_bias.then(|| numbers(nrows, seed ^ 9, 1.0)),
-            geometry: Geometry { kernel, stride, padding, dilation, spread: [1, 1], groups },
+            geometry: Geometry { kernel, stride, padding, dilation, spread, groups },
             layout,
         }
     }
@@ -65,7 +68,7 @@ prop_compose! {
 
 /// The sum that torch documents, and the sum of its terms' absolute values.
 fn exact(case: &Case, image: usize, row: usize, i: usize, j: usize) -> (f64, f64) {
-    let Geometry { kernel, stride, padding, dilation, groups, .. } = case.geometry;
+    let Geometry { kernel, stride, padding, dilation, spread, groups } = case.geometry;
     let [_, channels, height, width] = case.shape;
     let group_channels = channels / groups;
     let group = row / (case.nrows / groups);
@@ -76,11 +79,12 @@ fn exact(case: &Case, image: usize, row: usize, i: usize, j: usize) -> (f64, f64
             let w = case.w[((row * group_channels + channel) * kernel[0] + ki) * kernel[1] + kj];
             let y = (i * stride[0] + ki * dilation[0])
                 .checked_sub(padding[0][0])
-                .filter(|&y| y < height);
+                .filter(|&y| y % spread[0] == 0 && y / spread[0] < height);
             let x = (j * stride[1] + kj * dilation[1])
                 .checked_sub(padding[1][0])
-                .filter(|&x| x < width);
+                .filter(|&x| x % spread[1] == 0 && x / spread[1] < width);
             if let (Some(y), Some(x)) = (y, x) {
+                let (y, x) = (y / spread[0], x / spread[1]);
                 let at = ((image * channels + group * group_channels + channel) * height + y)
                     * width
                     + x;
@@ -98,12 +102,13 @@ proptest! {
     #[test]
     fn every_geometry_agrees_with_the_definition(case in case()) {
         let [images, channels, height, width] = case.shape;
-        let Geometry { kernel, stride, padding, dilation, groups, .. } = case.geometry;
+        let Geometry { kernel, stride, padding, dilation, spread, groups } = case.geometry;
         let shape = Shape::new(case.nrows, channels / groups * kernel[0] * kernel[1]).unwrap();
         let request = Request { layout: Some(LAYOUTS[case.layout]), ..Request::default() };
         let matrix = CompressedMatrix::compress(&case.w, shape, &request).unwrap();
         let size = |dim: usize, input: usize| {
-            (input + padding[dim][0] + padding[dim][1] - (kernel[dim] - 1) * dilation[dim] - 1) / stride[dim] + 1
+            let inputs = (input - 1) * spread[dim] + 1;
+            (inputs + padding[dim][0] + padding[dim][1] - (kernel[dim] - 1) * dilation[dim] - 1) / stride[dim] + 1
         };
         let expected = [images, case.nrows, size(0, height), size(1, width)];
         for kernels in simd::available() {
@@ -119,6 +124,14 @@ proptest! {
                 let bound = (shape.ncols as f64 + 3.0) * 2f64.powi(-24) * total;
                 prop_assert!((f64::from(y) - sum).abs() <= bound, "{} at {at}: {y}, expected {sum}", kernels.name());
             }
+            let plan = Plan::new(kernels, &matrix, case.shape, &case.geometry).unwrap();
+            let taps = plan.schedule(kernels, &matrix).unwrap();
+            let mut again = vec![f32::NAN; y.len()];
+            let add_bias = |row: usize, sums: &mut [f32]| {
+                sums.iter_mut().for_each(|y| *y += case.bias.as_ref().map_or(0.0, |bias| bias[row]));
+            };
+            plan.run(kernels, Weights::Scheduled(&taps), &case.x, &mut again, &add_bias, 2).unwrap();
+            prop_assert_eq!(&again, &y);
             for threads in [2, 3, 8] {
                 let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
                 prop_assert_eq!(bits(&run(threads).0), bits(&y));
