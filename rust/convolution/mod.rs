@@ -25,7 +25,7 @@ mod unfolding;
 use crate::error::{Error, Result};
 use crate::matrix::CompressedMatrix;
 use crate::rows::{RowBlock, filled};
-use crate::simd::{self, Kernels, Places, SMALLEST_TILE, Sums, Taps};
+use crate::simd::{self, Finish, Kernels, Places, SMALLEST_TILE, Start, Taps, TileProduct};
 use crate::threads;
 use bytemuck::{Pod, Zeroable};
 use std::ops::{Deref, DerefMut, Range};
@@ -70,8 +70,23 @@ pub enum Weights<'a> {
     Scheduled(&'a Taps),
 }
 
-/// What is done to the sums of a row, before they are stored: a slice of any part of them.
-pub type Finish<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
+/// What is done to the outputs after their finish: a slice of any part of a row.
+pub type Activation<'a> = &'a (dyn Fn(&mut [f32]) + Sync);
+
+/// What becomes of the sums of a convolution.
+#[derive(Clone, Copy)]
+pub struct Epilogue<'a> {
+    /// One number for each row of the matrix.
+    pub finish: Finish<'a>,
+    /// What `finish` cannot say.
+    pub activation: Option<Activation<'a>>,
+}
+
+impl<'a> From<Finish<'a>> for Epilogue<'a> {
+    fn from(finish: Finish<'a>) -> Self {
+        Self { finish, activation: None }
+    }
+}
 
 /// Everything about a layer that one shape of input decides; made once, used for every call.
 #[derive(Debug)]
@@ -163,7 +178,7 @@ impl Plan {
     /// Computes the output `y` `[images, nrows, height, width]` from the input `x`.
     ///
     /// # Panics
-    /// When `x` or `y` has another length than the plan's.
+    /// When `x`, `y`, scale or shift has another length than the plan's.
     ///
     /// # Errors
     /// `LimitExceeded` when memory cannot be had; `Io` when no thread can be made.
@@ -173,9 +188,12 @@ impl Plan {
         weights: Weights<'_>,
         x: &[f32],
         y: &mut [f32],
-        finish: Finish<'_>,
+        epilogue: &Epilogue<'_>,
         threads: usize,
     ) -> Result<()> {
+        for vector in [epilogue.finish.scale, epilogue.finish.shift].into_iter().flatten() {
+            assert_eq!(vector.len(), self.nrows, "conv: scale and shift");
+        }
         assert_eq!(x.len(), self.input.iter().product::<usize>(), "conv: input");
         assert_eq!(y.len(), self.output().iter().product::<usize>(), "conv: output");
         if y.is_empty() {
@@ -184,7 +202,7 @@ impl Plan {
         let [height, width] = self.unfolding.outputs();
         let outputs = self.input[0] * height * width;
         let work = self.nnz.saturating_mul(outputs) / THREAD_PRODUCTS;
-        let call = Call { kernels, weights, finish, threads: threads.min(work).max(1) };
+        let call = Call { kernels, weights, epilogue, threads: threads.min(work).max(1) };
         let groups = self.input[0].div_ceil(self.unfolding.group);
         if groups == 1 {
             return self.run_rows(&call, x, y);
@@ -393,45 +411,89 @@ impl Plan {
         let [height, width] = self.unfolding.outputs();
         let area = height * width;
         let nrows: usize = segments.iter().map(|segment| segment.rows.len()).sum();
-        let first = segments[0].first + segments[0].rows.start;
         let sums = sums.at_least(nrows * self.tile)?;
         let positions = self.unfolding.positions();
         let mut start = 0;
         while start < positions {
             let size = tile_size(positions - start, self.tile);
+            // The last strip stores outputs in their place, where a whole tile of them is one run.
+            let is_direct = self.unfolding.is_one_run() && start + size <= positions;
             let sums = &mut sums[..nrows * size];
             for strip in 0..self.places.count {
-                let mode = if strip == 0 { Sums::Start } else { Sums::Continue };
-                let mut rest = &mut sums[..];
+                let is_last = strip + 1 == self.places.count;
+                let mut done = 0;
                 for segment in segments {
                     let rows = &segment.rows;
-                    let (mine, more) = rest.split_at_mut(rows.len() * size);
-                    rest = more;
-                    let strip = segment.taps.strip(strip, rows.start, rows.end);
-                    call.kernels.add_strip(strip, size, &unfolded[start..], mode, mine);
+                    let (first, len) = (segment.first + rows.start, rows.len());
+                    let mine = &mut sums[done * size..(done + len) * size];
+                    let finish = call.epilogue.finish;
+                    let finish = Finish {
+                        scale: finish.scale.map(|scale| &scale[first..first + len]),
+                        shift: finish.shift.map(|shift| &shift[first..first + len]),
+                        ..finish
+                    };
+                    let product = TileProduct {
+                        strip: segment.taps.strip(strip, rows.start, rows.end),
+                        size,
+                        input: &unfolded[start..],
+                        start: if strip == 0 { Start::Zero } else { Start::Output },
+                        finish: is_last.then_some(finish),
+                        stride: size,
+                    };
+                    if is_last && is_direct {
+                        let from = if strip == 0 { Start::Zero } else { Start::Sums(mine) };
+                        let product = TileProduct { start: from, stride: area, ..product };
+                        call.kernels.add_strip(&product, &mut maps[0][done * area + start..]);
+                    } else {
+                        call.kernels.add_strip(&product, mine);
+                    }
+                    done += len;
                 }
             }
-            let used = size.min(positions - start);
-            for (row, sums) in sums.chunks_exact_mut(size).enumerate() {
-                (call.finish)(first + row, &mut sums[..used]);
+            if !is_direct {
+                self.store(start, size, sums, runs, maps);
             }
-            self.unfolding.runs(start, size, runs);
-            for &[from, image, to, len] in &*runs {
-                let Some(map) = maps.get_mut(image) else { continue };
-                for (row, sums) in sums.chunks_exact(size).enumerate() {
-                    let (sums, to) = (&sums[from..from + len], row * area + to);
-                    let map = &mut map[to..to + len];
-                    // Short runs are not worth a call.
-                    if len < 8 {
-                        map.iter_mut().zip(sums).for_each(|(y, sum)| *y = *sum);
-                    } else {
-                        map.copy_from_slice(sums);
+            if let Some(activation) = call.epilogue.activation {
+                self.unfolding.runs(start, size, runs);
+                for &[_, image, to, len] in &*runs {
+                    let Some(map) = maps.get_mut(image) else { continue };
+                    for row in 0..nrows {
+                        activation(&mut map[row * area + to..][..len]);
                     }
                 }
             }
             start += size;
         }
         Ok(())
+    }
+}
+
+impl Plan {
+    /// Stores the outputs of a tile in their images' maps.
+    fn store(
+        &self,
+        start: usize,
+        size: usize,
+        sums: &[f32],
+        runs: &mut Vec<[usize; 4]>,
+        maps: &mut [&mut [f32]],
+    ) {
+        let [height, width] = self.unfolding.outputs();
+        let area = height * width;
+        self.unfolding.runs(start, size, runs);
+        for &[from, image, to, len] in &*runs {
+            let Some(map) = maps.get_mut(image) else { continue };
+            for (row, sums) in sums.chunks_exact(size).enumerate() {
+                let (sums, to) = (&sums[from..from + len], row * area + to);
+                let map = &mut map[to..to + len];
+                // Short runs are not worth a call.
+                if len < 8 {
+                    map.iter_mut().zip(sums).for_each(|(y, sum)| *y = *sum);
+                } else {
+                    map.copy_from_slice(sums);
+                }
+            }
+        }
     }
 }
 
@@ -447,7 +509,7 @@ fn tile_size(left: usize, largest: usize) -> usize {
 struct Call<'a> {
     kernels: &'static dyn Kernels,
     weights: Weights<'a>,
-    finish: Finish<'a>,
+    epilogue: &'a Epilogue<'a>,
     threads: usize,
 }
 
@@ -573,12 +635,8 @@ impl CompressedMatrix {
         }
         let output = plan.output();
         let mut y = filled(0.0, output[0] * nrows, output[2] * output[3])?;
-        let finish = |row: usize, sums: &mut [f32]| {
-            if let Some(bias) = bias {
-                sums.iter_mut().for_each(|sum| *sum += bias[row]);
-            }
-        };
-        plan.run(kernels, Weights::Stored(self), x, &mut y, &finish, threads)?;
+        let finish = Finish { shift: bias, ..Finish::NOTHING };
+        plan.run(kernels, Weights::Stored(self), x, &mut y, &finish.into(), threads)?;
         Ok((y, output))
     }
 }

@@ -288,6 +288,11 @@ impl Unfolding {
         (tile + (self.phase_rows - self.rows.len) * self.row) * planes
     }
 
+    /// Whether the outputs of a group are one run: those of one image, without gaps.
+    pub(super) fn is_one_run(&self) -> bool {
+        self.row == self.cols.len
+    }
+
     /// Unfolds `channels` of up to a group of images, which follow one another in `x`, to `out`.
     pub(super) fn fill(&self, x: &[f32], channels: Range<usize>, out: &mut [f32]) {
         let (area, image) =
@@ -370,7 +375,7 @@ impl Unfolding {
     pub(super) fn runs(&self, start: usize, size: usize, runs: &mut Vec<[usize; 4]>) {
         runs.clear();
         let (mut at, end) = (start, self.positions().min(start + size));
-        if self.row == self.cols.len {
+        if self.is_one_run() {
             return runs.push([0, 0, start, end - start]);
         }
         while at < end {

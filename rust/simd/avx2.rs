@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::scalar::Scalar;
-use super::{Kernels, Lanes, Strip, Sums};
+use super::{Kernels, Lanes, Start, TileProduct};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
@@ -65,27 +65,20 @@ impl Kernels for Avx2 {
         64
     }
 
-    fn add_strip(
-        &self,
-        strip: Strip<'_>,
-        size: usize,
-        input: &[f32],
-        mode: Sums,
-        sums: &mut [f32],
-    ) {
-        let kernel = match size {
+    fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
+        let kernel = match product.size {
             8 => add_strip::<1, 8>,
             16 => add_strip::<2, 4>,
             32 => add_strip::<4, 2>,
             64 => add_strip::<8, 1>,
             128 => add_strip::<16, 1>,
             256 => add_strip::<32, 1>,
-            _ => panic!("add_strip: a tile of {size}"),
+            size => panic!("add_strip: a tile of {size}"),
         };
-        strip.check(size, input, sums);
+        product.check(output);
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA; the check above is what
         // the kernel asks for.
-        unsafe { kernel(strip, input, mode, sums) }
+        unsafe { kernel(product, output) }
     }
 }
 
@@ -205,25 +198,26 @@ fn add_panel_product(cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut L
 /// `WEIGHTS` in turn, so that additions of small tiles overlap too.
 ///
 /// # Safety
-/// [`Strip::check`] was called for tiles of 8 · `VECTORS`.
+/// [`TileProduct::check`] was called for this output, and the tile is 8 · `VECTORS`.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
-    strip: Strip<'_>,
-    input: &[f32],
-    mode: Sums,
-    sums: &mut [f32],
+    product: &TileProduct<'_>,
+    output: &mut [f32],
 ) {
-    for (row, sums) in sums.chunks_exact_mut(8 * VECTORS).enumerate() {
+    let TileProduct { strip, input, start, finish, stride, .. } = *product;
+    for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
         let (offsets, values) = strip.row(row);
-        if offsets.is_empty() && mode == Sums::Continue {
-            continue;
-        }
-        let (parts, _) = sums.as_chunks_mut::<8>();
+        let output = &mut output[..8 * VECTORS];
         let mut acc = [[_mm256_setzero_ps(); VECTORS]; WEIGHTS];
-        if mode == Sums::Continue {
-            for (acc, part) in acc[0].iter_mut().zip(&*parts) {
-                *acc = load(part);
-            }
+        let from = match start {
+            Start::Zero => None,
+            Start::Output if offsets.is_empty() && finish.is_none() => continue,
+            Start::Output => Some(&*output),
+            Start::Sums(sums) => Some(&sums[row * 8 * VECTORS..][..8 * VECTORS]),
+        };
+        for (acc, part) in acc[0].iter_mut().zip(from.unwrap_or(&[]).as_chunks::<8>().0) {
+            // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
+            *acc = unsafe { _mm256_loadu_ps(part.as_ptr()) };
         }
         let add = |acc: &mut [__m256; VECTORS], offset: u32, value: f32| {
             let value = _mm256_set1_ps(value);
@@ -244,10 +238,18 @@ unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
         for (i, (&offset, &value)) in offset_rest.iter().zip(value_rest).enumerate() {
             add(&mut acc[i], offset, value);
         }
+        let (parts, _) = output.as_chunks_mut::<8>();
         for (vector, part) in parts.iter_mut().enumerate() {
             let mut sum = acc[0][vector];
             for acc in &acc[1..] {
                 sum = _mm256_add_ps(sum, acc[vector]);
+            }
+            if let Some(finish) = finish {
+                let (scale, shift) = finish.row(row);
+                sum = _mm256_fmadd_ps(sum, _mm256_set1_ps(scale), _mm256_set1_ps(shift));
+                // In this order, NaN stays NaN.
+                sum = _mm256_max_ps(_mm256_set1_ps(finish.floor), sum);
+                sum = _mm256_min_ps(_mm256_set1_ps(finish.ceiling), sum);
             }
             // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
             unsafe { _mm256_storeu_ps(part.as_mut_ptr(), sum) };

@@ -6,7 +6,7 @@
 mod tiles;
 
 use super::avx2::Avx2;
-use super::{Kernels, Lanes, Strip, Sums};
+use super::{Kernels, Lanes, TileProduct};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
 pub struct Avx512 {
@@ -80,26 +80,18 @@ impl Kernels for Avx512 {
         128
     }
 
-    fn add_strip(
-        &self,
-        strip: Strip<'_>,
-        size: usize,
-        input: &[f32],
-        mode: Sums,
-        sums: &mut [f32],
-    ) {
-        let kernel = match size {
-            8 => return self.avx2.add_strip(strip, size, input, mode, sums),
+    fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
+        let kernel = match product.size {
             16 => tiles::add_strip::<1, 8>,
             32 => tiles::add_strip::<2, 4>,
             64 => tiles::add_strip::<4, 2>,
             128 => tiles::add_strip::<8, 1>,
             256 => tiles::add_strip::<16, 1>,
-            _ => panic!("add_strip: a tile of {size}"),
+            _ => return self.avx2.add_strip(product, output),
         };
-        strip.check(size, input, sums);
+        product.check(output);
         // SAFETY: `self` exists only where `detect` found AVX-512; the check above is what the
         // kernel asks for.
-        unsafe { kernel(strip, input, mode, sums) }
+        unsafe { kernel(product, output) }
     }
 }

@@ -23,7 +23,7 @@ pub const LANES: usize = 16;
 /// One panel row: a column's inputs for [`LANES`] members of the batch.
 pub type Lanes = [f32; LANES];
 
-pub use tiles::{LARGEST_TILE, Places, SMALLEST_TILE, Strip, Sums, Taps};
+pub use tiles::{Finish, LARGEST_TILE, Places, SMALLEST_TILE, Start, Strip, Taps, TileProduct};
 
 /// The inner loops. Sums may differ in order between instruction sets, never between calls.
 pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
@@ -73,12 +73,12 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// than [`LARGEST_TILE`].
     fn tile(&self) -> usize;
 
-    /// Sums `Σ value · input[offset + p]` over the weights of each row, for p in [0, size), into
-    /// `sums` `[rows, size]`; `size` is a power of two from [`SMALLEST_TILE`] to [`LARGEST_TILE`].
+    /// Sums `Σ value · input[offset + p]` over the weights of each row, for p in [0, size), finishes
+    /// the sums and stores them in `output`, a row at each multiple of the stride.
     ///
     /// # Panics
-    /// When the size is another, `sums` has another length, or a tile ends outside the input.
-    fn add_strip(&self, strip: Strip<'_>, size: usize, input: &[f32], mode: Sums, sums: &mut [f32]);
+    /// When sizes do not fit, or a tile ends outside the input.
+    fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]);
 }
 
 /// Every instruction set that this CPU has, the plainest first.
@@ -176,8 +176,43 @@ mod tests {
                 taps.fill(set, &indptr, &mut all, &mut values, 0, &places);
                 for size in [8, 16, 32, 64, 128, LARGEST_TILE] {
                     let mut sums = vec![f32::NAN; 3 * size];
-                    set.add_strip(taps.strip(0, 0, 3), size, &input, Sums::Start, &mut sums);
-                    set.add_strip(taps.strip(1, 0, 3), size, &input, Sums::Continue, &mut sums);
+                    let first = TileProduct {
+                        strip: taps.strip(0, 0, 3),
+                        size,
+                        input: &input,
+                        start: Start::Zero,
+                        finish: None,
+                        stride: size,
+                    };
+                    set.add_strip(&first, &mut sums);
+                    let before = sums.clone();
+                    let second = TileProduct {
+                        strip: taps.strip(1, 0, 3),
+                        start: Start::Output,
+                        ..first
+                    };
+                    set.add_strip(&second, &mut sums);
+                    // The same, finished, into rows further apart.
+                    let vectors = [[2.0, -0.5, 1.0], [0.0, 1.5, 0.25]];
+                    let (floor, ceiling) = (-0.5, 4.0);
+                    let finish = Finish {
+                        scale: Some(&vectors[0]), shift: Some(&vectors[1]), floor, ceiling,
+                    };
+                    let last = TileProduct {
+                        start: Start::Sums(&before), finish: Some(finish), stride: size + 3, ..second
+                    };
+                    let mut finished = vec![f32::NAN; 3 * size + 6];
+                    set.add_strip(&last, &mut finished);
+                    for (row, sums) in sums.chunks_exact(size).enumerate() {
+                        for (at, &sum) in sums.iter().enumerate() {
+                            let found = finished[row * (size + 3) + at];
+                            let exact = f64::from(sum) * f64::from(vectors[0][row]);
+                            let exact = (exact + f64::from(vectors[1][row])).clamp(-0.5, 4.0);
+                            let far = 2f64.powi(-22) * (exact.abs() + f64::from(sum).abs() + 2.0);
+                            prop_assert!((f64::from(found) - exact).abs() <= far, "{found} {exact}");
+                        }
+                        prop_assert!(row == 2 || finished[row * (size + 3) + size].is_nan());
+                    }
                     prop_assert!(sums[..size].iter().chain(&sums[2 * size..]).all(|&y| y == 0.0));
                     let Some(&shifted) = sums[size..2 * size].get(lane) else { continue };
                     let shifted = f64::from(shifted);
@@ -275,7 +310,15 @@ mod tests {
                 let tile = |size: usize, inputs: usize| {
                     std::panic::catch_unwind(|| {
                         let (input, mut sums) = (vec![1.0; inputs], vec![0.0; size]);
-                        set.add_strip(taps.strip(0, 0, 1), size, &input, Sums::Start, &mut sums)
+                        let product = TileProduct {
+                            strip: taps.strip(0, 0, 1),
+                            size,
+                            input: &input,
+                            start: Start::Zero,
+                            finish: None,
+                            stride: size,
+                        };
+                        set.add_strip(&product, &mut sums)
                     })
                 };
                 let (shifted, odd_tile) = (tile(64, 68), tile(24, 64));

@@ -1,6 +1,6 @@
 //! The specification: every kernel in plain Rust, on every machine.
 
-use super::{Kernels, LARGEST_TILE, Lanes, SMALLEST_TILE, Strip, Sums};
+use super::{Kernels, Lanes, Start, TileProduct};
 
 /// No instruction set at all.
 pub struct Scalar;
@@ -60,27 +60,29 @@ impl Kernels for Scalar {
         64
     }
 
-    fn add_strip(
-        &self,
-        strip: Strip<'_>,
-        size: usize,
-        input: &[f32],
-        mode: Sums,
-        sums: &mut [f32],
-    ) {
-        let is_size = size.is_power_of_two() && (SMALLEST_TILE..=LARGEST_TILE).contains(&size);
-        assert!(is_size, "add_strip: a tile of {size}");
-        strip.check(size, input, sums);
-        for (row, sums) in sums.chunks_exact_mut(size).enumerate() {
-            if mode == Sums::Start {
-                sums.fill(0.0);
+    fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
+        product.check(output);
+        let TileProduct { strip, size, input, start, finish, stride } = *product;
+        for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
+            let output = &mut output[..size];
+            match start {
+                Start::Zero => output.fill(0.0),
+                Start::Output => (),
+                Start::Sums(sums) => output.copy_from_slice(&sums[row * size..][..size]),
             }
             let (offsets, values) = strip.row(row);
             for (&offset, &value) in offsets.iter().zip(values) {
                 let input = &input[offset as usize..][..size];
-                for (sum, x) in sums.iter_mut().zip(input) {
+                for (sum, x) in output.iter_mut().zip(input) {
                     *sum += value * x;
                 }
+            }
+            let Some(finish) = finish else { continue };
+            let (scale, shift) = finish.row(row);
+            for sum in output {
+                let y = *sum * scale + shift;
+                let y = if y < finish.floor { finish.floor } else { y };
+                *sum = if y > finish.ceiling { finish.ceiling } else { y };
             }
         }
     }

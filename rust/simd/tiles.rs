@@ -153,28 +153,91 @@ impl<'a> Strip<'a> {
         (&self.taps.offsets[range.clone()], &self.taps.values[range])
     }
 
-    /// Checks that tiles of `size` at every offset lie in `input`, and that sums are there for
-    /// every row: after this a kernel may read without checks.
-    ///
-    /// # Panics
-    /// When not.
-    pub(super) fn check(&self, size: usize, input: &[f32], sums: &[f32]) {
-        assert_eq!(sums.len(), self.starts.len() * size, "add_strip: sums");
-        let is_empty = self.taps.offsets.is_empty();
-        assert!(
-            is_empty || self.taps.reach as usize + size <= input.len(),
-            "add_strip: a tile of {size} at {} of {}",
-            self.taps.reach,
-            input.len()
-        );
+    /// The number of rows.
+    pub fn nrows(&self) -> usize {
+        self.starts.len()
     }
 }
 
-/// Whether a strip is the first one of its rows: sums start at 0, or go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sums {
-    /// Start at 0, whatever is there.
-    Start,
-    /// Add to what is there.
-    Continue,
+/// Where a row's sums start.
+#[derive(Clone, Copy, Debug)]
+pub enum Start<'a> {
+    /// At 0, whatever is in the output.
+    Zero,
+    /// At what is in the output.
+    Output,
+    /// At other sums, `[rows, size]`.
+    Sums(&'a [f32]),
+}
+
+/// What is done to the sums of a row before they are stored: `scale · sum + shift`, between
+/// `floor` and `ceiling`, NaN where it is NaN.
+#[derive(Clone, Copy, Debug)]
+pub struct Finish<'a> {
+    /// One number a row, or none for 1.
+    pub scale: Option<&'a [f32]>,
+    /// One number a row, or none for −0.0, which changes nothing.
+    pub shift: Option<&'a [f32]>,
+    /// −∞ for none.
+    pub floor: f32,
+    /// ∞ for none.
+    pub ceiling: f32,
+}
+
+impl Finish<'_> {
+    /// Nothing is done.
+    pub const NOTHING: Self =
+        Self { scale: None, shift: None, floor: f32::NEG_INFINITY, ceiling: f32::INFINITY };
+
+    /// Scale and shift of row `row`.
+    #[inline]
+    pub(super) fn row(&self, row: usize) -> (f32, f32) {
+        (self.scale.map_or(1.0, |scale| scale[row]), self.shift.map_or(-0.0, |shift| shift[row]))
+    }
+}
+
+/// One strip times one tile of the input: what [`Kernels::add_strip`] computes.
+#[derive(Clone, Copy, Debug)]
+pub struct TileProduct<'a> {
+    /// The weights.
+    pub strip: Strip<'a>,
+    /// Outputs of the tile: a power of two from [`SMALLEST_TILE`] to [`LARGEST_TILE`].
+    pub size: usize,
+    /// The input from the tile's first place on.
+    pub input: &'a [f32],
+    /// Where sums start.
+    pub start: Start<'a>,
+    /// What is done to them at the end; none where more strips follow.
+    pub finish: Option<Finish<'a>>,
+    /// From one row of the output to the next.
+    pub stride: usize,
+}
+
+impl TileProduct<'_> {
+    /// Checks everything that a kernel relies on: after this it may read tiles of `size` at every
+    /// offset of the input, and write `size` numbers of each row of the output.
+    ///
+    /// # Panics
+    /// When something does not fit.
+    pub(super) fn check(&self, output: &[f32]) {
+        let Self { strip, size, input, start, finish, stride } = self;
+        let (nrows, taps) = (strip.nrows(), strip.taps);
+        let is_size = size.is_power_of_two() && (SMALLEST_TILE..=LARGEST_TILE).contains(size);
+        assert!(is_size, "add_strip: a tile of {size}");
+        assert!(
+            taps.offsets.is_empty() || taps.reach as usize + size <= input.len(),
+            "add_strip: a tile of {size} at {} of {}",
+            taps.reach,
+            input.len()
+        );
+        let needed = nrows.checked_sub(1).and_then(|n| n.checked_mul(*stride)?.checked_add(*size));
+        let is_output = stride >= size && (nrows == 0 || needed.is_some_and(|n| n <= output.len()));
+        assert!(is_output, "add_strip: {nrows} rows of {stride}, {} numbers", output.len());
+        if let Start::Sums(sums) = start {
+            assert_eq!(sums.len(), nrows * size, "add_strip: sums");
+        }
+        for vector in finish.iter().flat_map(|finish| [finish.scale, finish.shift]).flatten() {
+            assert_eq!(vector.len(), nrows, "add_strip: scale and shift");
+        }
+    }
 }

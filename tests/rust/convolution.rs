@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tersenet::convolution::{Geometry, Plan, Weights};
 use tersenet::layout::LAYOUTS;
 use tersenet::rows::Shape;
-use tersenet::simd;
+use tersenet::simd::{self, Finish};
 use tersenet::{CompressedMatrix, Request};
 
 #[derive(Clone, Debug)]
@@ -127,10 +127,8 @@ proptest! {
             let plan = Plan::new(kernels, &matrix, case.shape, &case.geometry).unwrap();
             let taps = plan.schedule(kernels, &matrix).unwrap();
             let mut again = vec![f32::NAN; y.len()];
-            let add_bias = |row: usize, sums: &mut [f32]| {
-                sums.iter_mut().for_each(|y| *y += case.bias.as_ref().map_or(0.0, |bias| bias[row]));
-            };
-            plan.run(kernels, Weights::Scheduled(&taps), &case.x, &mut again, &add_bias, 2).unwrap();
+            let finish = Finish { shift: case.bias.as_deref(), ..Finish::NOTHING };
+            plan.run(kernels, Weights::Scheduled(&taps), &case.x, &mut again, &finish.into(), 2).unwrap();
             prop_assert_eq!(&again, &y);
             for threads in [2, 3, 8] {
                 let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();

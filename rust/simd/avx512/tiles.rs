@@ -1,33 +1,33 @@
 //! Tiles of outputs in registers of sixteen; tables of up to 32 entries in two registers.
 
 use super::super::scalar::Scalar;
-use super::super::{Kernels, Strip, Sums};
+use super::super::{Kernels, Start, TileProduct};
 use std::arch::x86_64::*;
 
 /// Registers of sums stay in place while the weights go by: `VECTORS` for the tile, times
 /// `WEIGHTS` in turn, so that additions of small tiles overlap too.
 ///
 /// # Safety
-/// [`Strip::check`] was called for tiles of 16 · `VECTORS`.
+/// [`TileProduct::check`] was called for this output, and the tile is 16 · `VECTORS`.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
-    strip: Strip<'_>,
-    input: &[f32],
-    mode: Sums,
-    sums: &mut [f32],
+    product: &TileProduct<'_>,
+    output: &mut [f32],
 ) {
-    for (row, sums) in sums.chunks_exact_mut(16 * VECTORS).enumerate() {
+    let TileProduct { strip, input, start, finish, stride, .. } = *product;
+    for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
         let (offsets, values) = strip.row(row);
-        if offsets.is_empty() && mode == Sums::Continue {
-            continue;
-        }
-        let (parts, _) = sums.as_chunks_mut::<16>();
+        let output = &mut output[..16 * VECTORS];
         let mut acc = [[_mm512_setzero_ps(); VECTORS]; WEIGHTS];
-        if mode == Sums::Continue {
-            for (acc, part) in acc[0].iter_mut().zip(&*parts) {
-                // SAFETY: the reference covers 64 bytes; loadu needs no alignment.
-                *acc = unsafe { _mm512_loadu_ps(part.as_ptr()) };
-            }
+        let from = match start {
+            Start::Zero => None,
+            Start::Output if offsets.is_empty() && finish.is_none() => continue,
+            Start::Output => Some(&*output),
+            Start::Sums(sums) => Some(&sums[row * 16 * VECTORS..][..16 * VECTORS]),
+        };
+        for (acc, part) in acc[0].iter_mut().zip(from.unwrap_or(&[]).as_chunks::<16>().0) {
+            // SAFETY: the reference covers 64 bytes; loadu needs no alignment.
+            *acc = unsafe { _mm512_loadu_ps(part.as_ptr()) };
         }
         let add = |acc: &mut [__m512; VECTORS], offset: u32, value: f32| {
             let value = _mm512_set1_ps(value);
@@ -48,10 +48,18 @@ pub(super) unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
         for (i, (&offset, &value)) in offset_rest.iter().zip(value_rest).enumerate() {
             add(&mut acc[i], offset, value);
         }
+        let (parts, _) = output.as_chunks_mut::<16>();
         for (vector, part) in parts.iter_mut().enumerate() {
             let mut sum = acc[0][vector];
             for acc in &acc[1..] {
                 sum = _mm512_add_ps(sum, acc[vector]);
+            }
+            if let Some(finish) = finish {
+                let (scale, shift) = finish.row(row);
+                sum = _mm512_fmadd_ps(sum, _mm512_set1_ps(scale), _mm512_set1_ps(shift));
+                // In this order, NaN stays NaN.
+                sum = _mm512_max_ps(_mm512_set1_ps(finish.floor), sum);
+                sum = _mm512_min_ps(_mm512_set1_ps(finish.ceiling), sum);
             }
             // SAFETY: the reference covers 64 writable bytes; storeu needs no alignment.
             unsafe { _mm512_storeu_ps(part.as_mut_ptr(), sum) };
