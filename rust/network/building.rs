@@ -95,7 +95,8 @@ fn build_operator(node: &Node, weights: &mut Weights<'_>) -> Result<Box<dyn Oper
             let matrix = weights.matrix(name(0))?;
             let mut vector = |i: usize| weights.vector(name(i));
             let vectors = [vector(1)?, vector(2)?, vector(3)?];
-            corrupt(weighted::build(node.operator.name, matrix, vectors, ints, floats))
+            let resident = weights.resident;
+            corrupt(weighted::build(node.operator.name, matrix, resident, vectors, ints, floats))
         }
         "affine" | "layer_norm" | "group_norm" => {
             let (first, second) = (weights.vector(name(0))?, weights.vector(name(1))?);

@@ -78,12 +78,8 @@ impl Kernels for Scalar {
                 }
             }
             let Some(finish) = finish else { continue };
-            let (scale, shift) = finish.row(row);
-            for sum in output {
-                let y = *sum * scale + shift;
-                let y = if y < finish.floor { finish.floor } else { y };
-                *sum = if y > finish.ceiling { finish.ceiling } else { y };
-            }
+            let of_row = finish.row(row);
+            output.iter_mut().for_each(|sum| *sum = finish.of(*sum, of_row));
         }
     }
 }

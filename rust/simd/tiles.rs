@@ -189,6 +189,25 @@ impl Finish<'_> {
     pub const NOTHING: Self =
         Self { scale: None, shift: None, floor: f32::NEG_INFINITY, ceiling: f32::INFINITY };
 
+    /// Finishes one sum a row.
+    ///
+    /// # Panics
+    /// When scale or shift has fewer numbers.
+    pub fn apply(&self, sums: &mut [f32]) {
+        for (row, sum) in sums.iter_mut().enumerate() {
+            *sum = self.of(*sum, self.row(row));
+        }
+    }
+
+    /// What becomes of a sum of a row with this scale and shift.
+    #[inline]
+    pub(super) fn of(&self, sum: f32, (scale, shift): (f32, f32)) -> f32 {
+        let y = sum * scale + shift;
+        // Comparisons, so that NaN stays NaN.
+        let y = if y < self.floor { self.floor } else { y };
+        if y > self.ceiling { self.ceiling } else { y }
+    }
+
     /// Scale and shift of row `row`.
     #[inline]
     pub(super) fn row(&self, row: usize) -> (f32, f32) {
