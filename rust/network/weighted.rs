@@ -112,7 +112,8 @@ fn conv_geometry(ints: &[i64]) -> Result<Geometry> {
 fn transposed_geometry(ints: &[i64]) -> Result<Geometry> {
     let at = |i: usize| size(ints[i], "transposed convolution");
     let pads = |dim: usize| {
-        let (kernel, padding, more, dilation) = (at(dim)?, at(4 + dim)?, at(6 + dim)?, at(8 + dim)?);
+        let (kernel, padding, more, dilation) =
+            (at(dim)?, at(4 + dim)?, at(6 + dim)?, at(8 + dim)?);
         let reach = kernel.checked_sub(1).and_then(|steps| steps.checked_mul(dilation));
         let before = reach.and_then(|reach| reach.checked_sub(padding));
         let after = before.and_then(|before| before.checked_add(more));
@@ -287,9 +288,10 @@ impl Operator for Embedding {
         let ids = operands.ids(0);
         let mut wanted = Vec::with_capacity(ids.len());
         for (place, &id) in ids.iter().enumerate() {
-            let row = usize::try_from(id).ok().filter(|&row| row < nrows).ok_or_else(|| {
-                Error::invalid(format!("id {id}, expected in [0, {nrows})"))
-            })?;
+            let row = usize::try_from(id)
+                .ok()
+                .filter(|&row| row < nrows)
+                .ok_or_else(|| Error::invalid(format!("id {id}, expected in [0, {nrows})")))?;
             wanted.push((row, place));
         }
         wanted.sort_unstable();

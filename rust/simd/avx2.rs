@@ -54,7 +54,11 @@ impl Kernels for Avx2 {
     }
 
     fn place(&self, cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
-        Scalar.place(cols, taps, channel, base)
+        match taps.len() {
+            // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+            1..=16 => unsafe { place(cols, taps, channel, base) },
+            _ => Scalar.place(cols, taps, channel, base),
+        }
     }
 
     fn look_up(&self, symbols: &[u16], codebook: &[f32], values: &mut Vec<f32>) {
@@ -255,4 +259,53 @@ unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
             unsafe { _mm256_storeu_ps(part.as_mut_ptr(), sum) };
         }
     }
+}
+
+/// [`Kernels::place`] for up to 16 taps.
+///
+/// The channel of a column is (col + ½) / n in single precision. Its error, at most
+/// col / n · 2⁻²³, is less than the distance to a whole number, 1 / 2n, for columns under 2²²;
+/// larger ones go the plain way.
+#[target_feature(enable = "avx2,fma")]
+fn place(cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
+    let mut entries = [0; 16];
+    entries[..taps.len()].copy_from_slice(taps);
+    // SAFETY: 64 bytes are there; loadu needs no alignment.
+    let (low, high) = unsafe {
+        let at = entries.as_ptr().cast::<__m256i>();
+        (_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1)))
+    };
+    let count = _mm256_set1_epi32(taps.len() as i32);
+    let reciprocal = _mm256_set1_ps(1.0 / taps.len() as f32);
+    let half = _mm256_set1_ps(0.5 / taps.len() as f32);
+    let (channels, bases) = (_mm256_set1_epi32(channel as i32), _mm256_set1_epi32(base as i32));
+    let mut reaches = _mm256_setzero_si256();
+    let mut reach = 0;
+    let (chunks, rest) = cols.as_chunks_mut::<8>();
+    for chunk in chunks {
+        if chunk.iter().any(|&col| col >= 1 << 22) {
+            reach = reach.max(Scalar.place(chunk, taps, channel, base));
+            continue;
+        }
+        // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
+        let col = unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) };
+        let quotient = _mm256_fmadd_ps(_mm256_cvtepi32_ps(col), reciprocal, half);
+        let number = _mm256_cvttps_epi32(quotient);
+        let tap = _mm256_sub_epi32(col, _mm256_mullo_epi32(number, count));
+        let from_low = _mm256_permutevar8x32_epi32(low, tap);
+        let from_high = _mm256_permutevar8x32_epi32(high, tap);
+        let is_high = _mm256_cmpgt_epi32(tap, _mm256_set1_epi32(7));
+        let place = _mm256_add_epi32(
+            _mm256_add_epi32(bases, _mm256_mullo_epi32(number, channels)),
+            _mm256_blendv_epi8(from_low, from_high, is_high),
+        );
+        reaches = _mm256_max_epu32(reaches, place);
+        // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
+        unsafe { _mm256_storeu_si256(chunk.as_mut_ptr().cast(), place) };
+    }
+    let mut lanes = [0u32; 8];
+    // SAFETY: 32 writable bytes are there; storeu needs no alignment.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), reaches) };
+    let most = lanes.into_iter().fold(reach, u32::max);
+    most.max(Scalar.place(rest, taps, channel, base))
 }

@@ -83,9 +83,9 @@ fn two_registers(table: &[u32]) -> (__m512i, __m512i) {
 
 /// [`Kernels::place`] for up to 32 taps.
 ///
-/// The channel of a column is a product with the reciprocal in two steps: exact, since the
-/// quotient's fraction is at least 1/32 away from the next whole number where it matters, and
-/// columns above 2²² (where single precision would not do) go the plain way.
+/// The channel of a column is (col + ½) / n in single precision. Its error, at most
+/// col / n · 2⁻²³, is less than the distance to a whole number, 1 / 2n, for columns under 2²²;
+/// larger ones go the plain way.
 #[target_feature(enable = "avx512f")]
 pub(super) fn place(cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
     let (low, high) = two_registers(taps);
@@ -97,7 +97,7 @@ pub(super) fn place(cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> 
     let mut reach = 0;
     let (chunks, rest) = cols.as_chunks_mut::<16>();
     for chunk in chunks {
-        if chunk[15] >= 1 << 22 {
+        if chunk.iter().any(|&col| col >= 1 << 22) {
             reach = reach.max(Scalar.place(chunk, taps, channel, base));
             continue;
         }
