@@ -279,9 +279,8 @@ impl Plan {
             Weights::Stored(matrix) => matrix.block_rows(),
             Weights::Scheduled(_) => 8,
         };
-        let ranges = threads::split(self.nrows, call.threads, unit);
-        let items = self.share_rows(&ranges, y);
-        threads::for_each(call.threads, items, |(rows, mut maps)| {
+        let step = (self.block_rows / SMALLER_BLOCKS).next_multiple_of(unit);
+        let work = |rows: Range<usize>, mut maps: Maps<'_>| {
             let mut scratch = lend();
             let Scratch { block, taps, sums, runs, .. } = &mut *scratch;
             let matrix = match call.weights {
@@ -291,17 +290,20 @@ impl Plan {
                     return self.tiles(call, &[segment], unfolded, (sums, runs), &mut maps);
                 }
             };
-            let step = (self.block_rows / SMALLER_BLOCKS).next_multiple_of(unit);
             for start in rows.clone().step_by(step) {
                 let mine = start..rows.end.min(start + step);
                 self.decode(call.kernels, matrix, mine.clone(), block, taps)?;
-                let mut maps: Vec<&mut [f32]> =
-                    maps.iter_mut().map(|map| &mut map[(start - rows.start) * area..]).collect();
                 let segment = Segment { taps, first: start, rows: 0..mine.len() };
+                maps.first = start - rows.start;
                 self.tiles(call, &[segment], unfolded, (sums, runs), &mut maps)?;
             }
             Ok(())
-        })
+        };
+        if call.threads == 1 {
+            return work(0..self.nrows, Maps::whole(y, self.nrows * area, area));
+        }
+        let items = self.share_rows(&threads::split(self.nrows, call.threads, unit), y);
+        threads::for_each(call.threads, items, |(rows, maps)| work(rows, maps))
     }
 
     /// The outputs of each range of rows, one slice an image.
@@ -309,7 +311,7 @@ impl Plan {
         &self,
         ranges: &[Range<usize>],
         y: &'y mut [f32],
-    ) -> Vec<(Range<usize>, Vec<&'y mut [f32]>)> {
+    ) -> Vec<(Range<usize>, Maps<'y>)> {
         let mut items: Vec<_> = ranges.iter().map(|rows| (rows.clone(), Vec::new())).collect();
         let [_, nrows, height, width] = self.output();
         let area = height * width;
@@ -321,13 +323,17 @@ impl Plan {
                 maps.push(mine);
             }
         }
-        items
+        items.into_iter().map(|(rows, maps)| (rows, Maps::parts(maps, area))).collect()
     }
 
     /// Unfolds one group of images; threads share the channels.
     fn unfold<'s>(&self, call: &Call<'_>, x: &[f32], lines: &'s mut Lines) -> Result<&'s [f32]> {
         let unfolded = lines.at_least(self.unfolding.len())?;
         let len = unfolded.len() - simd::LARGEST_TILE;
+        if call.threads == 1 {
+            self.unfolding.fill(x, 0..self.input[1], &mut unfolded[..len]);
+            return Ok(unfolded);
+        }
         let parts = threads::split(self.input[1], call.threads, 1);
         let items = crate::matrix::zip_chunks(parts, &mut unfolded[..len], self.unfolding.channel);
         threads::for_each(call.threads, items, |(channels, out)| {
@@ -349,17 +355,21 @@ impl Plan {
         let (x_image, y_image) = (x.len() / images, y.len() / images);
         let area = y_image / self.nrows;
         let first = segments[0].first + segments[0].rows.start;
-        let items = y.chunks_mut(group * y_image).enumerate().collect();
         let alone = Call { threads: 1, ..*call };
-        threads::for_each(call.threads, items, |(number, y)| {
+        let work = |(number, y): (usize, &mut [f32])| {
             let mut scratch = lend();
             let Scratch { unfolded, sums, runs, .. } = &mut *scratch;
             let x = &x[number * group * x_image..][..y.len() / y_image * x_image];
             let unfolded = self.unfold(&alone, x, unfolded)?;
-            let maps = y.chunks_exact_mut(y_image);
-            let mut maps: Vec<&mut [f32]> = maps.map(|y| &mut y[first * area..]).collect();
+            let mut maps = Maps::whole(y, y_image, area);
+            maps.first = first;
             self.tiles(call, segments, unfolded, (sums, runs), &mut maps)
-        })
+        };
+        let mut items = y.chunks_mut(group * y_image).enumerate();
+        match call.threads {
+            1 => items.try_for_each(work),
+            threads => threads::for_each(threads, items.collect(), work),
+        }
     }
 
     /// Threads share the rows of one group of images after the other.
@@ -406,7 +416,7 @@ impl Plan {
         segments: &[Segment<'_>],
         unfolded: &[f32],
         (sums, runs): (&mut Lines, &mut Vec<[usize; 4]>),
-        maps: &mut [&mut [f32]],
+        maps: &mut Maps<'_>,
     ) -> Result<()> {
         let [height, width] = self.unfolding.outputs();
         let area = height * width;
@@ -443,7 +453,8 @@ impl Plan {
                     if is_last && is_direct {
                         let from = if strip == 0 { Start::Zero } else { Start::Sums(mine) };
                         let product = TileProduct { start: from, stride: area, ..product };
-                        call.kernels.add_strip(&product, &mut maps[0][done * area + start..]);
+                        let Some(map) = maps.get(0) else { continue };
+                        call.kernels.add_strip(&product, &mut map[done * area + start..]);
                     } else {
                         call.kernels.add_strip(&product, mine);
                     }
@@ -456,7 +467,7 @@ impl Plan {
             if let Some(activation) = call.epilogue.activation {
                 self.unfolding.runs(start, size, runs);
                 for &[_, image, to, len] in &*runs {
-                    let Some(map) = maps.get_mut(image) else { continue };
+                    let Some(map) = maps.get(image) else { continue };
                     for row in 0..nrows {
                         activation(&mut map[row * area + to..][..len]);
                     }
@@ -476,13 +487,13 @@ impl Plan {
         size: usize,
         sums: &[f32],
         runs: &mut Vec<[usize; 4]>,
-        maps: &mut [&mut [f32]],
+        maps: &mut Maps<'_>,
     ) {
         let [height, width] = self.unfolding.outputs();
         let area = height * width;
         self.unfolding.runs(start, size, runs);
         for &[from, image, to, len] in &*runs {
-            let Some(map) = maps.get_mut(image) else { continue };
+            let Some(map) = maps.get(image) else { continue };
             for (row, sums) in sums.chunks_exact(size).enumerate() {
                 let (sums, to) = (&sums[from..from + len], row * area + to);
                 let map = &mut map[to..to + len];
@@ -511,6 +522,43 @@ struct Call<'a> {
     weights: Weights<'a>,
     epilogue: &'a Epilogue<'a>,
     threads: usize,
+}
+
+/// The outputs of the images of a group, some rows of each.
+struct Maps<'y> {
+    images: Images<'y>,
+    /// Numbers of a row.
+    area: usize,
+    /// The row from which on they are asked for.
+    first: usize,
+}
+
+enum Images<'y> {
+    /// Next to each other, so many numbers each.
+    Whole(&'y mut [f32], usize),
+    /// Apart.
+    Parts(Vec<&'y mut [f32]>),
+}
+
+impl<'y> Maps<'y> {
+    /// All rows of all images, `image` numbers each.
+    fn whole(y: &'y mut [f32], image: usize, area: usize) -> Self {
+        Self { images: Images::Whole(y, image), area, first: 0 }
+    }
+
+    /// Some rows of each image.
+    fn parts(parts: Vec<&'y mut [f32]>, area: usize) -> Self {
+        Self { images: Images::Parts(parts), area, first: 0 }
+    }
+
+    /// Image `number` from row `first` on; none where the last group has fewer images.
+    fn get(&mut self, number: usize) -> Option<&mut [f32]> {
+        let image = match &mut self.images {
+            Images::Whole(y, image) => y.get_mut(number * *image..(number + 1) * *image)?,
+            Images::Parts(parts) => parts.get_mut(number)?,
+        };
+        image.get_mut(self.first * self.area..)
+    }
 }
 
 /// Rows that follow one another.

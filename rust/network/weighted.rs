@@ -68,11 +68,11 @@ pub(super) fn build(
     }))
 }
 
+/// A number a row, or none.
+type PerRow = Option<Vec<f32>>;
+
 /// Scale and shift that do what `[bias, scale, shift]` do one after the other.
-fn merged(
-    nrows: usize,
-    vectors: [Option<Array<f32>>; 3],
-) -> Result<(Option<Vec<f32>>, Option<Vec<f32>>)> {
+fn merged(nrows: usize, vectors: [Option<Array<f32>>; 3]) -> Result<(PerRow, PerRow)> {
     for (vector, what) in vectors.iter().zip(["bias", "scale", "shift"]) {
         if let Some(vector) = vector.as_ref().filter(|vector| vector.len() != nrows) {
             return Err(Error::invalid(format!(
@@ -147,8 +147,8 @@ struct Layer {
     form: Form,
     /// Whether decoded weights are kept from run to run.
     is_kept: bool,
-    scale: Option<Vec<f32>>,
-    shift: Option<Vec<f32>>,
+    scale: PerRow,
+    shift: PerRow,
     bounds: [f32; 2],
     activation: Option<Activation>,
     /// For the inputs run last, newest last.

@@ -242,7 +242,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_instruction_set_places_and_looks_up_the_same(
-            cols in prop::collection::vec(prop_oneof![0u32..70_000, (1 << 22) - 2000..(1 << 22) + 2000], 0..100), taps in 1usize..40, k in 1usize..300,
+            cols in prop::collection::vec(prop_oneof![0u32..70_000, (1u32 << 22) - 2000..(1 << 22) + 2000], 0..100), taps in 1usize..40, k in 1usize..300,
             channel in 0u32..900, base in 0u32..1000,
         ) {
             let taps: Vec<u32> = (0..taps as u32).map(|t| t * t % 97).collect();
