@@ -4,6 +4,7 @@
 //!   row_nnz:   kept weights of each row, as differences ([`Offsets`])
 //!   forms:     u8 [blocks]   how a block stores its columns:
 //!                0        a bitmap: bit row · ncols + col is set where a weight is kept
+//!                64       a bitmap in words: bit col of the row's ⌈ncols / 64⌉ words of 64 bits
 //!                1 … 31   gaps: for each kept weight the columns skipped since the last one, in
 //!                         fields of that many bits; a field of all ones skips 2^width − 1
 //!                         columns and is followed by another field
@@ -14,8 +15,9 @@
 //! ```
 //!
 //! For size, gap fields take the width with the fewest bits for the block, and symbols ⌈log2 k⌉
-//! bits. For speed, columns are whole words (a bitmap where more than half are kept) and symbols
-//! take 8 or 16 bits (none for k = 1), so that a product reads them as they lie.
+//! bits. For speed, symbols take 8 or 16 bits (none for k = 1), and columns are bitmaps in words
+//! where at least an eighth of a block's words' bits is set, else whole columns, so that a product
+//! reads them as they lie.
 //!
 //! Space: ⌈log2 k⌉ bits of symbol a kept weight, and a gap of about a bit more than its entropy or
 //! one bit an entry. Time: one pass; a row in the middle of a block of gaps costs the rows
@@ -29,6 +31,7 @@ use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::offsets::{Offsets, STRIDE};
 use crate::rows::{RowBlock, Rows, Shape};
+use crate::simd::SymbolRows;
 use std::ops::Range;
 
 pub(super) const SPEC: LayoutSpec = LayoutSpec {
@@ -43,8 +46,12 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
 
 const BITMAP: u8 = 0;
 const MAX_GAP_WIDTH: u8 = 31;
+const WORDS: u8 = 64;
+/// From one kept weight in so many on, a product from bitmaps is faster than one from columns.
+const WORDS_ARE_FASTER: u64 = 8;
 /// Added to the width of columns that are stored as they are.
 const ABSOLUTE: u8 = 128;
+const ABSOLUTE_16: u8 = ABSOLUTE | 16;
 
 #[derive(Debug)]
 struct Packed {
@@ -105,8 +112,9 @@ fn choose_form(rows: &Rows, block: Range<usize>, goal: Goal) -> u8 {
     let nnz = (rows.indptr()[block.end] - rows.indptr()[block.start]) as u64;
     if goal == Goal::Speed {
         let width = if ncols <= 1 << 16 { 16 } else { 32 };
-        // Finding the set bits of a bitmap costs more than reading words, unless most are set.
-        return if nnz * 2 <= bitmap_bits { ABSOLUTE | width } else { BITMAP };
+        let words_bits = block.len() as u64 * (ncols as u64).next_multiple_of(64);
+        let is_dense = nnz * WORDS_ARE_FASTER >= words_bits && nnz > 0;
+        return if is_dense { WORDS } else { ABSOLUTE | width };
     }
     if nnz >= bitmap_bits {
         return BITMAP;
@@ -135,14 +143,16 @@ fn encode_columns(rows: &Rows, block: Range<usize>, form: u8) -> Vec<u8> {
     let mut writer = BitWriter::new();
     for row in block {
         let cols = rows.row_cols(row);
-        if form == BITMAP {
+        if form == BITMAP || form == WORDS {
+            let ncols = rows.shape().ncols as u64;
             let mut at = 0;
             for &col in cols {
-                put_zeros(&mut writer, col - at);
+                put_zeros(&mut writer, u64::from(col) - at);
                 writer.put(1, 1);
-                at = col + 1;
+                at = u64::from(col) + 1;
             }
-            put_zeros(&mut writer, rows.shape().ncols as u32 - at);
+            let end = if form == WORDS { ncols.next_multiple_of(64) } else { ncols };
+            put_zeros(&mut writer, end - at);
         } else if form & ABSOLUTE != 0 {
             cols.iter().for_each(|&col| writer.put(u64::from(col), u32::from(form & !ABSOLUTE)));
         } else {
@@ -156,9 +166,9 @@ fn encode_columns(rows: &Rows, block: Range<usize>, form: u8) -> Vec<u8> {
     writer.finish()
 }
 
-fn put_zeros(writer: &mut BitWriter, count: u32) {
+fn put_zeros(writer: &mut BitWriter, count: u64) {
     (0..count / 32).for_each(|_| writer.put(0, 32));
-    writer.put(0, count % 32);
+    writer.put(0, (count % 32) as u32);
 }
 
 fn read(parts: Parts) -> Result<Box<dyn Layout>> {
@@ -227,18 +237,20 @@ impl Packed {
             return damaged(row, "more kept weights than columns");
         }
         let is_whole = rows.end == self.shape.nrows.min(first + STRIDE);
-        if form == BITMAP {
-            let expected = (self.shape.nrows - first).min(STRIDE).checked_mul(ncols);
+        if form == BITMAP || form == WORDS {
+            // From one row to the next.
+            let pitch = if form == WORDS { ncols.next_multiple_of(64) } else { ncols };
+            let expected = (self.shape.nrows - first).min(STRIDE).checked_mul(pitch);
             if expected.map(|bits| bits.div_ceil(8)) != Some(bytes.len()) {
                 return damaged(first, "a bitmap of another size");
             }
             for row in rows {
-                let (len, bits_at) = (self.row_nnz.length(row) as usize, (row - first) * ncols);
+                let (len, bits_at) = (self.row_nnz.length(row) as usize, (row - first) * pitch);
                 let cols = new_row(out, len);
                 let mut kept = 0;
-                for base in (0..ncols).step_by(56) {
+                for base in (0..pitch).step_by(56) {
                     let mut word =
-                        bits::field(bytes, bits_at + base, (ncols - base).min(56) as u32);
+                        bits::field(bytes, bits_at + base, (pitch - base).min(56) as u32);
                     while word != 0 {
                         if let Some(col) = cols.get_mut(kept) {
                             *col = base as u32 + word.trailing_zeros();
@@ -381,30 +393,46 @@ impl Layout for Packed {
         Ok(())
     }
 
-    /// Blocks of whole 16-bit columns and 8-bit symbols are multiplied as they lie.
+    /// Blocks of words or whole 16-bit columns with symbols of 8 bits or none are multiplied as
+    /// they lie.
     fn matvec(&self, product: &Product<'_>, rows: Range<usize>, y: &mut [f32]) -> Result<()> {
         let mut values = [0.0; 256];
-        let is_direct = self.symbol_width == 8;
+        let is_direct = matches!(self.symbol_width, 0 | 8);
         if is_direct {
             values[..product.codebook.len()].copy_from_slice(product.codebook);
         }
+        let (mut counts, mut zeros) = ([0; STRIDE], Vec::new());
         let mut buffer = RowBlock::default();
         let mut row = rows.start;
         while row < rows.end {
-            let block = row / STRIDE;
+            let (block, skipped) = (row / STRIDE, row % STRIDE);
             let end = rows.end.min((block + 1) * STRIDE);
             let y = &mut y[row - rows.start..end - rows.start];
-            if is_direct && self.forms.as_slice()[block] == ABSOLUTE | 16 {
+            let form = self.forms.as_slice()[block];
+            if is_direct && matches!(form, WORDS | ABSOLUTE_16) {
+                let counts = &mut counts[..end - block * STRIDE];
+                self.row_nnz.lengths(block * STRIDE, counts);
+                let total = |counts: &[u32]| counts.iter().map(|&n| n as usize).sum::<usize>();
+                let (before, counts) = (total(&counts[..skipped]), &counts[skipped..]);
+                let symbols = if self.symbol_width == 8 {
+                    let first = self.row_nnz.start(block * STRIDE) as usize;
+                    &self.symbols.as_slice()[first + before..]
+                } else {
+                    zeros.resize(zeros.len().max(total(counts)), 0);
+                    &zeros[..]
+                };
+                let k = product.codebook.len();
+                let kept = SymbolRows { counts, symbols, codebook: &values, k };
                 let start = self.ends.start(block) as usize;
-                let (cols, _) = self.positions.as_slice()[start..].as_chunks::<2>();
-                let first = self.row_nnz.start(block * STRIDE) as usize;
-                let mut at = self.row_nnz.start(row) as usize;
-                for (row, y) in (row..end).zip(y) {
-                    let len = self.row_nnz.length(row) as usize;
-                    let cols = &cols[at - first..][..len];
-                    let symbols = &self.symbols.as_slice()[at..at + len];
-                    *y = product.kernels.symbol_dot(cols, symbols, &values, product.x);
-                    at += len;
+                let positions = &self.positions.as_slice()[start..];
+                if form == WORDS {
+                    let row_words = product.x.len().div_ceil(64);
+                    let words = &positions.as_chunks().0[skipped * row_words..];
+                    let words = &words[..y.len() * row_words];
+                    product.kernels.bitmap_dots(&kept, words, product.x, y);
+                } else {
+                    let cols = &positions.as_chunks().0[before..][..total(counts)];
+                    product.kernels.column_dots(&kept, cols, product.x, y);
                 }
             } else {
                 buffer.reserve(end - row, (end - row).saturating_mul(product.x.len()))?;

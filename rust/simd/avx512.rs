@@ -3,8 +3,10 @@
 //! What is not faster here than on AVX2 is left to it.
 #![allow(unsafe_code)]
 
+mod symbols;
+
 use super::avx2::Avx2;
-use super::{Kernels, Lanes};
+use super::{Kernels, Lanes, SymbolRows};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
 pub struct Avx512 {
@@ -40,14 +42,17 @@ impl Kernels for Avx512 {
         self.avx2.sparse_dot(cols, values, x)
     }
 
-    fn symbol_dot(
-        &self,
-        cols: &[[u8; 2]],
-        symbols: &[u8],
-        codebook: &[f32; 256],
-        x: &[f32],
-    ) -> f32 {
-        self.avx2.symbol_dot(cols, symbols, codebook, x)
+    fn column_dots(&self, rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y: &mut [f32]) {
+        if rows.k > 32 {
+            return self.avx2.column_dots(rows, cols, x, y);
+        }
+        // SAFETY: `self` exists only where `detect` found the instructions.
+        unsafe { symbols::column_dots(rows, cols, x, y) }
+    }
+
+    fn bitmap_dots(&self, rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y: &mut [f32]) {
+        // SAFETY: `self` exists only where `detect` found the instructions.
+        unsafe { symbols::bitmap_dots(rows, words, x, y) }
     }
 
     fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32 {

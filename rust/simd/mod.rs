@@ -28,6 +28,26 @@ pub const TILE: usize = 64;
 /// The smallest tile.
 pub const SMALLEST_TILE: usize = 8;
 
+/// Rows of kept weights as they are stored: the value of each is `codebook[symbol]`.
+#[derive(Clone, Copy)]
+pub struct SymbolRows<'a> {
+    /// How many weights each row keeps.
+    pub counts: &'a [u32],
+    /// The symbols, row by row, each under `k`; what follows the last row is not used.
+    pub symbols: &'a [u8],
+    /// The values of symbols.
+    pub codebook: &'a [f32; 256],
+    /// How many of the values are in use: the fewer, the faster they are looked up.
+    pub k: usize,
+}
+
+/// Panics unless `ncols` columns, the symbols and `nrows` outputs suffice for what `rows` counts.
+fn check_symbols(rows: &SymbolRows<'_>, ncols: usize, nrows: usize) {
+    let nnz: usize = rows.counts.iter().map(|&count| count as usize).sum();
+    assert_eq!(rows.counts.len(), nrows, "symbol rows: counts and outputs");
+    assert!(ncols >= nnz && rows.symbols.len() >= nnz, "symbol rows: columns and symbols");
+}
+
 /// The inner loops. Sums may differ in order between instruction sets, never between calls.
 pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// The name that `TERSENET_SIMD` takes.
@@ -39,13 +59,21 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// When the slices differ in length or a column is outside x.
     fn sparse_dot(&self, cols: &[u32], values: &[f32], x: &[f32]) -> f32;
 
-    /// `Σ codebook[symbols[i]] · x[cols[i]]`, from columns and symbols as they are stored: 16-bit
-    /// little-endian columns at any alignment, 8-bit symbols.
+    /// `y[r] = Σ value · x[col]` over row r, whose columns are stored as 16-bit little-endian
+    /// numbers, row by row; what follows the last row is not used.
     ///
     /// # Panics
-    /// When the slices differ in length or a column is outside x.
-    fn symbol_dot(&self, cols: &[[u8; 2]], symbols: &[u8], codebook: &[f32; 256], x: &[f32])
-    -> f32;
+    /// When there are fewer columns or symbols than `rows` counts, other counts than outputs, or a
+    /// column outside x.
+    fn column_dots(&self, rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y: &mut [f32]);
+
+    /// `y[r] = Σ value · x[col]` over row r, whose columns are the set bits of its ⌈ncols / 64⌉
+    /// little-endian words; bits past the last column are not used.
+    ///
+    /// # Panics
+    /// When the words are not as many as y's rows need. Where there are fewer symbols than bits,
+    /// it may panic or take any of the values.
+    fn bitmap_dots(&self, rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y: &mut [f32]);
 
     /// `Σ w[i] · x[i]` over the entries of w that are not +0.0.
     ///
@@ -166,8 +194,15 @@ mod tests {
                 values[..reversed.len()].copy_from_slice(&reversed);
                 let symbols: Vec<u8> = (0..reversed.len() as u8).collect();
                 let stored: Vec<[u8; 2]> = cols.iter().map(|&col| (col as u16).to_le_bytes()).collect();
-                let symbol = f64::from(set.symbol_dot(&stored, &symbols, &values, &x));
-                prop_assert!((symbol - exact).abs() <= bound, "{name} symbol {symbol} {exact}");
+                let counts = [symbols.len() as u32];
+                for k in [32, 128, 256].into_iter().filter(|&k| k >= symbols.len()) {
+                    let rows =
+                        SymbolRows { counts: &counts, symbols: &symbols, codebook: &values, k };
+                    let mut y = [f32::NAN];
+                    set.column_dots(&rows, &stored, &x, &mut y);
+                    let symbol = f64::from(y[0]);
+                    prop_assert!((symbol - exact).abs() <= bound, "{name} symbol {symbol} {exact}");
+                }
                 // In two parts, the second added to the first.
                 let mut sums = [0.0; LANES];
                 let cut = cols.len() / 3;
@@ -209,7 +244,10 @@ mod tests {
                 let stored: Vec<[u8; 2]> =
                     cols.iter().map(|&col| (col as u16).to_le_bytes()).collect();
                 let symbol = std::panic::catch_unwind(|| {
-                    set.symbol_dot(&stored, &vec![0; len], &[1.0; 256], &[1.0; 5])
+                    let (counts, symbols) = ([len as u32], vec![0; len]);
+                    let codebook = &[1.0; 256];
+                    let rows = SymbolRows { counts: &counts, symbols: &symbols, codebook, k: 2 };
+                    set.column_dots(&rows, &stored, &[1.0; 5], &mut [0.0])
                 });
                 let shifted = std::panic::catch_unwind(|| {
                     set.add_shifted_product(&cols, &values, &[1.0; TILE + 4], &mut [0.0; TILE])
@@ -219,6 +257,63 @@ mod tests {
                 });
                 assert!(dot.is_err() && panel.is_err() && symbol.is_err(), "{} {len}", set.name());
                 assert!(shifted.is_err() && odd_tile.is_err(), "{} {len}", set.name());
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn rows_of_symbols_are_within_the_bound_and_touch_only_what_they_keep(
+            nrows in 0usize..5, ncols in 0usize..300, k in 1usize..=256, density in 0.0f64..1.2,
+            seed in any::<u64>(),
+        ) {
+            let mut state = seed | 1;
+            let mut random = move || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 11) as f64 / (1u64 << 53) as f64
+            };
+            let kept: Vec<Vec<usize>> = (0..nrows)
+                .map(|_| (0..ncols).filter(|_| random() < density).collect())
+                .collect();
+            let mut codebook = [f32::NAN; 256];
+            codebook[..k].fill_with(|| random() as f32 - 0.5);
+            // Nothing is kept in some columns; there x is not finite.
+            let x: Vec<f32> = (0..ncols)
+                .map(|col| match kept.iter().any(|row| row.contains(&col)) {
+                    true => random() as f32 - 0.5,
+                    false => f32::INFINITY,
+                })
+                .collect();
+            let (mut counts, mut symbols, mut cols) = (Vec::new(), Vec::new(), Vec::new());
+            let row_words = ncols.div_ceil(64);
+            let mut words = vec![[0u8; 8]; nrows * row_words];
+            let mut expected = Vec::new();
+            for (r, row) in kept.iter().enumerate() {
+                let mut terms = Vec::new();
+                for &col in row {
+                    let symbol = (random() * k as f64) as usize;
+                    symbols.push(symbol as u8);
+                    cols.push((col as u16).to_le_bytes());
+                    words[r * row_words + col / 64][col % 64 / 8] |= 1 << (col % 8);
+                    terms.push((codebook[symbol], x[col]));
+                }
+                counts.push(row.len() as u32);
+                let exact: f64 = terms.iter().map(|&(w, x)| f64::from(w) * f64::from(x)).sum();
+                expected.push((exact, bound(terms.into_iter())));
+            }
+            let rows = SymbolRows { counts: &counts, symbols: &symbols, codebook: &codebook, k };
+            for set in available() {
+                let (mut by_cols, mut by_bits) = (vec![f32::NAN; nrows], vec![f32::NAN; nrows]);
+                set.column_dots(&rows, &cols, &x, &mut by_cols);
+                set.bitmap_dots(&rows, &words, &x, &mut by_bits);
+                for (r, &(exact, bound)) in expected.iter().enumerate() {
+                    for y in [by_cols[r], by_bits[r]] {
+                        let what = set.name();
+                        prop_assert!((f64::from(y) - exact).abs() <= bound, "{what} {y} {exact}");
+                    }
+                }
             }
         }
     }
