@@ -23,7 +23,10 @@
 //! one bit an entry. Time: one pass; a row in the middle of a block of gaps costs the rows
 //! before it.
 
-use super::{Encoded, Encoding, Goal, Layout, LayoutSpec, Parts, Product, check_rows};
+use super::{
+    Buffers, Encoded, Encoding, Goal, Layout, LayoutSpec, PanelProduct, Parts, Product, check_rows,
+    decode_and_add_panels,
+};
 use crate::array::Array;
 use crate::bits::{self, BitReader, BitWriter};
 use crate::codebook::MAX_K;
@@ -31,7 +34,7 @@ use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::offsets::{Offsets, STRIDE};
 use crate::rows::{RowBlock, Rows, Shape};
-use crate::simd::SymbolRows;
+use crate::simd::{Lanes, SymbolRows};
 use std::ops::Range;
 
 pub(super) const SPEC: LayoutSpec = LayoutSpec {
@@ -355,6 +358,40 @@ impl Packed {
             }
         }
     }
+
+    /// How many weights each of `rows` keeps, which lie in one block, and the number of kept
+    /// weights before them.
+    fn counts(&self, rows: &Range<usize>) -> (Vec<u32>, usize) {
+        let first = rows.start / STRIDE * STRIDE;
+        let mut counts = vec![0; rows.end - first];
+        self.row_nnz.lengths(first, &mut counts);
+        let skipped: usize = counts.drain(..rows.start - first).map(|n| n as usize).sum();
+        (counts, self.row_nnz.start(first) as usize + skipped)
+    }
+
+    /// The symbols from kept weight `at` on, where they are bytes; symbols 0 where they are not
+    /// stored.
+    fn stored_symbols<'a>(&'a self, at: usize, counts: &[u32], zeros: &'a mut Vec<u8>) -> &'a [u8] {
+        if self.symbol_width == 8 {
+            return &self.symbols.as_slice()[at..];
+        }
+        zeros.clear();
+        zeros.resize(counts.iter().map(|&count| count as usize).sum(), 0);
+        zeros
+    }
+
+    /// The words of `rows`, which lie in one block of that form.
+    fn words(&self, rows: &Range<usize>) -> &[[u8; 8]] {
+        let (block, row_words) = (rows.start / STRIDE, self.shape.ncols.div_ceil(64));
+        let bytes = &self.positions.as_slice()[self.ends.start(block) as usize..];
+        &bytes.as_chunks().0[rows.start % STRIDE * row_words..][..rows.len() * row_words]
+    }
+
+    /// The 16-bit columns from kept weight `at` on, to the end of its block and beyond.
+    fn columns(&self, block: usize, at: usize) -> &[[u8; 2]] {
+        let bytes = &self.positions.as_slice()[self.ends.start(block) as usize..];
+        &bytes.as_chunks().0[at - self.row_nnz.start(block * STRIDE) as usize..]
+    }
 }
 
 impl Layout for Packed {
@@ -396,55 +433,92 @@ impl Layout for Packed {
     /// Blocks of words or whole 16-bit columns with symbols of 8 bits or none are multiplied as
     /// they lie.
     fn matvec(&self, product: &Product<'_>, rows: Range<usize>, y: &mut [f32]) -> Result<()> {
-        let mut values = [0.0; 256];
-        let is_direct = matches!(self.symbol_width, 0 | 8);
-        if is_direct {
-            values[..product.codebook.len()].copy_from_slice(product.codebook);
-        }
-        let (mut counts, mut zeros) = ([0; STRIDE], Vec::new());
-        let mut buffer = RowBlock::default();
+        let codebook = small_codebook(product.codebook);
+        let mut buffers = Buffers::default();
         let mut row = rows.start;
         while row < rows.end {
-            let (block, skipped) = (row / STRIDE, row % STRIDE);
-            let end = rows.end.min((block + 1) * STRIDE);
-            let y = &mut y[row - rows.start..end - rows.start];
+            let block = row / STRIDE;
+            let part = row..rows.end.min((block + 1) * STRIDE);
+            let y = &mut y[row - rows.start..part.end - rows.start];
+            row = part.end;
             let form = self.forms.as_slice()[block];
-            if is_direct && matches!(form, WORDS | ABSOLUTE_16) {
-                let counts = &mut counts[..end - block * STRIDE];
-                self.row_nnz.lengths(block * STRIDE, counts);
-                let total = |counts: &[u32]| counts.iter().map(|&n| n as usize).sum::<usize>();
-                let (before, counts) = (total(&counts[..skipped]), &counts[skipped..]);
-                let symbols = if self.symbol_width == 8 {
-                    let first = self.row_nnz.start(block * STRIDE) as usize;
-                    &self.symbols.as_slice()[first + before..]
-                } else {
-                    zeros.resize(zeros.len().max(total(counts)), 0);
-                    &zeros[..]
-                };
+            if matches!(self.symbol_width, 0 | 8) && matches!(form, WORDS | ABSOLUTE_16) {
+                let (counts, at) = self.counts(&part);
+                let symbols = self.stored_symbols(at, &counts, &mut buffers.symbols);
                 let k = product.codebook.len();
-                let kept = SymbolRows { counts, symbols, codebook: &values, k };
-                let start = self.ends.start(block) as usize;
-                let positions = &self.positions.as_slice()[start..];
+                let rows = SymbolRows { counts: &counts, symbols, codebook: &codebook, k };
                 if form == WORDS {
-                    let row_words = product.x.len().div_ceil(64);
-                    let words = &positions.as_chunks().0[skipped * row_words..];
-                    let words = &words[..y.len() * row_words];
-                    product.kernels.bitmap_dots(&kept, words, product.x, y);
+                    product.kernels.bitmap_dots(&rows, self.words(&part), product.x, y);
                 } else {
-                    let cols = &positions.as_chunks().0[before..][..total(counts)];
-                    product.kernels.column_dots(&kept, cols, product.x, y);
+                    product.kernels.column_dots(&rows, self.columns(block, at), product.x, y);
                 }
-            } else {
-                buffer.reserve(end - row, (end - row).saturating_mul(product.x.len()))?;
-                self.decode(row..end, &mut buffer)?;
-                buffer.look_up(product.codebook);
-                for (row, y) in y.iter_mut().enumerate() {
-                    let (cols, values) = buffer.row(row);
-                    *y = product.kernels.sparse_dot(cols, values, product.x);
-                }
+                continue;
             }
-            row = end;
+            let buffer = &mut buffers.block;
+            buffer.reserve(part.len(), part.len().saturating_mul(product.x.len()))?;
+            self.decode(part, buffer)?;
+            buffer.look_up(product.codebook);
+            for (row, y) in y.iter_mut().enumerate() {
+                let (cols, values) = buffer.row(row);
+                *y = product.kernels.sparse_dot(cols, values, product.x);
+            }
         }
         Ok(())
     }
+
+    fn panel_width(&self) -> usize {
+        if self.shape.ncols <= 1 << 16 && self.symbol_width <= 8 { 2 } else { 1 }
+    }
+
+    /// As [`Layout::matvec`]; other blocks are decoded into 16-bit columns and 8-bit symbols first.
+    fn add_panels(
+        &self,
+        product: &PanelProduct<'_>,
+        rows: Range<usize>,
+        buffers: &mut Buffers,
+        sums: &mut [Lanes],
+    ) -> Result<()> {
+        if self.panel_width() == 1 {
+            decode_and_add_panels(self, product, rows, buffers, sums)?;
+            return Ok(());
+        }
+        let Buffers { block: buffer, cols, symbols } = buffers;
+        let block = rows.start / STRIDE;
+        let form = self.forms.as_slice()[block];
+        let (counts, at) = self.counts(&rows);
+        let has_bytes = matches!(self.symbol_width, 0 | 8);
+        if !(has_bytes && matches!(form, WORDS | ABSOLUTE_16)) {
+            buffer.reserve(rows.len(), rows.len().saturating_mul(product.ncols))?;
+            self.decode(rows.clone(), buffer)?;
+            cols.clear();
+            cols.extend(buffer.cols.iter().map(|&col| (col as u16).to_le_bytes()));
+        } else if form == WORDS {
+            product.kernels.set_bits(self.words(&rows), self.shape.ncols.div_ceil(64), cols);
+        }
+        let symbols = if has_bytes {
+            self.stored_symbols(at, &counts, symbols)
+        } else {
+            symbols.clear();
+            symbols.extend(buffer.symbols.iter().map(|&symbol| symbol as u8));
+            symbols
+        };
+        let cols = match form {
+            ABSOLUTE_16 if has_bytes => self.columns(block, at),
+            _ => cols,
+        };
+        let (codebook, k) = (small_codebook(product.codebook), product.codebook.len());
+        let kept = SymbolRows { counts: &counts, symbols, codebook: &codebook, k };
+        for (width, panel, sums) in product.parts(sums, rows.len()) {
+            product.kernels.column_panel(&kept, cols, width, panel, sums);
+        }
+        Ok(())
+    }
+}
+
+/// What kernels take; of a larger codebook, which they are not given, the start.
+fn small_codebook(codebook: &[f32]) -> [f32; 256] {
+    let mut values = [0.0; 256];
+    let len = codebook.len().min(256);
+    values[..len].copy_from_slice(&codebook[..len]);
+    values
 }

@@ -3,6 +3,7 @@
 //! Inputs are gathered by plain, checked loads: on most CPUs faster than the gather instruction.
 #![allow(unsafe_code)]
 
+mod panels;
 mod symbols;
 
 use super::{Kernels, Lanes, SymbolRows, TILE};
@@ -38,6 +39,28 @@ impl Kernels for Avx2 {
     fn bitmap_dots(&self, rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y: &mut [f32]) {
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
         unsafe { symbols::bitmap_dots(rows, words, x, y) }
+    }
+
+    fn column_panel(
+        &self,
+        rows: &SymbolRows<'_>,
+        cols: &[[u8; 2]],
+        width: usize,
+        panel: &[Lanes],
+        sums: &mut [Lanes],
+    ) {
+        let add = match width {
+            1 => panels::column_panel::<1>,
+            2 => panels::column_panel::<2>,
+            _ => panic!("column_panel: width {width}"),
+        };
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { add(rows, cols, panel, sums) }
+    }
+
+    fn set_bits(&self, words: &[[u8; 8]], row_words: usize, cols: &mut Vec<[u8; 2]>) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { symbols::set_bits(words, row_words, cols) }
     }
 
     fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32 {

@@ -41,11 +41,23 @@ pub struct SymbolRows<'a> {
     pub k: usize,
 }
 
-/// Panics unless `ncols` columns, the symbols and `nrows` outputs suffice for what `rows` counts.
-fn check_symbols(rows: &SymbolRows<'_>, ncols: usize, nrows: usize) {
+/// Panics unless columns, symbols and `nrows` outputs suffice for what `rows` counts; gives the
+/// columns that are counted.
+fn counted<'a>(rows: &SymbolRows<'_>, cols: &'a [[u8; 2]], nrows: usize) -> &'a [[u8; 2]] {
     let nnz: usize = rows.counts.iter().map(|&count| count as usize).sum();
     assert_eq!(rows.counts.len(), nrows, "symbol rows: counts and outputs");
-    assert!(ncols >= nnz && rows.symbols.len() >= nnz, "symbol rows: columns and symbols");
+    assert!(cols.len() >= nnz && rows.symbols.len() >= nnz, "symbol rows: columns and symbols");
+    &cols[..nnz]
+}
+
+/// Columns at a time whose part of a panel, `nbytes` a column, stays in the second-level cache, and
+/// of which rows keep enough to be worth starting anew.
+fn strip_cols(rows: &SymbolRows<'_>, ncols: usize, nbytes: usize) -> usize {
+    const CACHE_NBYTES: usize = 512 << 10;
+    const ROW_WEIGHTS: usize = 12;
+    let nnz: usize = rows.counts.iter().map(|&count| count as usize).sum();
+    let enough = (ncols * rows.counts.len() * ROW_WEIGHTS).div_ceil(nnz.max(1));
+    enough.max(CACHE_NBYTES / nbytes)
 }
 
 /// The inner loops. Sums may differ in order between instruction sets, never between calls.
@@ -74,6 +86,25 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// When the words are not as many as y's rows need. Where there are fewer symbols than bits,
     /// it may panic or take any of the values.
     fn bitmap_dots(&self, rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y: &mut [f32]);
+
+    /// Adds `Σ value · panel[col]` over row r to `sums[r]`, for every lane. Columns are stored as
+    /// for [`Kernels::column_dots`]; panel and sums have `width` groups of lanes, 1 or 2, for each
+    /// column and each row.
+    ///
+    /// # Panics
+    /// As [`Kernels::column_dots`], and for another width.
+    fn column_panel(
+        &self,
+        rows: &SymbolRows<'_>,
+        cols: &[[u8; 2]],
+        width: usize,
+        panel: &[Lanes],
+        sums: &mut [Lanes],
+    );
+
+    /// Fills `cols` with the places of the set bits of each row, as 16-bit little-endian numbers; a
+    /// row is `row_words` ≤ 1024 little-endian words.
+    fn set_bits(&self, words: &[[u8; 8]], row_words: usize, cols: &mut Vec<[u8; 2]>);
 
     /// `Σ w[i] · x[i]` over the entries of w that are not +0.0.
     ///
@@ -249,6 +280,14 @@ mod tests {
                     let rows = SymbolRows { counts: &counts, symbols: &symbols, codebook, k: 2 };
                     set.column_dots(&rows, &stored, &[1.0; 5], &mut [0.0])
                 });
+                let symbol_panel = std::panic::catch_unwind(|| {
+                    let (counts, symbols) = ([len as u32], vec![0; len]);
+                    let codebook = &[1.0; 256];
+                    let rows = SymbolRows { counts: &counts, symbols: &symbols, codebook, k: 2 };
+                    let panel = [[1.0; LANES]; 10];
+                    set.column_panel(&rows, &stored, 2, &panel, &mut [[0.0; LANES]; 2])
+                });
+                assert!(symbol_panel.is_err(), "{} {len}", set.name());
                 let shifted = std::panic::catch_unwind(|| {
                     set.add_shifted_product(&cols, &values, &[1.0; TILE + 4], &mut [0.0; TILE])
                 });
@@ -305,6 +344,23 @@ mod tests {
             }
             let rows = SymbolRows { counts: &counts, symbols: &symbols, codebook: &codebook, k };
             for set in available() {
+                let mut found = vec![[1, 1]];
+                set.set_bits(&words, row_words, &mut found);
+                prop_assert_eq!(&found, &cols);
+                for width in [1, 2] {
+                    // x in one lane, among others that are not finite.
+                    let lane = seed as usize % (width * LANES);
+                    let mut panel = vec![[f32::NAN; LANES]; ncols * width];
+                    for (col, &x) in x.iter().enumerate() {
+                        panel[col * width + lane / LANES][lane % LANES] = x;
+                    }
+                    let mut sums = vec![[0.0; LANES]; nrows * width];
+                    set.column_panel(&rows, &cols, width, &panel, &mut sums);
+                    for (r, &(exact, bound)) in expected.iter().enumerate() {
+                        let y = f64::from(sums[r * width + lane / LANES][lane % LANES]);
+                        prop_assert!((y - exact).abs() <= bound, "{} {y} {exact}", set.name());
+                    }
+                }
                 let (mut by_cols, mut by_bits) = (vec![f32::NAN; nrows], vec![f32::NAN; nrows]);
                 set.column_dots(&rows, &cols, &x, &mut by_cols);
                 set.bitmap_dots(&rows, &words, &x, &mut by_bits);

@@ -9,12 +9,15 @@
 //! Up to 32 values are held in four registers (`vpermps`); more are loaded one by one, and then
 //! multiplied one by one too: two look-ups a weight leave nothing for wide registers to do.
 
-use super::super::{SymbolRows, check_symbols};
+use super::super::{SymbolRows, counted};
 use super::{horizontal_sum, load};
 use std::arch::x86_64::*;
 
 /// Columns of a row that are gathered before they are multiplied: what stays in the cache.
 const PIECE_WORDS: usize = 64;
+
+/// Inputs of kept weights, and room for a register more.
+type Buffer = [f32; PIECE_WORDS * 64 + 8];
 
 /// Row m: the places of the set bits of m, then zeros.
 static SET_BITS: [[u32; 8]; 256] = {
@@ -34,31 +37,55 @@ static SET_BITS: [[u32; 8]; 256] = {
     table
 };
 
-/// The codebook's first 32 values in registers.
+/// The codebook's first 32 values by bytes: byte b of value 16h + i is byte i of each half of
+/// `planes[b][h]`.
 #[derive(Clone, Copy)]
-struct Table([__m256; 4]);
+struct Planes([[__m256i; 2]; 4]);
 
-impl Table {
-    #[target_feature(enable = "avx2,fma")]
+impl Planes {
+    #[target_feature(enable = "avx2")]
     fn new(codebook: &[f32; 256]) -> Self {
-        let (eights, _) = codebook.as_chunks::<8>();
-        Self([load(&eights[0]), load(&eights[1]), load(&eights[2]), load(&eights[3])])
+        let (sixteens, _) = codebook.as_chunks::<16>();
+        let mut planes = [[_mm256_setzero_si256(); 2]; 4];
+        for (b, plane) in planes.iter_mut().enumerate() {
+            for (half, values) in plane.iter_mut().zip(sixteens) {
+                *half = load_bytes(&std::array::from_fn(|i| values[i % 16].to_le_bytes()[b]));
+            }
+        }
+        Self(planes)
     }
 
-    /// The values of eight symbols under 32.
-    #[target_feature(enable = "avx2,fma")]
+    /// The values of 32 symbols under 32, in order.
+    #[target_feature(enable = "avx2")]
     #[inline]
-    fn look_up(self, symbols: &[u8; 8]) -> __m256 {
-        let [a, b, c, d] = self.0;
-        // SAFETY: the reference covers 8 readable bytes; loadu needs no alignment.
-        let symbols = unsafe { _mm256_cvtepu8_epi32(_mm_loadu_si64(symbols.as_ptr())) };
-        let bit_3 = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(symbols));
-        let bit_4 = _mm256_castsi256_ps(_mm256_slli_epi32::<27>(symbols));
-        let of = |part| _mm256_permutevar8x32_ps(part, symbols);
-        let low = _mm256_blendv_ps(of(a), of(b), bit_3);
-        let high = _mm256_blendv_ps(of(c), of(d), bit_3);
-        _mm256_blendv_ps(low, high, bit_4)
+    fn look_up(self, symbols: __m256i) -> [__m256; 4] {
+        // Interleaving keeps to halves, so fours 2q and 2q + 1 go to place q of either half.
+        let order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+        let symbols = _mm256_permutevar8x32_epi32(symbols, order);
+        // A shuffle gives zero for an index with its highest bit set.
+        let low_half = _mm256_adds_epu8(symbols, _mm256_set1_epi8(0x70));
+        let high_half = _mm256_sub_epi8(symbols, _mm256_set1_epi8(16));
+        let [a, b, c, d] = self.0.map(|[low, high]| {
+            _mm256_or_si256(
+                _mm256_shuffle_epi8(low, low_half),
+                _mm256_shuffle_epi8(high, high_half),
+            )
+        });
+        let (ab, cd) = (_mm256_unpacklo_epi8(a, b), _mm256_unpacklo_epi8(c, d));
+        let (high_ab, high_cd) = (_mm256_unpackhi_epi8(a, b), _mm256_unpackhi_epi8(c, d));
+        [
+            _mm256_castsi256_ps(_mm256_unpacklo_epi16(ab, cd)),
+            _mm256_castsi256_ps(_mm256_unpackhi_epi16(ab, cd)),
+            _mm256_castsi256_ps(_mm256_unpacklo_epi16(high_ab, high_cd)),
+            _mm256_castsi256_ps(_mm256_unpackhi_epi16(high_ab, high_cd)),
+        ]
     }
+}
+
+#[target_feature(enable = "avx2")]
+fn load_bytes(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: the reference covers 32 readable bytes; loadu needs no alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
 
 /// All bits in the first `count` of eight lanes.
@@ -71,7 +98,7 @@ fn first_lanes(count: usize) -> __m256 {
 /// [`super::super::Kernels::column_dots`].
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn column_dots(rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y: &mut [f32]) {
-    check_symbols(rows, cols.len(), y.len());
+    let cols = counted(rows, cols, y.len());
     let mut at = 0;
     for (&count, y) in rows.counts.iter().zip(y) {
         let range = at..at + count as usize;
@@ -111,7 +138,7 @@ pub(super) fn bitmap_dots(rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y
     if row_words == 0 {
         return y.fill(0.0);
     }
-    let table = Table::new(rows.codebook);
+    let planes = Planes::new(rows.codebook);
     let (whole, rest) = x.as_chunks::<64>();
     let mut last = [0.0; 64];
     last[..rest.len()].copy_from_slice(rest);
@@ -135,10 +162,9 @@ pub(super) fn bitmap_dots(rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y
             }
             debug_assert_eq!(end - from, words.len());
             let symbols = &rows.symbols[at.min(rows.symbols.len())..];
-            let inputs = &buffer[..kept];
             *y += match rows.k {
-                0..=32 => buffered_dot(symbols, inputs, table),
-                _ => buffered_dot_one_by_one(&symbols[..kept], inputs, rows.codebook),
+                0..=32 => buffered_dot(symbols, &buffer, kept, planes),
+                _ => buffered_dot_one_by_one(&symbols[..kept], &buffer[..kept], rows.codebook),
             };
             at += kept;
         }
@@ -148,12 +174,7 @@ pub(super) fn bitmap_dots(rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y
 /// Appends those of 64 inputs whose bits are set to the `kept` in the buffer; gives their number.
 #[target_feature(enable = "avx2,fma,popcnt")]
 #[inline]
-fn gather(
-    word: u64,
-    x: &[f32; 64],
-    buffer: &mut [f32; PIECE_WORDS * 64 + 8],
-    kept: usize,
-) -> usize {
+fn gather(word: u64, x: &[f32; 64], buffer: &mut Buffer, kept: usize) -> usize {
     assert!(kept <= (PIECE_WORDS - 1) * 64);
     let (eights, _) = x.as_chunks::<8>();
     let mut at = kept;
@@ -169,27 +190,35 @@ fn gather(
     at
 }
 
-/// Σ value · input, for as many as there are inputs.
+/// Σ value · input over the first `kept` of the buffer.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn buffered_dot(symbols: &[u8], inputs: &[f32], table: Table) -> f32 {
-    let symbols = &symbols[..inputs.len()];
-    let (symbol_chunks, symbol_rest) = symbols.as_chunks::<8>();
-    let (input_chunks, input_rest) = inputs.as_chunks::<8>();
-    let mut sums = [_mm256_setzero_ps(); 4];
-    for (i, (symbols, inputs)) in symbol_chunks.iter().zip(input_chunks).enumerate() {
-        sums[i % 4] = _mm256_fmadd_ps(table.look_up(symbols), load(inputs), sums[i % 4]);
+fn buffered_dot(symbols: &[u8], buffer: &Buffer, kept: usize, planes: Planes) -> f32 {
+    let mut sums = [_mm256_setzero_ps(); 2];
+    let mut add = |symbols: &[u8; 32], inputs: &[f32; 32], mask: Option<[__m256; 4]>| {
+        let mut values = planes.look_up(load_bytes(symbols));
+        if let Some(mask) = mask {
+            values = std::array::from_fn(|i| _mm256_and_ps(values[i], mask[i]));
+        }
+        let (inputs, _) = inputs.as_chunks::<8>();
+        for i in 0..4 {
+            sums[i % 2] = _mm256_fmadd_ps(values[i], load(&inputs[i]), sums[i % 2]);
+        }
+    };
+    let (symbol_chunks, symbol_rest) = symbols[..kept].as_chunks::<32>();
+    let (input_chunks, _) = buffer[..kept].as_chunks::<32>();
+    for (symbols, inputs) in symbol_chunks.iter().zip(input_chunks) {
+        add(symbols, inputs, None);
     }
-    if !input_rest.is_empty() {
-        let (mut last_symbols, mut last_inputs) = ([0; 8], [0.0; 8]);
-        last_symbols[..symbol_rest.len()].copy_from_slice(symbol_rest);
-        last_inputs[..input_rest.len()].copy_from_slice(input_rest);
-        let is_row = first_lanes(input_rest.len());
-        let values = _mm256_and_ps(table.look_up(&last_symbols), is_row);
-        sums[3] = _mm256_fmadd_ps(values, load(&last_inputs), sums[3]);
+    let rest = symbol_rest.len();
+    if rest > 0 {
+        let (mut last_symbols, mut last_inputs) = ([0; 32], [0.0; 32]);
+        last_symbols[..rest].copy_from_slice(symbol_rest);
+        last_inputs[..rest].copy_from_slice(&buffer[kept - rest..kept]);
+        let mask = std::array::from_fn(|i| first_lanes(rest.saturating_sub(8 * i)));
+        add(&last_symbols, &last_inputs, Some(mask));
     }
-    let [a, b, c, d] = sums;
-    horizontal_sum(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)))
+    horizontal_sum(_mm256_add_ps(sums[0], sums[1]))
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -206,4 +235,28 @@ fn buffered_dot_one_by_one(symbols: &[u8], inputs: &[f32], codebook: &[f32; 256]
     }
     let rest = symbol_rest.iter().zip(input_rest);
     sums.iter().sum::<f32>() + rest.map(|(&s, &x)| codebook[usize::from(s)] * x).sum::<f32>()
+}
+
+/// [`super::super::Kernels::set_bits`].
+#[target_feature(enable = "avx2,popcnt")]
+pub(super) fn set_bits(words: &[[u8; 8]], row_words: usize, cols: &mut Vec<[u8; 2]>) {
+    let count: usize = words.iter().map(|w| u64::from_le_bytes(*w).count_ones() as usize).sum();
+    cols.clear();
+    cols.resize(count + 8, [0; 2]);
+    let mut at = 0;
+    for row in words.chunks(row_words.max(1)) {
+        for (base, &byte) in (0..).step_by(8).zip(row.as_flattened()) {
+            let [low, high] = [0, 4].map(|i| {
+                let places: &[u32; 4] = SET_BITS[usize::from(byte)][i..].first_chunk().expect("8");
+                // SAFETY: the reference covers 16 readable bytes; loadu needs no alignment.
+                unsafe { _mm_loadu_si128(places.as_ptr().cast()) }
+            });
+            let places = _mm_add_epi16(_mm_packus_epi32(low, high), _mm_set1_epi16(base as i16));
+            let room: &mut [[u8; 2]; 8] = cols[at..].first_chunk_mut().expect("room for 8");
+            // SAFETY: the reference covers 16 writable bytes; storeu needs no alignment.
+            unsafe { _mm_storeu_si128(room.as_mut_ptr().cast(), places) };
+            at += byte.count_ones() as usize;
+        }
+    }
+    cols.truncate(count);
 }

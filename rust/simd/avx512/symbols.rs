@@ -12,7 +12,7 @@
 //!
 //! Columns are gathered by plain loads, which here cost less than the gather instruction.
 
-use super::super::{SymbolRows, check_symbols};
+use super::super::{SymbolRows, counted};
 use std::arch::x86_64::*;
 
 /// The codebook in registers: as it is, and by bytes.
@@ -37,13 +37,16 @@ impl Tables {
     }
 }
 
+/// Sixteen numbers.
 #[target_feature(enable = "avx512f")]
-fn load(values: &[f32; 16]) -> __m512 {
+#[inline]
+pub(super) fn load(values: &[f32; 16]) -> __m512 {
     // SAFETY: the reference covers 64 readable bytes; loadu needs no alignment.
     unsafe { _mm512_loadu_ps(values.as_ptr()) }
 }
 
 #[target_feature(enable = "avx512f")]
+#[inline]
 fn load_bytes(bytes: &[u8; 64]) -> __m512i {
     // SAFETY: the reference covers 64 readable bytes; loadu needs no alignment.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
@@ -168,7 +171,7 @@ fn load_last(bytes: &[u8]) -> __m512i {
 /// [`super::super::Kernels::column_dots`] for up to 32 values.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2")]
 pub(super) fn column_dots(rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y: &mut [f32]) {
-    check_symbols(rows, cols.len(), y.len());
+    let cols = counted(rows, cols, y.len());
     check_columns(cols, x.len());
     let (sixteens, _) = rows.codebook.as_chunks::<16>();
     let (low, high) = (load(&sixteens[0]), load(&sixteens[1]));
@@ -219,6 +222,7 @@ pub(super) fn column_dots(rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y:
 
 /// The sum of sixteen lanes.
 #[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
 fn horizontal_sum(v: __m512) -> f32 {
     let eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
     let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
@@ -228,7 +232,7 @@ fn horizontal_sum(v: __m512) -> f32 {
 
 /// Panics unless every column is under `ncols`.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn check_columns(cols: &[[u8; 2]], ncols: usize) {
+pub(super) fn check_columns(cols: &[[u8; 2]], ncols: usize) {
     let (chunks, rest) = cols.as_chunks::<32>();
     let mut most = _mm512_setzero_si512();
     for chunk in chunks {
@@ -245,4 +249,31 @@ fn check_columns(cols: &[[u8; 2]], ncols: usize) {
         cols.is_empty() || usize::from(most) < ncols,
         "column_dots: column {most}, expected under {ncols}"
     );
+}
+
+/// [`super::super::Kernels::set_bits`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+pub(super) fn set_bits(words: &[[u8; 8]], row_words: usize, cols: &mut Vec<[u8; 2]>) {
+    let count: usize = words.iter().map(|w| u64::from_le_bytes(*w).count_ones() as usize).sum();
+    cols.clear();
+    cols.resize(count + 32, [0; 2]);
+    let first: [u16; 32] = std::array::from_fn(|i| i as u16);
+    // SAFETY: the array is 64 readable bytes; loadu needs no alignment.
+    let first = unsafe { _mm512_loadu_si512(first.as_ptr().cast()) };
+    let mut at = 0;
+    for row in words.chunks(row_words.max(1)) {
+        for (base, word) in (0..).step_by(64).zip(row) {
+            let word = u64::from_le_bytes(*word);
+            for half in 0..2 {
+                let kept = (word >> (32 * half)) as u32;
+                let places = _mm512_add_epi16(first, _mm512_set1_epi16((base + 32 * half) as i16));
+                let places = _mm512_maskz_compress_epi16(kept, places);
+                let room: &mut [[u8; 2]; 32] = cols[at..].first_chunk_mut().expect("room for 32");
+                // SAFETY: the reference covers 64 writable bytes; storeu needs no alignment.
+                unsafe { _mm512_storeu_si512(room.as_mut_ptr().cast(), places) };
+                at += kept.count_ones() as usize;
+            }
+        }
+    }
+    cols.truncate(count);
 }
