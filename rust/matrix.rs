@@ -96,7 +96,7 @@ impl CompressedMatrix {
     ///
     /// For size, the fewest bytes of those that multiply well; the reference layouts stay out (cla
     /// can be smaller where rows repeat, and multiplies a batch ten times slower). For speed, the
-    /// packed form, or dense where so much is kept that skipping zeros does not pay.
+    /// packed form, or dense where there are more than 256 values and most of them are kept.
     fn choose(rows: &Rows, request: &Request) -> Result<Self> {
         let density = rows.nnz() as f64 / rows.shape().entries().max(1) as f64;
         // Layouts that spend memory on every entry cannot win there, and may not fit.
@@ -105,8 +105,11 @@ impl CompressedMatrix {
             (Values::Raw(_), _) => &["csr", "dense"],
             (_, Goal::Size) if is_vast => &["packed", "shac"],
             (_, Goal::Size) => &["packed", "shac", "hac", "dense"],
-            (_, Goal::Speed) if density <= DENSE_IS_FASTER => &["packed"],
-            (_, Goal::Speed) => &["dense"],
+            // Symbols of a byte are multiplied as they lie, others decoded first.
+            (_, Goal::Speed) if rows.k().is_some_and(|k| k > 256) && density > DENSE_IS_FASTER => {
+                &["dense"]
+            }
+            (_, Goal::Speed) => &["packed"],
         };
         let mut best: Option<Self> = None;
         for spec in names.iter().map(|name| layout::by_name(name)) {
@@ -354,7 +357,7 @@ impl CompressedMatrix {
     }
 }
 
-/// Above this density a dense product of ours is faster than one that skips zeros.
+/// Above this density a dense product with a vector is faster than decoding symbols of 16 bits.
 const DENSE_IS_FASTER: f64 = 0.5;
 
 /// Pairs each range of rows with its part of `out`, `width` elements a row.

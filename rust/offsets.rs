@@ -157,6 +157,17 @@ impl Offsets {
         self.min + bits::field(self.bits.as_slice(), at, self.length_width)
     }
 
+    /// The lengths of as many rows as `out` holds, from `row` on, each under 2³².
+    pub fn lengths(&self, row: usize, out: &mut [u32]) {
+        assert!(row + out.len() <= self.len, "offsets: rows {row} + {} of {}", out.len(), self.len);
+        let lengths_at = (self.len.div_ceil(STRIDE) + 1) * self.base_width as usize;
+        let mut at = lengths_at + row * self.length_width as usize;
+        for out in out {
+            *out = (self.min + bits::field(self.bits.as_slice(), at, self.length_width)) as u32;
+            at += self.length_width as usize;
+        }
+    }
+
     fn base(&self, group: usize) -> u64 {
         bits::field(self.bits.as_slice(), group * self.base_width as usize, self.base_width)
     }

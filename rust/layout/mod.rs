@@ -35,7 +35,7 @@ use crate::codebook::Codebook;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::rows::{RowBlock, Rows, Shape};
-use crate::simd::Kernels;
+use crate::simd::{Kernels, Lanes};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -202,6 +202,47 @@ pub struct Product<'a> {
     pub kernels: &'static dyn Kernels,
 }
 
+/// What a product of a batch multiplies with.
+#[derive(Clone, Copy)]
+pub struct PanelProduct<'a> {
+    /// The values of symbols; empty where the layout holds values.
+    pub codebook: &'a [f32],
+    /// The panels one after the other: `width` groups of lanes for each of `ncols` columns, the
+    /// last panel with as many groups as are left.
+    pub panels: &'a [Lanes],
+    /// The matrix's.
+    pub ncols: usize,
+    /// Groups of lanes to a column.
+    pub width: usize,
+    /// The instruction set.
+    pub kernels: &'static dyn Kernels,
+}
+
+impl PanelProduct<'_> {
+    /// Each panel with its width and its part of `sums`, which are arranged alike for `nrows` rows.
+    pub fn parts<'a>(
+        &'a self,
+        sums: &'a mut [Lanes],
+        nrows: usize,
+    ) -> impl Iterator<Item = (usize, &'a [Lanes], &'a mut [Lanes])> {
+        let panels = self.panels.chunks((self.width * self.ncols).max(1));
+        panels
+            .zip(sums.chunks_mut((self.width * nrows).max(1)))
+            .map(move |(panel, sums)| (sums.len() / nrows.max(1), panel, sums))
+    }
+}
+
+/// Buffers that a product reuses from block to block.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    /// Decoded rows.
+    pub block: RowBlock,
+    /// Columns as kernels take them.
+    pub cols: Vec<[u8; 2]>,
+    /// Symbols as kernels take them.
+    pub symbols: Vec<u8>,
+}
+
 /// One matrix in one arrangement: valid, immutable, shared between threads.
 pub trait Layout: Send + Sync + std::fmt::Debug {
     /// The layout's row in [`LAYOUTS`].
@@ -243,6 +284,50 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
         }
         Ok(())
     }
+
+    /// The most groups of lanes to a column, 1 or 2, that [`Layout::add_panels`] takes.
+    fn panel_width(&self) -> usize {
+        1
+    }
+
+    /// Adds the products of `rows`, which lie in one block, with each panel to `sums`, arranged as
+    /// the panels are: `width` groups of lanes for each row.
+    ///
+    /// The default decodes the rows into a small buffer and multiplies from there.
+    ///
+    /// # Errors
+    /// As [`Layout::decode`].
+    fn add_panels(
+        &self,
+        product: &PanelProduct<'_>,
+        rows: Range<usize>,
+        buffers: &mut Buffers,
+        sums: &mut [Lanes],
+    ) -> Result<()> {
+        decode_and_add_panels(self, product, rows, buffers, sums)
+    }
+}
+
+/// [`Layout::add_panels`] of any layout, for panels of one group of lanes.
+fn decode_and_add_panels<L: Layout + ?Sized>(
+    layout: &L,
+    product: &PanelProduct<'_>,
+    rows: Range<usize>,
+    buffers: &mut Buffers,
+    sums: &mut [Lanes],
+) -> Result<()> {
+    assert!(product.width == 1, "add_panels: panels of {} groups", product.width);
+    let (nrows, block) = (rows.len(), &mut buffers.block);
+    block.reserve(nrows, nrows.saturating_mul(product.ncols))?;
+    layout.decode(rows, block)?;
+    block.look_up(product.codebook);
+    for (_, panel, sums) in product.parts(sums, nrows) {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let (cols, values) = block.row(row);
+            product.kernels.add_panel_product(cols, values, panel, sums);
+        }
+    }
+    Ok(())
 }
 
 /// Rows that are decoded at a time: large enough to amortise, small enough for the cache.

@@ -171,10 +171,13 @@ impl Layer {
     fn input(&self, dims: &[usize]) -> Result<[usize; 4]> {
         match (self.form, dims) {
             (Form::Conv, _) => image(dims),
-            (Form::Linear, [rows @ .., width]) => Ok([rows.iter().product(), *width, 1, 1]),
-            (Form::Linear, []) => {
-                Err(Error::invalid("input of shape [], expected one dimension or more"))
+            (Form::Linear, [rows @ .., width]) if *width == self.matrix.shape().ncols => {
+                Ok([rows.iter().product(), *width, 1, 1])
             }
+            (Form::Linear, _) => Err(Error::invalid(format!(
+                "input of shape {dims:?}, expected [..., {}]",
+                self.matrix.shape().ncols
+            ))),
         }
     }
 

@@ -3,8 +3,11 @@
 //! Inputs are gathered by plain, checked loads: on most CPUs faster than the gather instruction.
 #![allow(unsafe_code)]
 
+mod panels;
+mod symbols;
+
 use super::scalar::Scalar;
-use super::{Kernels, Lanes, Start, TileProduct};
+use super::{Kernels, Lanes, Start, SymbolRows, TileProduct};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
@@ -29,16 +32,36 @@ impl Kernels for Avx2 {
         unsafe { sparse_dot(cols, values, x) }
     }
 
-    fn symbol_dot(
-        &self,
-        cols: &[[u8; 2]],
-        symbols: &[u8],
-        codebook: &[f32; 256],
-        x: &[f32],
-    ) -> f32 {
-        assert_eq!(cols.len(), symbols.len(), "symbol_dot: columns and symbols");
+    fn column_dots(&self, rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y: &mut [f32]) {
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
-        unsafe { symbol_dot(cols, symbols, codebook, x) }
+        unsafe { symbols::column_dots(rows, cols, x, y) }
+    }
+
+    fn bitmap_dots(&self, rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y: &mut [f32]) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { symbols::bitmap_dots(rows, words, x, y) }
+    }
+
+    fn column_panel(
+        &self,
+        rows: &SymbolRows<'_>,
+        cols: &[[u8; 2]],
+        width: usize,
+        panel: &[Lanes],
+        sums: &mut [Lanes],
+    ) {
+        let add = match width {
+            1 => panels::column_panel::<1>,
+            2 => panels::column_panel::<2>,
+            _ => panic!("column_panel: width {width}"),
+        };
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { add(rows, cols, panel, sums) }
+    }
+
+    fn set_bits(&self, words: &[[u8; 8]], row_words: usize, cols: &mut Vec<[u8; 2]>) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { symbols::set_bits(words, row_words, cols) }
     }
 
     fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32 {
@@ -121,31 +144,6 @@ fn sparse_dot(cols: &[u32], values: &[f32], x: &[f32]) -> f32 {
     let mut sum = horizontal_sum(_mm256_add_ps(sums[0], sums[1]));
     for (&col, &value) in col_rest.iter().zip(value_rest) {
         sum += value * x[col as usize];
-    }
-    sum
-}
-
-/// Scalar multiply–adds, whose operand comes straight from x: two look-ups a weight leave nothing
-/// for wide registers to do.
-#[target_feature(enable = "avx2,fma")]
-fn symbol_dot(cols: &[[u8; 2]], symbols: &[u8], codebook: &[f32; 256], x: &[f32]) -> f32 {
-    let (col_chunks, col_rest) = cols.as_chunks::<8>();
-    let (symbol_chunks, symbol_rest) = symbols.as_chunks::<8>();
-    let mut sums = [0.0f32; 8];
-    for (cols, symbols) in col_chunks.iter().zip(symbol_chunks) {
-        // Whole words are loaded and cut up: loads are what binds here.
-        let symbols = u64::from_le_bytes(*symbols);
-        let (pairs, _) = cols.as_flattened().as_chunks::<8>();
-        let cols = [u64::from_le_bytes(pairs[0]), u64::from_le_bytes(pairs[1])];
-        for i in 0..8 {
-            let col = (cols[i / 4] >> (16 * (i % 4))) as u16;
-            let value = codebook[usize::from((symbols >> (8 * i)) as u8)];
-            sums[i] = value.mul_add(x[usize::from(col)], sums[i]);
-        }
-    }
-    let mut sum: f32 = sums.iter().sum();
-    for (&col, &symbol) in col_rest.iter().zip(symbol_rest) {
-        sum += codebook[usize::from(symbol)] * x[usize::from(u16::from_le_bytes(col))];
     }
     sum
 }

@@ -3,10 +3,12 @@
 //! What is not faster here than on AVX2 is left to it.
 #![allow(unsafe_code)]
 
+mod panels;
+mod symbols;
 mod tiles;
 
 use super::avx2::Avx2;
-use super::{Kernels, Lanes, TileProduct};
+use super::{Kernels, Lanes, SymbolRows, TileProduct};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
 pub struct Avx512 {
@@ -42,14 +44,39 @@ impl Kernels for Avx512 {
         self.avx2.sparse_dot(cols, values, x)
     }
 
-    fn symbol_dot(
+    fn column_dots(&self, rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y: &mut [f32]) {
+        if rows.k > 32 {
+            return self.avx2.column_dots(rows, cols, x, y);
+        }
+        // SAFETY: `self` exists only where `detect` found the instructions.
+        unsafe { symbols::column_dots(rows, cols, x, y) }
+    }
+
+    fn bitmap_dots(&self, rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y: &mut [f32]) {
+        // SAFETY: `self` exists only where `detect` found the instructions.
+        unsafe { symbols::bitmap_dots(rows, words, x, y) }
+    }
+
+    fn column_panel(
         &self,
+        rows: &SymbolRows<'_>,
         cols: &[[u8; 2]],
-        symbols: &[u8],
-        codebook: &[f32; 256],
-        x: &[f32],
-    ) -> f32 {
-        self.avx2.symbol_dot(cols, symbols, codebook, x)
+        width: usize,
+        panel: &[Lanes],
+        sums: &mut [Lanes],
+    ) {
+        let add = match width {
+            1 => panels::column_panel::<1>,
+            2 => panels::column_panel::<2>,
+            _ => panic!("column_panel: width {width}"),
+        };
+        // SAFETY: `self` exists only where `detect` found the instructions.
+        unsafe { add(rows, cols, panel, sums) }
+    }
+
+    fn set_bits(&self, words: &[[u8; 8]], row_words: usize, cols: &mut Vec<[u8; 2]>) {
+        // SAFETY: `self` exists only where `detect` found the instructions.
+        unsafe { symbols::set_bits(words, row_words, cols) }
     }
 
     fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32 {

@@ -26,6 +26,38 @@ pub type Lanes = [f32; LANES];
 
 pub use tiles::{Finish, LARGEST_TILE, Places, SMALLEST_TILE, Start, Strip, Taps, TileProduct};
 
+/// Rows of kept weights as they are stored: the value of each is `codebook[symbol]`.
+#[derive(Clone, Copy)]
+pub struct SymbolRows<'a> {
+    /// How many weights each row keeps.
+    pub counts: &'a [u32],
+    /// The symbols, row by row, each under `k`; what follows the last row is not used.
+    pub symbols: &'a [u8],
+    /// The values of symbols.
+    pub codebook: &'a [f32; 256],
+    /// How many of the values are in use: the fewer, the faster they are looked up.
+    pub k: usize,
+}
+
+/// Panics unless columns, symbols and `nrows` outputs suffice for what `rows` counts; gives the
+/// columns that are counted.
+fn counted<'a>(rows: &SymbolRows<'_>, cols: &'a [[u8; 2]], nrows: usize) -> &'a [[u8; 2]] {
+    let nnz: usize = rows.counts.iter().map(|&count| count as usize).sum();
+    assert_eq!(rows.counts.len(), nrows, "symbol rows: counts and outputs");
+    assert!(cols.len() >= nnz && rows.symbols.len() >= nnz, "symbol rows: columns and symbols");
+    &cols[..nnz]
+}
+
+/// Columns at a time whose part of a panel, `nbytes` a column, stays in the second-level cache, and
+/// of which rows keep enough to be worth starting anew.
+fn strip_cols(rows: &SymbolRows<'_>, ncols: usize, nbytes: usize) -> usize {
+    const CACHE_NBYTES: usize = 512 << 10;
+    const ROW_WEIGHTS: usize = 12;
+    let nnz: usize = rows.counts.iter().map(|&count| count as usize).sum();
+    let enough = (ncols * rows.counts.len() * ROW_WEIGHTS).div_ceil(nnz.max(1));
+    enough.max(CACHE_NBYTES / nbytes)
+}
+
 /// The inner loops. Sums may differ in order between instruction sets, never between calls.
 pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// The name that `TERSENET_SIMD` takes.
@@ -37,13 +69,40 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// When the slices differ in length or a column is outside x.
     fn sparse_dot(&self, cols: &[u32], values: &[f32], x: &[f32]) -> f32;
 
-    /// `Σ codebook[symbols[i]] · x[cols[i]]`, from columns and symbols as they are stored: 16-bit
-    /// little-endian columns at any alignment, 8-bit symbols.
+    /// `y[r] = Σ value · x[col]` over row r, whose columns are stored as 16-bit little-endian
+    /// numbers, row by row; what follows the last row is not used.
     ///
     /// # Panics
-    /// When the slices differ in length or a column is outside x.
-    fn symbol_dot(&self, cols: &[[u8; 2]], symbols: &[u8], codebook: &[f32; 256], x: &[f32])
-    -> f32;
+    /// When there are fewer columns or symbols than `rows` counts, other counts than outputs, or a
+    /// column outside x.
+    fn column_dots(&self, rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y: &mut [f32]);
+
+    /// `y[r] = Σ value · x[col]` over row r, whose columns are the set bits of its ⌈ncols / 64⌉
+    /// little-endian words; bits past the last column are not used.
+    ///
+    /// # Panics
+    /// When the words are not as many as y's rows need. Where there are fewer symbols than bits,
+    /// it may panic or take any of the values.
+    fn bitmap_dots(&self, rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y: &mut [f32]);
+
+    /// Adds `Σ value · panel[col]` over row r to `sums[r]`, for every lane. Columns are stored as
+    /// for [`Kernels::column_dots`]; panel and sums have `width` groups of lanes, 1 or 2, for each
+    /// column and each row.
+    ///
+    /// # Panics
+    /// As [`Kernels::column_dots`], and for another width.
+    fn column_panel(
+        &self,
+        rows: &SymbolRows<'_>,
+        cols: &[[u8; 2]],
+        width: usize,
+        panel: &[Lanes],
+        sums: &mut [Lanes],
+    );
+
+    /// Fills `cols` with the places of the set bits of each row, as 16-bit little-endian numbers; a
+    /// row is `row_words` ≤ 1024 little-endian words.
+    fn set_bits(&self, words: &[[u8; 8]], row_words: usize, cols: &mut Vec<[u8; 2]>);
 
     /// `Σ w[i] · x[i]` over the entries of w that are not +0.0.
     ///
@@ -227,8 +286,15 @@ mod tests {
                 values[..reversed.len()].copy_from_slice(&reversed);
                 let symbols: Vec<u8> = (0..reversed.len() as u8).collect();
                 let stored: Vec<[u8; 2]> = cols.iter().map(|&col| (col as u16).to_le_bytes()).collect();
-                let symbol = f64::from(set.symbol_dot(&stored, &symbols, &values, &x));
-                prop_assert!((symbol - exact).abs() <= bound, "{name} symbol {symbol} {exact}");
+                let counts = [symbols.len() as u32];
+                for k in [32, 128, 256].into_iter().filter(|&k| k >= symbols.len()) {
+                    let rows =
+                        SymbolRows { counts: &counts, symbols: &symbols, codebook: &values, k };
+                    let mut y = [f32::NAN];
+                    set.column_dots(&rows, &stored, &x, &mut y);
+                    let symbol = f64::from(y[0]);
+                    prop_assert!((symbol - exact).abs() <= bound, "{name} symbol {symbol} {exact}");
+                }
                 // In two parts, the second added to the first.
                 let mut sums = [0.0; LANES];
                 let cut = cols.len() / 3;
@@ -296,8 +362,19 @@ mod tests {
                 let stored: Vec<[u8; 2]> =
                     cols.iter().map(|&col| (col as u16).to_le_bytes()).collect();
                 let symbol = std::panic::catch_unwind(|| {
-                    set.symbol_dot(&stored, &vec![0; len], &[1.0; 256], &[1.0; 5])
+                    let (counts, symbols) = ([len as u32], vec![0; len]);
+                    let codebook = &[1.0; 256];
+                    let rows = SymbolRows { counts: &counts, symbols: &symbols, codebook, k: 2 };
+                    set.column_dots(&rows, &stored, &[1.0; 5], &mut [0.0])
                 });
+                let symbol_panel = std::panic::catch_unwind(|| {
+                    let (counts, symbols) = ([len as u32], vec![0; len]);
+                    let codebook = &[1.0; 256];
+                    let rows = SymbolRows { counts: &counts, symbols: &symbols, codebook, k: 2 };
+                    let panel = [[1.0; LANES]; 10];
+                    set.column_panel(&rows, &stored, 2, &panel, &mut [[0.0; LANES]; 2])
+                });
+                assert!(symbol_panel.is_err(), "{} {len}", set.name());
                 let places = Places {
                     taps: vec![0],
                     channel: 1,
@@ -330,6 +407,80 @@ mod tests {
                 });
                 assert!(look_up.is_err() == (len == 17), "{} {len}", set.name());
                 assert!(shifted.is_err() && odd_tile.is_err(), "{} {len}", set.name());
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn rows_of_symbols_are_within_the_bound_and_touch_only_what_they_keep(
+            nrows in 0usize..5, ncols in 0usize..300, k in 1usize..=256, density in 0.0f64..1.2,
+            seed in any::<u64>(),
+        ) {
+            let mut state = seed | 1;
+            let mut random = move || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 11) as f64 / (1u64 << 53) as f64
+            };
+            let kept: Vec<Vec<usize>> = (0..nrows)
+                .map(|_| (0..ncols).filter(|_| random() < density).collect())
+                .collect();
+            let mut codebook = [f32::NAN; 256];
+            codebook[..k].fill_with(|| random() as f32 - 0.5);
+            // Nothing is kept in some columns; there x is not finite.
+            let x: Vec<f32> = (0..ncols)
+                .map(|col| match kept.iter().any(|row| row.contains(&col)) {
+                    true => random() as f32 - 0.5,
+                    false => f32::INFINITY,
+                })
+                .collect();
+            let (mut counts, mut symbols, mut cols) = (Vec::new(), Vec::new(), Vec::new());
+            let row_words = ncols.div_ceil(64);
+            let mut words = vec![[0u8; 8]; nrows * row_words];
+            let mut expected = Vec::new();
+            for (r, row) in kept.iter().enumerate() {
+                let mut terms = Vec::new();
+                for &col in row {
+                    let symbol = (random() * k as f64) as usize;
+                    symbols.push(symbol as u8);
+                    cols.push((col as u16).to_le_bytes());
+                    words[r * row_words + col / 64][col % 64 / 8] |= 1 << (col % 8);
+                    terms.push((codebook[symbol], x[col]));
+                }
+                counts.push(row.len() as u32);
+                let exact: f64 = terms.iter().map(|&(w, x)| f64::from(w) * f64::from(x)).sum();
+                expected.push((exact, bound(terms.into_iter())));
+            }
+            let rows = SymbolRows { counts: &counts, symbols: &symbols, codebook: &codebook, k };
+            for set in available() {
+                let mut found = vec![[1, 1]];
+                set.set_bits(&words, row_words, &mut found);
+                prop_assert_eq!(&found, &cols);
+                for width in [1, 2] {
+                    // x in one lane, among others that are not finite.
+                    let lane = seed as usize % (width * LANES);
+                    let mut panel = vec![[f32::NAN; LANES]; ncols * width];
+                    for (col, &x) in x.iter().enumerate() {
+                        panel[col * width + lane / LANES][lane % LANES] = x;
+                    }
+                    let mut sums = vec![[0.0; LANES]; nrows * width];
+                    set.column_panel(&rows, &cols, width, &panel, &mut sums);
+                    for (r, &(exact, bound)) in expected.iter().enumerate() {
+                        let y = f64::from(sums[r * width + lane / LANES][lane % LANES]);
+                        prop_assert!((y - exact).abs() <= bound, "{} {y} {exact}", set.name());
+                    }
+                }
+                let (mut by_cols, mut by_bits) = (vec![f32::NAN; nrows], vec![f32::NAN; nrows]);
+                set.column_dots(&rows, &cols, &x, &mut by_cols);
+                set.bitmap_dots(&rows, &words, &x, &mut by_bits);
+                for (r, &(exact, bound)) in expected.iter().enumerate() {
+                    for y in [by_cols[r], by_bits[r]] {
+                        let what = set.name();
+                        prop_assert!((f64::from(y) - exact).abs() <= bound, "{what} {y} {exact}");
+                    }
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The specification: every kernel in plain Rust, on every machine.
 
-use super::{Kernels, Lanes, Start, TileProduct};
+use super::{Kernels, Lanes, Start, SymbolRows, TileProduct, counted};
 
 /// No instruction set at all.
 pub struct Scalar;
@@ -15,18 +15,69 @@ impl Kernels for Scalar {
         cols.iter().zip(values).map(|(&col, &value)| value * x[col as usize]).sum()
     }
 
-    fn symbol_dot(
+    fn column_dots(&self, rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y: &mut [f32]) {
+        let cols = counted(rows, cols, y.len());
+        let mut weights = cols.iter().zip(rows.symbols);
+        for (&count, y) in rows.counts.iter().zip(y) {
+            let row = weights.by_ref().take(count as usize);
+            *y = row
+                .map(|(&col, &symbol)| {
+                    rows.codebook[usize::from(symbol)] * x[usize::from(u16::from_le_bytes(col))]
+                })
+                .sum();
+        }
+    }
+
+    fn bitmap_dots(&self, rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y: &mut [f32]) {
+        assert_eq!(words.len(), x.len().div_ceil(64) * y.len(), "bitmap_dots: words");
+        let mut symbols = rows.symbols.iter();
+        let mut words = words.iter();
+        for y in y {
+            *y = 0.0;
+            for (x, word) in x.chunks(64).zip(words.by_ref()) {
+                let mut word = u64::from_le_bytes(*word) & (u64::MAX >> (64 - x.len()));
+                while word != 0 {
+                    let symbol = symbols.next().copied().unwrap_or(0);
+                    *y += rows.codebook[usize::from(symbol)] * x[word.trailing_zeros() as usize];
+                    word &= word - 1;
+                }
+            }
+        }
+    }
+
+    fn column_panel(
         &self,
+        rows: &SymbolRows<'_>,
         cols: &[[u8; 2]],
-        symbols: &[u8],
-        codebook: &[f32; 256],
-        x: &[f32],
-    ) -> f32 {
-        assert_eq!(cols.len(), symbols.len(), "symbol_dot: columns and symbols");
-        let products = cols.iter().zip(symbols).map(|(&col, &symbol)| {
-            codebook[usize::from(symbol)] * x[usize::from(u16::from_le_bytes(col))]
-        });
-        products.sum()
+        width: usize,
+        panel: &[Lanes],
+        sums: &mut [Lanes],
+    ) {
+        assert!(matches!(width, 1 | 2), "column_panel: width {width}");
+        let cols = counted(rows, cols, sums.len() / width);
+        let mut weights = cols.iter().zip(rows.symbols);
+        for (&count, sums) in rows.counts.iter().zip(sums.chunks_exact_mut(width)) {
+            for (&col, &symbol) in weights.by_ref().take(count as usize) {
+                let value = rows.codebook[usize::from(symbol)];
+                let inputs = &panel[usize::from(u16::from_le_bytes(col)) * width..][..width];
+                for (sum, x) in sums.as_flattened_mut().iter_mut().zip(inputs.as_flattened()) {
+                    *sum += value * x;
+                }
+            }
+        }
+    }
+
+    fn set_bits(&self, words: &[[u8; 8]], row_words: usize, cols: &mut Vec<[u8; 2]>) {
+        cols.clear();
+        for row in words.chunks(row_words.max(1)) {
+            for (base, word) in (0..).step_by(64).zip(row) {
+                let mut word = u64::from_le_bytes(*word);
+                while word != 0 {
+                    cols.push(((base + word.trailing_zeros()) as u16).to_le_bytes());
+                    word &= word - 1;
+                }
+            }
+        }
     }
 
     fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32 {

@@ -219,6 +219,16 @@ def packed_forms() -> Iterator[tuple[str, np.ndarray, str]]:
     yield "u32", wide, "packed_for_speed"
 
 
+def packed_words() -> Iterator[tuple[str, np.ndarray]]:
+    """Yield matrices whose bitmaps are words, beside columns, and every width of symbols."""
+    yield "u8", few_values(40, 70, 5, 0.25, 9)
+    yield "no_symbols", few_values(20, 64, 1, 0.5, 10)
+    yield "u16", few_values(4, 70, 300, 0.95, 11)
+    blocks = few_values(66, 30, 3, 0.3, 12)
+    blocks[:64, np.arange(30) % 16 != 3] = 0
+    yield "among_columns", blocks
+
+
 def cases() -> Iterator[Case]:
     """Yield every golden file."""
     case = Case("example")
@@ -254,6 +264,11 @@ def cases() -> Iterator[Case]:
     case = Case("packed_forms")
     for name, weights, variant in packed_forms():
         case.add_matrix(name, weights, variant)
+    yield case
+
+    case = Case("packed_words")
+    for name, weights in packed_words():
+        case.add_matrix(name, weights, "packed_for_speed")
     yield case
 
     yield whole_model()

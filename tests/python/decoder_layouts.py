@@ -555,6 +555,14 @@ def _block_columns(form: int, columns: bytes, counts: list[int], ncols: int) -> 
         bitmap = bit_array(columns)[:nbits].reshape(len(counts), ncols)
         refuse_if(bitmap.sum(axis=1).tolist() != counts, "positions: a row with another count")
         return [np.flatnonzero(row) for row in bitmap]
+    if form == 64:
+        width = 64 * -(-ncols // 64)
+        nbytes = len(counts) * width // 8
+        refuse_if(len(columns) != nbytes, f"positions: words of {len(columns)} bytes")
+        bitmap = bit_array(columns).reshape(len(counts), width)
+        refuse_if(bitmap.sum(axis=1).tolist() != counts, "positions: a row with another count")
+        refuse_if(bitmap[:, ncols:].any(), "positions: a bit past the last column")
+        return [np.flatnonzero(row) for row in bitmap]
     if form in (144, 160):
         dtype = np.dtype("<u2" if form == 144 else "<u4")
         refuse_if(len(columns) != total * dtype.itemsize, "positions: another size of a block")

@@ -95,7 +95,7 @@ fn check(name: &str, (weights, shape): &Dense, products: bool) {
             continue;
         }
         for kernels in simd::available() {
-            for batch in [0, 1, 2, 17] {
+            for batch in [0, 1, 2, 17, 33] {
                 let x = inputs(weights, shape.ncols, batch);
                 let y = matrix.matmul_on(kernels, &x, batch, 1).unwrap();
                 assert_eq!(y.len(), batch * shape.nrows);
