@@ -27,7 +27,6 @@
 //! so any number of threads gives the same bits.
 
 use crate::error::{Error, Result};
-use crate::layout::BLOCK_ROWS;
 use crate::matrix::{CompressedMatrix, zip_chunks};
 use crate::rows::{RowBlock, Shape, filled};
 use crate::simd::{self, Kernels, SMALLEST_TILE, TILE};
@@ -251,14 +250,15 @@ impl CompressedMatrix {
         let mut by_row = filled(0.0, nrows, images * area)?;
         let useful = threads.min(self.nnz().saturating_mul(images * area) >> 16).max(1);
         let ranges = threads::split(nrows, useful, 8);
+        let block_rows = self.layout.block_rows().min(MOST_ROWS);
         let items = zip_chunks(ranges, &mut by_row, images * area);
         threads::for_each(useful, items, |(rows, y)| {
             let mut block = RowBlock::default();
             let mut strips = Strips::new(self.shape(), self.nnz(), strip);
-            let mut sums = vec![0.0; BLOCK_ROWS * TILE];
-            let blocks = y.chunks_mut((BLOCK_ROWS * images * area).max(1));
-            for (start, y) in rows.clone().step_by(BLOCK_ROWS).zip(blocks) {
-                self.decode(start..rows.end.min(start + BLOCK_ROWS), &mut block)?;
+            let mut sums = vec![0.0; block_rows * TILE];
+            let blocks = y.chunks_mut((block_rows * images * area).max(1));
+            for (start, y) in rows.clone().step_by(block_rows).zip(blocks) {
+                self.decode(start..rows.end.min(start + block_rows), &mut block)?;
                 strips.cut(&block);
                 block.cols.iter_mut().for_each(|col| *col = offsets[*col as usize]);
                 let mut tile = 0;
@@ -338,6 +338,8 @@ impl CompressedMatrix {
 const MAX_NUMBERS: u64 = u32::MAX as u64;
 /// Numbers of the input that a strip may hold: half of a first-level cache of 32 KiB.
 const L1_NUMBERS: usize = 4096;
+/// Most rows that decode at a time: their tiles of sums then fit into the second-level cache.
+const MOST_ROWS: usize = 512;
 
 /// Where each row of a block is cut so that a strip of the input stays in the first-level cache.
 struct Strips {

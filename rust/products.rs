@@ -1,7 +1,7 @@
 //! Products of a compressed matrix: with a vector, a batch, and the transpose for gradients.
 //!
 //! ```text
-//!   for each block of 64 rows:               decode once into columns and values
+//!   for each block of rows:                  decode once into columns and values
 //!     for each panel of 16 batch members:    [ncols][16], one broadcast a kept weight
 //!       for each row: sums[row] += Σ value · panel[col]
 //! ```
@@ -14,7 +14,7 @@
 //! result has the same bits for any number of threads.
 
 use crate::error::{Error, Result};
-use crate::layout::{BLOCK_ROWS, Product};
+use crate::layout::Product;
 use crate::matrix::{CompressedMatrix, zip_chunks};
 use crate::rows::{RowBlock, Shape, filled};
 use crate::simd::{self, Kernels, LANES, Lanes};
@@ -42,7 +42,8 @@ impl CompressedMatrix {
         self.check_input("matvec", x.len(), 1)?;
         let mut y = filled(0.0, self.shape().nrows, 1)?;
         let product = Product { codebook: self.codebook_values(), x, kernels };
-        let ranges = threads::split(self.shape().nrows, self.useful(threads, 1), BLOCK_ROWS);
+        let unit = self.layout.block_rows();
+        let ranges = threads::split(self.shape().nrows, self.useful(threads, 1), unit);
         let items = zip_chunks(ranges, &mut y, 1);
         threads::for_each(threads, items, |(rows, y)| self.layout.matvec(&product, rows, y))?;
         Ok(y)
@@ -77,13 +78,14 @@ impl CompressedMatrix {
         // Transposed while it is computed: [nrows][panels · LANES], so that threads own whole rows.
         let npanels = batch.div_ceil(LANES);
         let mut by_row: Vec<Lanes> = filled([0.0; LANES], nrows, npanels)?;
-        let ranges = threads::split(nrows, self.useful(threads, batch), BLOCK_ROWS);
+        let block_rows = self.layout.block_rows();
+        let ranges = threads::split(nrows, self.useful(threads, batch), block_rows);
         let items = zip_chunks(ranges, &mut by_row, npanels);
         threads::for_each(threads, items, |(rows, out)| {
             let mut block = RowBlock::default();
-            let blocks = out.chunks_mut(BLOCK_ROWS.saturating_mul(npanels.max(1)));
-            for (start, out) in rows.clone().step_by(BLOCK_ROWS).zip(blocks) {
-                self.decode(start..rows.end.min(start + BLOCK_ROWS), &mut block)?;
+            let blocks = out.chunks_mut(block_rows.saturating_mul(npanels.max(1)));
+            for (start, out) in rows.clone().step_by(block_rows).zip(blocks) {
+                self.decode(start..rows.end.min(start + block_rows), &mut block)?;
                 for panel in 0..npanels {
                     let inputs = &panels[panel * ncols..(panel + 1) * ncols];
                     for row in 0..block.nrows() {
@@ -140,8 +142,8 @@ impl CompressedMatrix {
         let items = zip_chunks(ranges, &mut sums, width);
         threads::for_each(threads, items, |(mine, sums)| {
             let mut block = RowBlock::default();
-            for start in (0..nrows).step_by(BLOCK_ROWS) {
-                self.decode(start..nrows.min(start + BLOCK_ROWS), &mut block)?;
+            for start in (0..nrows).step_by(self.layout.block_rows()) {
+                self.decode(start..nrows.min(start + self.layout.block_rows()), &mut block)?;
                 for (panel, sums) in mine.clone().zip(sums.chunks_exact_mut(width.max(1))) {
                     for row in 0..block.nrows() {
                         let inputs = &panels[panel * nrows + start + row];

@@ -3,6 +3,7 @@
 //! Inputs are gathered by plain, checked loads: on most CPUs faster than the gather instruction.
 #![allow(unsafe_code)]
 
+use super::tans::{ElementCode, ElementCursor, Elements};
 use super::{Kernels, Lanes, TILE};
 use std::arch::x86_64::*;
 
@@ -69,6 +70,27 @@ impl Kernels for Avx2 {
         };
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
         unsafe { product(offsets, values, input, sums) }
+    }
+
+    fn decode_elements(
+        &self,
+        code: &ElementCode,
+        cursor: &mut ElementCursor<'_>,
+        nsteps: usize,
+        out: &mut Elements,
+    ) {
+        super::scalar::Scalar.decode_elements(code, cursor, nsteps, out);
+    }
+
+    fn rank_dot(
+        &self,
+        positions: &[u32],
+        start: u32,
+        ranks: &[u16],
+        values: &[f32],
+        x: &[f32],
+    ) -> f32 {
+        super::scalar::Scalar.rank_dot(positions, start, ranks, values, x)
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::avx2::Avx2;
+use super::tans::{ElementCode, ElementCursor, Elements};
 use super::{Kernels, Lanes};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
@@ -66,5 +67,26 @@ impl Kernels for Avx512 {
         sums: &mut [f32],
     ) {
         self.avx2.add_shifted_product(offsets, values, input, sums);
+    }
+
+    fn decode_elements(
+        &self,
+        code: &ElementCode,
+        cursor: &mut ElementCursor<'_>,
+        nsteps: usize,
+        out: &mut Elements,
+    ) {
+        self.avx2.decode_elements(code, cursor, nsteps, out);
+    }
+
+    fn rank_dot(
+        &self,
+        positions: &[u32],
+        start: u32,
+        ranks: &[u16],
+        values: &[f32],
+        x: &[f32],
+    ) -> f32 {
+        self.avx2.rank_dot(positions, start, ranks, values, x)
     }
 }

@@ -12,9 +12,11 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod scalar;
+pub mod tans;
 
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
+use tans::{ElementCode, ElementCursor, Elements};
 
 /// Batch lanes of a panel: [`Kernels::add_panel_product`] multiplies for this many inputs at once.
 pub const LANES: usize = 16;
@@ -66,6 +68,31 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// When the slices differ in length, the tile has another size, or a tile at an offset ends
     /// outside the input.
     fn add_shifted_product(&self, offsets: &[u32], values: &[f32], input: &[f32], sums: &mut [f32]);
+
+    /// Decodes `nsteps` whole steps and appends what they keep to `out`: see [`tans`].
+    ///
+    /// # Panics
+    /// When `out` would hold more than [`tans::CHUNK_STEPS`] steps.
+    fn decode_elements(
+        &self,
+        code: &ElementCode,
+        cursor: &mut ElementCursor<'_>,
+        nsteps: usize,
+        out: &mut Elements,
+    );
+
+    /// `Σ values[ranks[i]] · x[positions[i] − start]`.
+    ///
+    /// # Panics
+    /// When the slices differ in length, a rank is outside the values or a position outside x.
+    fn rank_dot(
+        &self,
+        positions: &[u32],
+        start: u32,
+        ranks: &[u16],
+        values: &[f32],
+        x: &[f32],
+    ) -> f32;
 }
 
 /// Every instruction set that this CPU has, the plainest first.

@@ -1,0 +1,237 @@
+//! Elements of the layout `coded`: tANS in 64 lanes, and what every instruction set starts from.
+//!
+//! ```text
+//!   step t holds elements 64t … 64t + 63; element 16b + j of a step is in byte lane 4j + b
+//!
+//!   lane     0    1    2    3    4    5  …  62   63         a shift of 32-bit words by 8b bits
+//!   element  0   16   32   48    1   17  …  47   63         leaves 16 consecutive elements
+//!
+//!   for each lane of a step, in the order of lanes:         (of gaps, then the same for ranks)
+//!       class, c = classes[state], steps[state]
+//!       mask     = c ^ (c − 1)                              2^nbits − 1
+//!       state    = (c & (c − 1)) + next nbits bits          base + bits
+//!   gap  = class · 2^low + plain bits                       rank likewise
+//!   position += gap;  keep (position, rank);  position += 1
+//! ```
+//!
+//! Every state takes one bit or more, so its base and number of bits fit into one byte: c is
+//! base + 2^(nbits − 1), and the base has no bit under 2^nbits. Eight lanes take at most 56 bits, so
+//! one unaligned load serves them all, and `pdep` deals the bits out by the eight masks at once. The
+//! two look-ups of 128 bytes stay in registers.
+//!
+//! An element of the last gap class, the escape, moves the position on and keeps nothing. Without
+//! gaps every entry is an element, and those of one rank, the pruned ones, are not kept.
+//!
+//! Plain bits are planes: a word for each bit and step, bit l that of lane l; in a last step of
+//! fewer than 64 elements a field of as many bits, for the lanes in use, in their order.
+//!
+//! Source: tANS is Duda 2013, arXiv:1311.2540.
+
+use crate::bits;
+
+/// Lanes of a step.
+pub const TANS_LANES: usize = 64;
+/// States of a code.
+pub const STATES: usize = 128;
+/// Steps that decode at a time.
+pub const CHUNK_STEPS: usize = 16;
+/// Most plain bits of a gap: a chunk then moves on by under 2³² positions.
+pub const MAX_GAP_LOW_BITS: u32 = 14;
+/// Marks the escape among the classes of gaps.
+pub const ESCAPE: u8 = 0x80;
+
+/// What each state of a code stands for.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+pub struct Table {
+    /// The class; of gaps, [`ESCAPE`] is added to the last one.
+    classes: [u8; STATES],
+    /// base + 2^(nbits − 1), with 1 ≤ nbits ≤ 7 and a base under 128 without bits under 2^nbits.
+    steps: [u8; STATES],
+}
+
+impl Table {
+    /// A table of each state's class and step.
+    ///
+    /// # Panics
+    /// When a step is 0 or over 127: a state would take no bits, or over 7.
+    pub fn new(classes: [u8; STATES], steps: [u8; STATES]) -> Self {
+        assert!(steps.iter().all(|step| (1..128).contains(step)), "tans: a step not in 1 to 127");
+        Self { classes, steps }
+    }
+
+    /// The class of each state.
+    pub fn classes(&self) -> &[u8; STATES] {
+        &self.classes
+    }
+
+    /// The step of each state.
+    pub fn steps(&self) -> &[u8; STATES] {
+        &self.steps
+    }
+}
+
+/// How elements are coded; none of either table where there is one class.
+#[derive(Clone, Debug)]
+pub struct ElementCode {
+    /// The code of gap classes.
+    pub gaps: Option<Table>,
+    /// Plain bits of a gap, at most [`MAX_GAP_LOW_BITS`].
+    pub gap_low_bits: u32,
+    /// The code of rank classes.
+    pub ranks: Option<Table>,
+    /// Plain bits of a rank; a class and they make at most 16 bits.
+    pub rank_low_bits: u32,
+    /// The rank of pruned entries, where every entry is an element.
+    pub pruned: Option<u16>,
+}
+
+/// One tANS stream: its bits, and where in them and in which states it is.
+#[derive(Clone, Debug)]
+pub struct TansStream<'a> {
+    /// The bytes from the stream's first on, and as many after its last as there are.
+    pub bytes: &'a [u8],
+    /// The next bit.
+    pub at: usize,
+    /// The state of each lane.
+    pub states: [u8; TANS_LANES],
+}
+
+/// Where the decoding of a block of elements is.
+#[derive(Clone, Debug)]
+pub struct ElementCursor<'a> {
+    /// Gap classes.
+    pub gaps: TansStream<'a>,
+    /// Rank classes.
+    pub ranks: TansStream<'a>,
+    /// Plain bits of gaps from the next step on.
+    pub gap_planes: &'a [u8],
+    /// Plain bits of ranks from the next step on.
+    pub rank_planes: &'a [u8],
+    /// The next position, modulo 2³².
+    pub position: u32,
+}
+
+/// Room for a chunk, and for vectors that are stored whole.
+const ROOM: usize = CHUNK_STEPS * TANS_LANES + TANS_LANES;
+
+/// The kept weights of a chunk of elements.
+#[derive(Clone, Debug)]
+pub struct Elements {
+    pub(super) positions: [u32; ROOM],
+    pub(super) ranks: [u16; ROOM],
+    pub(super) len: usize,
+}
+
+impl Elements {
+    /// None yet.
+    pub fn new() -> Box<Self> {
+        Box::new(Self { positions: [0; ROOM], ranks: [0; ROOM], len: 0 })
+    }
+
+    /// Removes all.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Their positions, modulo 2³².
+    pub fn positions(&self) -> &[u32] {
+        &self.positions[..self.len]
+    }
+
+    /// Their ranks.
+    pub fn ranks(&self) -> &[u16] {
+        &self.ranks[..self.len]
+    }
+
+    #[inline]
+    fn push(&mut self, position: u32, rank: u16) {
+        self.positions[self.len] = position;
+        self.ranks[self.len] = rank;
+        self.len += 1;
+    }
+
+    /// Makes sure that `nsteps` more fit.
+    pub(super) fn check_room(&self, nsteps: usize) {
+        assert!(self.len + nsteps * TANS_LANES <= ROOM - TANS_LANES, "elements: too many steps");
+    }
+}
+
+/// The lane of element `element` of a step.
+#[inline]
+pub fn lane(element: usize) -> usize {
+    element % 16 * 4 + element / 16
+}
+
+/// The lanes that the first `count` elements of a step are in, as bits.
+pub fn lanes_in_use(count: usize) -> u64 {
+    (0..count).fold(0, |lanes, element| lanes | 1 << lane(element))
+}
+
+/// The specification: decodes a step of `count` ≤ 64 elements.
+pub fn decode_step(
+    code: &ElementCode,
+    cursor: &mut ElementCursor<'_>,
+    count: usize,
+    out: &mut Elements,
+) {
+    out.check_room(1);
+    let in_use = lanes_in_use(count);
+    let gap_classes = next_classes(code.gaps.as_ref(), &mut cursor.gaps, in_use);
+    let rank_classes = next_classes(code.ranks.as_ref(), &mut cursor.ranks, in_use);
+    let gap_low = next_plain(code.gap_low_bits, &mut cursor.gap_planes, in_use);
+    let rank_low = next_plain(code.rank_low_bits, &mut cursor.rank_planes, in_use);
+    for element in 0..count {
+        let lane = lane(element);
+        let class = gap_classes[lane];
+        let gap = u32::from(class & !ESCAPE) << code.gap_low_bits | u32::from(gap_low[lane]);
+        let rank = u16::from(rank_classes[lane]) << code.rank_low_bits | rank_low[lane];
+        cursor.position = cursor.position.wrapping_add(gap);
+        if class & ESCAPE == 0 {
+            if code.pruned != Some(rank) {
+                out.push(cursor.position, rank);
+            }
+            cursor.position = cursor.position.wrapping_add(1);
+        }
+    }
+}
+
+/// The classes of the lanes in use, and the states after them.
+fn next_classes(
+    table: Option<&Table>,
+    stream: &mut TansStream<'_>,
+    in_use: u64,
+) -> [u8; TANS_LANES] {
+    let mut classes = [0; TANS_LANES];
+    let Some(table) = table else { return classes };
+    for (lane, class) in classes.iter_mut().enumerate() {
+        if in_use >> lane & 1 == 1 {
+            let state = usize::from(stream.states[lane]);
+            *class = table.classes[state];
+            let step = table.steps[state];
+            let mask = step ^ (step - 1);
+            let bits = bits::peek(stream.bytes, stream.at) as u8 & mask;
+            stream.at += mask.count_ones() as usize;
+            stream.states[lane] = (step & (step - 1)) + bits;
+        }
+    }
+    classes
+}
+
+/// The plain bits of the lanes in use; moves `planes` on where the step is whole.
+fn next_plain(nbits: u32, planes: &mut &[u8], in_use: u64) -> [u16; TANS_LANES] {
+    let mut plain = [0; TANS_LANES];
+    let mut at = 0;
+    for bit in 0..nbits {
+        for (lane, plain) in plain.iter_mut().enumerate() {
+            if in_use >> lane & 1 == 1 {
+                *plain |= ((bits::peek(planes, at) & 1) as u16) << bit;
+                at += 1;
+            }
+        }
+    }
+    if in_use == u64::MAX {
+        *planes = planes.get(at / 8..).unwrap_or(&[]);
+    }
+    plain
+}
