@@ -3,6 +3,8 @@
 //! Inputs are gathered by plain, checked loads: on most CPUs faster than the gather instruction.
 #![allow(unsafe_code)]
 
+pub(super) mod tans;
+
 use super::tans::{ElementCode, ElementCursor, Elements};
 use super::{Kernels, Lanes, TILE};
 use std::arch::x86_64::*;
@@ -90,7 +92,9 @@ impl Kernels for Avx2 {
         values: &[f32],
         x: &[f32],
     ) -> f32 {
-        super::scalar::Scalar.rank_dot(positions, start, ranks, values, x)
+        assert_eq!(positions.len(), ranks.len(), "rank_dot: positions and ranks");
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { tans::rank_dot(positions, start, ranks, values, x) }
     }
 }
 

@@ -3,8 +3,10 @@
 //! What is not faster here than on AVX2 is left to it.
 #![allow(unsafe_code)]
 
+mod tans;
+
 use super::avx2::Avx2;
-use super::tans::{ElementCode, ElementCursor, Elements};
+use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::{Kernels, Lanes};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
@@ -31,6 +33,9 @@ impl Avx512 {
         found.as_ref()
     }
 }
+
+/// From so many terms on, values are put into registers.
+const WORTH_A_TABLE: usize = 16;
 
 impl Kernels for Avx512 {
     fn name(&self) -> &'static str {
@@ -76,7 +81,21 @@ impl Kernels for Avx512 {
         nsteps: usize,
         out: &mut Elements,
     ) {
-        self.avx2.decode_elements(code, cursor, nsteps, out);
+        let has_byte_ranks = code.has_byte_ranks();
+        let decode = match (tans::Gaps::of(code), has_byte_ranks) {
+            (tans::Gaps::None, true) => tans::decode_elements::<{ tans::NONE }, true>,
+            (tans::Gaps::None, false) => tans::decode_elements::<{ tans::NONE }, false>,
+            (tans::Gaps::Byte, true) => tans::decode_elements::<{ tans::BYTE }, true>,
+            (tans::Gaps::Byte, false) => tans::decode_elements::<{ tans::BYTE }, false>,
+            (tans::Gaps::Narrow, true) => tans::decode_elements::<{ tans::NARROW }, true>,
+            (tans::Gaps::Narrow, false) => tans::decode_elements::<{ tans::NARROW }, false>,
+            (tans::Gaps::Wide, true) => tans::decode_elements::<{ tans::WIDE }, true>,
+            (tans::Gaps::Wide, false) => tans::decode_elements::<{ tans::WIDE }, false>,
+        };
+        decode_with(code, cursor, nsteps, out, |cursor, nsteps, out| {
+            // SAFETY: `self` exists only where `detect` found every set that is named there.
+            unsafe { decode(code, cursor, nsteps, out) }
+        });
     }
 
     fn rank_dot(
@@ -87,6 +106,15 @@ impl Kernels for Avx512 {
         values: &[f32],
         x: &[f32],
     ) -> f32 {
-        self.avx2.rank_dot(positions, start, ranks, values, x)
+        let mut table = [0.0; 32];
+        match table.get_mut(..values.len()) {
+            Some(table) if positions.len() >= WORTH_A_TABLE => table.copy_from_slice(values),
+            _ => return self.avx2.rank_dot(positions, start, ranks, values, x),
+        }
+        assert_eq!(positions.len(), ranks.len(), "rank_dot: positions and ranks");
+        let highest = ranks.iter().fold(0, |most, &rank| rank.max(most));
+        assert!(usize::from(highest) < values.len(), "rank_dot: a rank outside the values");
+        // SAFETY: `self` exists only where `detect` found every set that is named there.
+        unsafe { tans::rank_dot(positions, start, ranks, &table, x) }
     }
 }

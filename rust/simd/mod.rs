@@ -84,7 +84,8 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// `Σ values[ranks[i]] · x[positions[i] − start]`.
     ///
     /// # Panics
-    /// When the slices differ in length, a rank is outside the values or a position outside x.
+    /// When the slices differ in length, a rank is outside the values, or a position
+    /// under the start or outside x.
     fn rank_dot(
         &self,
         positions: &[u32],
@@ -195,6 +196,17 @@ mod tests {
                 let stored: Vec<[u8; 2]> = cols.iter().map(|&col| (col as u16).to_le_bytes()).collect();
                 let symbol = f64::from(set.symbol_dot(&stored, &symbols, &values, &x));
                 prop_assert!((symbol - exact).abs() <= bound, "{name} symbol {symbol} {exact}");
+                // As ranks of up to 32 values and of more, and positions from somewhere on.
+                for start in [0, 7, u32::MAX - 100] {
+                    let positions: Vec<u32> = cols.iter().map(|&col| col + start).collect();
+                    let ranks: Vec<u16> = (0..reversed.len() as u16).collect();
+                    let all = f64::from(set.rank_dot(&positions, start, &ranks, &values, &x));
+                    prop_assert!((all - exact).abs() <= bound, "{name} rank {all} {exact}");
+                    let (n, some) = (ranks.len(), ranks.len().min(32));
+                    let few = set.rank_dot(&positions[..some], start, &ranks[..some], &values[..some], &x)
+                        + set.rank_dot(&positions[some..], start, &ranks[..n - some], &values[some..], &x);
+                    prop_assert!((f64::from(few) - exact).abs() <= bound, "{name} rank {few} {exact}");
+                }
                 // In two parts, the second added to the first.
                 let mut sums = [0.0; LANES];
                 let cut = cols.len() / 3;
@@ -244,6 +256,15 @@ mod tests {
                 let odd_tile = std::panic::catch_unwind(|| {
                     set.add_shifted_product(&[0], &[1.0], &[1.0; TILE], &mut [0.0; 24])
                 });
+                let ranks = vec![0; len];
+                let rank = |values: &[f32], start: u32| {
+                    std::panic::catch_unwind(|| {
+                        set.rank_dot(&cols, start, &ranks, values, &[1.0; 5])
+                    })
+                };
+                let is_outside = rank(&[1.0; 2], 0).is_err() && rank(&[1.0; 64], 0).is_err();
+                assert!(is_outside && rank(&[1.0; 2], 6).is_err(), "{} {len}", set.name());
+                assert!(rank(&[], 0).is_err(), "{} {len}", set.name());
                 assert!(dot.is_err() && panel.is_err() && symbol.is_err(), "{} {len}", set.name());
                 assert!(shifted.is_err() && odd_tile.is_err(), "{} {len}", set.name());
             }

@@ -81,7 +81,7 @@ impl Kernels for Scalar {
     ) -> f32 {
         assert_eq!(positions.len(), ranks.len(), "rank_dot: positions and ranks");
         let products = positions.iter().zip(ranks).map(|(&position, &rank)| {
-            values[usize::from(rank)] * x[position.wrapping_sub(start) as usize]
+            values[usize::from(rank)] * x[(position as usize).wrapping_sub(start as usize)]
         });
         products.sum()
     }

@@ -86,6 +86,14 @@ pub struct ElementCode {
     pub pruned: Option<u16>,
 }
 
+impl ElementCode {
+    /// True when every rank that may be decoded is under 256.
+    pub(super) fn has_byte_ranks(&self) -> bool {
+        let largest = self.ranks.as_ref().and_then(|table| table.classes.iter().copied().max());
+        (u32::from(largest.unwrap_or(0)) + 1) << self.rank_low_bits <= 256
+    }
+}
+
 /// One tANS stream: its bits, and where in them and in which states it is.
 #[derive(Clone, Debug)]
 pub struct TansStream<'a> {
@@ -196,6 +204,25 @@ pub fn decode_step(
     }
 }
 
+/// Decodes `nsteps` whole steps with `fast`, which gives how many it did; steps that it does not do,
+/// near the end of a stream, follow the specification.
+pub(super) fn decode_with(
+    code: &ElementCode,
+    cursor: &mut ElementCursor<'_>,
+    nsteps: usize,
+    out: &mut Elements,
+    fast: impl Fn(&mut ElementCursor<'_>, usize, &mut Elements) -> usize,
+) {
+    let mut left = nsteps;
+    while left > 0 {
+        left -= fast(cursor, left, out);
+        if left > 0 {
+            decode_step(code, cursor, TANS_LANES, out);
+            left -= 1;
+        }
+    }
+}
+
 /// The classes of the lanes in use, and the states after them.
 fn next_classes(
     table: Option<&Table>,
@@ -234,4 +261,144 @@ fn next_plain(nbits: u32, planes: &mut &[u8], in_use: u64) -> [u16; TANS_LANES] 
         *planes = planes.get(at / 8..).unwrap_or(&[]);
     }
     plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entropy::tans::Counts;
+    use crate::simd::available;
+    use proptest::prelude::*;
+
+    #[test]
+    fn elements_take_lanes_as_the_module_page_draws_them() {
+        assert_eq!([0, 16, 32, 48, 1, 17, 63].map(lane), [0, 1, 2, 3, 4, 5, 63]);
+        assert_eq!(lanes_in_use(0), 0);
+        assert_eq!(lanes_in_use(17), 0x1111_1111_1111_1111 | 2);
+        assert_eq!(lanes_in_use(64), u64::MAX);
+    }
+
+    #[test]
+    fn a_step_worked_out_by_hand_comes_out() {
+        // Counts 64, 64: even states are class 0, odd ones the escape; each takes one bit, and state
+        // s leads to s rounded down to even, plus the bit.
+        let table = Counts::from_histogram(&[1, 1]).table(true);
+        let mut states = [0; TANS_LANES];
+        states[lane(1)] = 1;
+        let stream = |bytes| TansStream { bytes, at: 0, states };
+        let mut cursor = ElementCursor {
+            gaps: stream(&[0b110]),
+            ranks: stream(&[]),
+            // Two planes of three elements.
+            gap_planes: &[0b100_011],
+            rank_planes: &[0b101],
+            position: 10,
+        };
+        let code = ElementCode {
+            gaps: Some(table),
+            gap_low_bits: 2,
+            ranks: None,
+            rank_low_bits: 1,
+            pruned: None,
+        };
+        let mut out = Elements::new();
+        decode_step(&code, &mut cursor, 3, &mut out);
+        // Gaps 1, then an escape by 4 + 1, then 2: 11, 12 + 5 + 2.
+        assert_eq!((out.positions(), out.ranks()), (&[11, 19][..], &[1, 1][..]));
+        assert_eq!((cursor.position, cursor.gaps.at), (20, 3));
+        assert_eq!(cursor.gaps.states[..9], [0, 0, 0, 0, 1, 0, 0, 0, 1]);
+    }
+
+    fn counts(classes: usize, seed: u64) -> Counts {
+        let share = |i: u64| (seed >> (i % 48)).wrapping_mul(i + 1) % 1000;
+        Counts::from_histogram(&(0..classes as u64).map(share).collect::<Vec<_>>())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn every_instruction_set_decodes_the_same_at_every_length_and_up_to_the_last_byte(
+            (gap_classes, rank_classes) in (0usize..128, 0usize..128),
+            (gap_low_bits, rank_low_bits) in (0..=MAX_GAP_LOW_BITS, 0u32..16),
+            is_narrow in any::<bool>(),
+            has_pruned in any::<bool>(),
+            nsteps in 0..=CHUNK_STEPS,
+            spare in 0usize..500,
+            seed in any::<u64>(),
+        ) {
+            let mut state = seed | 1;
+            let mut next = move || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 24) as u8
+            };
+            let (gap_low_bits, rank_low_bits) =
+                if is_narrow { (gap_low_bits / 3, rank_low_bits / 5) } else { (gap_low_bits, rank_low_bits) };
+            let ranks_fit = rank_classes.max(1) << rank_low_bits <= 1 << 16;
+            let rank_classes = if ranks_fit { rank_classes } else { (1 << 16) >> rank_low_bits };
+            let gaps = (gap_classes > 1).then(|| counts(gap_classes, seed).table(true));
+            let ranks = (rank_classes > 1).then(|| counts(rank_classes, !seed).table(false));
+            let pruned = (has_pruned && gaps.is_none() && gap_low_bits == 0).then_some(3);
+            let code = ElementCode { gaps, gap_low_bits, ranks, rank_low_bits, pruned };
+            let mut bytes = |len: usize| (0..len).map(|_| next()).collect::<Vec<u8>>();
+            let streams = [bytes(spare + 20 * nsteps), bytes(500 - spare + 20 * nsteps)];
+            let planes = [gap_low_bits, rank_low_bits].map(|bits| bytes(8 * bits as usize * nsteps));
+            let states: Vec<u8> = bytes(128).iter().map(|byte| byte % 128).collect();
+            let stream = |i: usize| TansStream {
+                bytes: &streams[i],
+                at: spare % 13,
+                states: states[64 * i..][..64].try_into().unwrap(),
+            };
+            let start = ElementCursor {
+                gaps: stream(0),
+                ranks: stream(1),
+                gap_planes: &planes[0],
+                rank_planes: &planes[1],
+                position: seed as u32,
+            };
+            let decode = |set: &dyn crate::simd::Kernels| {
+                let (mut cursor, mut out) = (start.clone(), Elements::new());
+                // In two parts, the second going on where the first ended.
+                set.decode_elements(&code, &mut cursor, nsteps / 3, &mut out);
+                set.decode_elements(&code, &mut cursor, nsteps - nsteps / 3, &mut out);
+                let left = (cursor.gap_planes.len(), cursor.rank_planes.len());
+                let found = (out.positions().to_vec(), out.ranks().to_vec(), cursor.position, left);
+                (found, [cursor.gaps, cursor.ranks].map(|s| (s.at, s.states)))
+            };
+            let sets = available();
+            let expected = decode(sets[0]);
+            for set in sets {
+                prop_assert_eq!(&decode(set), &expected, "{}", set.name());
+            }
+        }
+    }
+
+    #[test]
+    fn more_steps_than_a_chunk_holds_panic() {
+        let stream = TansStream { bytes: &[], at: 0, states: [0; TANS_LANES] };
+        let cursor = ElementCursor {
+            gaps: stream.clone(),
+            ranks: stream,
+            gap_planes: &[],
+            rank_planes: &[],
+            position: 0,
+        };
+        let code = ElementCode {
+            gaps: None,
+            gap_low_bits: 0,
+            ranks: None,
+            rank_low_bits: 0,
+            pruned: None,
+        };
+        for set in available() {
+            let run = |nsteps: usize| {
+                std::panic::catch_unwind(|| {
+                    let mut out = Elements::new();
+                    set.decode_elements(&code, &mut cursor.clone(), nsteps, &mut out);
+                })
+            };
+            assert!(run(CHUNK_STEPS).is_ok() && run(CHUNK_STEPS + 1).is_err(), "{}", set.name());
+        }
+    }
 }

@@ -22,6 +22,9 @@ const BLOCK_ELEMENTS: usize = 1 << 16;
 const CLASSES_TRIED: [u32; 18] =
     [1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 127];
 
+/// Bits that an escape may cost beside its own: a step with one takes a third longer.
+const ESCAPE_BITS: f64 = 8.0;
+
 /// How to encode a matrix.
 pub(super) struct Choice {
     pub(super) parameters: Parameters,
@@ -168,8 +171,9 @@ fn gap_code(rows: &Rows, block_rows: usize, ranks: &RankCode) -> GapCode {
         under * 2 <= all.len() as u64
     });
     let middle = (fitting.count() as u32).saturating_sub(1).min(MAX_GAP_LOW_BITS);
-    // What an escape carries is a rank of the commonest class.
-    let escape_bits = ranks.counts.as_ref().map_or(0.0, |counts| 7.0 - counts.largest().1.log2())
+    // What an escape carries is a rank of the commonest class; and it costs time.
+    let escape_bits = ESCAPE_BITS
+        + ranks.counts.as_ref().map_or(0.0, |counts| 7.0 - counts.largest().1.log2())
         + f64::from(ranks.low_bits);
     let mut best: Option<GapCode> = None;
     for low_bits in middle.saturating_sub(2)..=(middle + 1).min(MAX_GAP_LOW_BITS) {
