@@ -5,18 +5,28 @@
 
 pub(super) mod tans;
 
-use super::tans::{ElementCode, ElementCursor, Elements};
+use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::{Kernels, Lanes, TILE};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
-pub struct Avx2(());
+pub struct Avx2 {
+    /// True when it also has BMI1, BMI2 and POPCNT, as all but a few do.
+    has_bmi2: bool,
+}
 
 impl Avx2 {
     /// The kernels, where the CPU has the instructions.
     pub fn detect() -> Option<&'static Self> {
-        static AVX2: Avx2 = Avx2(());
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(&AVX2)
+        static AVX2: std::sync::OnceLock<Option<Avx2>> = std::sync::OnceLock::new();
+        let found = AVX2.get_or_init(|| {
+            let has_bmi2 = is_x86_feature_detected!("bmi1")
+                && is_x86_feature_detected!("bmi2")
+                && is_x86_feature_detected!("popcnt");
+            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"))
+                .then_some(Self { has_bmi2 })
+        });
+        found.as_ref()
     }
 }
 
@@ -81,7 +91,13 @@ impl Kernels for Avx2 {
         nsteps: usize,
         out: &mut Elements,
     ) {
-        super::scalar::Scalar.decode_elements(code, cursor, nsteps, out);
+        if !self.has_bmi2 {
+            return super::scalar::Scalar.decode_elements(code, cursor, nsteps, out);
+        }
+        decode_with(code, cursor, nsteps, out, |cursor, nsteps, out| {
+            // SAFETY: `self` exists only where `detect` found AVX2, and it found BMI2 too.
+            unsafe { tans::decode_elements(code, cursor, nsteps, out) }
+        });
     }
 
     fn rank_dot(
