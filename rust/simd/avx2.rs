@@ -94,9 +94,13 @@ impl Kernels for Avx2 {
         if !self.has_bmi2 {
             return super::scalar::Scalar.decode_elements(code, cursor, nsteps, out);
         }
+        let decode = match code.has_narrow_gaps() {
+            true => tans::decode_elements::<true>,
+            false => tans::decode_elements::<false>,
+        };
         decode_with(code, cursor, nsteps, out, |cursor, nsteps, out| {
             // SAFETY: `self` exists only where `detect` found AVX2, and it found BMI2 too.
-            unsafe { tans::decode_elements(code, cursor, nsteps, out) }
+            unsafe { decode(code, cursor, nsteps, out) }
         });
     }
 

@@ -87,6 +87,20 @@ pub struct ElementCode {
 }
 
 impl ElementCode {
+    /// More than any gap that may be decoded: what the largest class and all plain bits make, and 1.
+    pub(super) fn gap_limit(&self) -> u32 {
+        let largest = self
+            .gaps
+            .as_ref()
+            .and_then(|table| table.classes.iter().map(|class| u32::from(class & !ESCAPE)).max());
+        (largest.unwrap_or(0) + 1) << self.gap_low_bits
+    }
+
+    /// True when 16 gaps, and 1 for each, stay under 2¹⁶, and plain bits and 1 fit into a byte.
+    pub(super) fn has_narrow_gaps(&self) -> bool {
+        self.gap_limit() < 4096 && self.gap_low_bits < 8
+    }
+
     /// True when every rank that may be decoded is under 256.
     pub(super) fn has_byte_ranks(&self) -> bool {
         let largest = self.ranks.as_ref().and_then(|table| table.classes.iter().copied().max());

@@ -68,8 +68,15 @@ impl Shuffles {
 }
 
 /// The states after `steps`: bases, and the next bits of `bytes` from bit `at` on.
+///
+/// The parameters are others at each call, so that the compiler sees one call of each and inlines it.
+#[inline]
 #[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
-fn next_states(steps: [__m256i; 2], bytes: &[u8], at: &mut usize) -> [__m256i; 2] {
+fn next_states<const NARROW: bool, const CALL: u8>(
+    steps: [__m256i; 2],
+    bytes: &[u8],
+    at: &mut usize,
+) -> [__m256i; 2] {
     let minus_one = _mm256_set1_epi8(-1);
     let below = steps.map(|half| _mm256_add_epi8(half, minus_one));
     let mut masks = [0; TANS_LANES];
@@ -134,6 +141,48 @@ fn sums(v: __m256i) -> __m256i {
     _mm256_add_epi32(v, _mm256_shuffle_epi32::<0xff>(low))
 }
 
+/// As [`sums`], of the two 16-bit numbers of each word.
+#[target_feature(enable = "avx2")]
+fn sums_16(v: __m256i) -> __m256i {
+    let v = _mm256_add_epi16(v, _mm256_slli_si256::<4>(v));
+    let v = _mm256_add_epi16(v, _mm256_slli_si256::<8>(v));
+    let low = _mm256_permute2x128_si256::<0x08>(v, v);
+    _mm256_add_epi16(v, _mm256_shuffle_epi32::<0xff>(low))
+}
+
+/// The sums of four groups of gaps up to each element, and of each whole group, for gaps of which
+/// 16 stay under 2¹⁶: two groups are summed at once.
+#[target_feature(enable = "avx2")]
+fn narrow_groups(
+    classes: [__m256i; 2],
+    plain: [__m256i; 2],
+    nbits: __m128i,
+) -> ([[__m256i; 2]; 4], [__m256i; 4]) {
+    let last = _mm256_set1_epi32(7);
+    let low_byte = _mm256_set1_epi16(0xff);
+    let gaps =
+        |class: __m256i, plain: __m256i| _mm256_add_epi16(_mm256_sll_epi16(class, nbits), plain);
+    let even = [0, 1].map(|half| {
+        let low = |v: __m256i| _mm256_and_si256(v, low_byte);
+        sums_16(gaps(low(classes[half]), low(plain[half])))
+    });
+    let odd = [0, 1].map(|half| {
+        let high = |v: __m256i| _mm256_srli_epi16::<8>(v);
+        sums_16(gaps(high(classes[half]), high(plain[half])))
+    });
+    let joined = |v: [__m256i; 2]| {
+        let second = _mm256_add_epi16(v[1], _mm256_permutevar8x32_epi32(v[0], last));
+        ([v[0], second], _mm256_permutevar8x32_epi32(second, last))
+    };
+    let ((even, even_all), (odd, odd_all)) = (joined(even), joined(odd));
+    let low = |v: __m256i| _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
+    let high = |v: __m256i| _mm256_srli_epi32::<16>(v);
+    (
+        [even.map(low), odd.map(low), even.map(high), odd.map(high)],
+        [low(even_all), low(odd_all), high(even_all), high(odd_all)],
+    )
+}
+
 /// The group's 16-bit ranks, in the order of elements.
 #[target_feature(enable = "avx2")]
 fn rank_group(
@@ -154,7 +203,7 @@ fn rank_group(
 /// Decodes up to `nsteps` whole steps, and gives how many: fewer where a stream ends before a step's
 /// reach.
 #[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
-pub(super) fn decode_elements(
+pub(super) fn decode_elements<const NARROW: bool>(
     code: &ElementCode,
     cursor: &mut ElementCursor<'_>,
     nsteps: usize,
@@ -177,6 +226,7 @@ pub(super) fn decode_elements(
     // One less than the next position: a kept element is at the sum of gaps and of the elements up
     // to itself, less one.
     let mut base = _mm256_set1_epi32(cursor.position.wrapping_sub(1) as i32);
+    let mut found = ([0u32; TANS_LANES], [0u16; TANS_LANES]);
     let mut done = 0;
     while done < nsteps {
         let fits = |has: bool, bytes: &[u8], at: usize| !has || at / 8 + REACH <= bytes.len();
@@ -191,14 +241,16 @@ pub(super) fn decode_elements(
         };
         let (mut gap_classes, mut rank_classes) = (zero, zero);
         if let Some(table) = &gap_table {
-            let found = gap_states.map(|states| table.look_up(states));
-            gap_classes = found.map(|(classes, _)| classes);
-            gap_states = next_states(found.map(|found| found.1), cursor.gaps.bytes, &mut gap_at);
+            let seen = gap_states.map(|states| table.look_up(states));
+            gap_classes = seen.map(|(classes, _)| classes);
+            gap_states =
+                next_states::<NARROW, 0>(seen.map(|seen| seen.1), cursor.gaps.bytes, &mut gap_at);
         }
         if let Some(table) = &rank_table {
-            let found = rank_states.map(|states| table.look_up(states));
-            rank_classes = found.map(|(classes, _)| classes);
-            rank_states = next_states(found.map(|found| found.1), cursor.ranks.bytes, &mut rank_at);
+            let seen = rank_states.map(|states| table.look_up(states));
+            rank_classes = seen.map(|(classes, _)| classes);
+            rank_states =
+                next_states::<NARROW, 1>(seen.map(|seen| seen.1), cursor.ranks.bytes, &mut rank_at);
         }
 
         let (low, high) = rank_plain.split_at(rank_low.min(8));
@@ -214,21 +266,31 @@ pub(super) fn decode_elements(
         });
         let classes = gap_classes.map(|half| _mm256_andnot_si256(marks, half));
         let (low, high) = gap_plain.split_at(gap_low.min(8));
-        let (low, high) = (plain_bytes(low), plain_bytes(high));
+        let low = plain_bytes(low);
         let mut positions = [zero; 4];
-        for (b, positions) in positions.iter_mut().enumerate() {
-            let (classes, moves) = (group(classes, b), group(moves, b));
-            let (low, high) = (group(low, b), group(high, b));
-            for half in 0..2 {
-                let gaps = _mm256_sll_epi32(classes[half], gap_shift);
-                let gaps = _mm256_add_epi32(gaps, _mm256_add_epi32(moves[half], low[half]));
-                let moved = sums(_mm256_add_epi32(gaps, _mm256_slli_epi32::<8>(high[half])));
-                positions[half] = _mm256_add_epi32(base, moved);
-                base = _mm256_add_epi32(base, _mm256_permutevar8x32_epi32(moved, last));
+        if NARROW {
+            // Under eight plain bits, so 1 more fits.
+            let plain = [0, 1].map(|half| _mm256_add_epi8(low[half], moves[half]));
+            let (moved, totals) = narrow_groups(classes, plain, gap_shift);
+            for b in 0..4 {
+                positions[b] = moved[b].map(|moved| _mm256_add_epi32(base, moved));
+                base = _mm256_add_epi32(base, totals[b]);
+            }
+        } else {
+            let high = plain_bytes(high);
+            for (b, positions) in positions.iter_mut().enumerate() {
+                let (classes, moves) = (group(classes, b), group(moves, b));
+                let (low, high) = (group(low, b), group(high, b));
+                for half in 0..2 {
+                    let gaps = _mm256_sll_epi32(classes[half], gap_shift);
+                    let gaps = _mm256_add_epi32(gaps, _mm256_add_epi32(moves[half], low[half]));
+                    let moved = sums(_mm256_add_epi32(gaps, _mm256_slli_epi32::<8>(high[half])));
+                    positions[half] = _mm256_add_epi32(base, moved);
+                    base = _mm256_add_epi32(base, _mm256_permutevar8x32_epi32(moved, last));
+                }
             }
         }
 
-        let mut found = ([0u32; TANS_LANES], [0u16; TANS_LANES]);
         let is_whole = escapes == 0 && code.pruned.is_none();
         let (to_positions, to_ranks): (&mut [u32; TANS_LANES], &mut [u16; TANS_LANES]) = if is_whole
         {
@@ -275,10 +337,24 @@ pub(super) fn decode_elements(
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(in crate::simd) fn are_inside(positions: &[u32], start: u32, len: usize) -> bool {
-    let (least, most) = positions
-        .iter()
-        .fold((u32::MAX, 0), |(least, most), &position| (position.min(least), position.max(most)));
+    // Plain loops: closures of folds are not compiled for the instruction set.
+    let (mut least, mut most) = (u32::MAX, 0);
+    for &position in positions {
+        least = position.min(least);
+        most = position.max(most);
+    }
     positions.is_empty() || least >= start && ((most - start) as usize) < len
+}
+
+/// True when every rank is under `len`.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::simd) fn are_under(ranks: &[u16], len: usize) -> bool {
+    let mut most = 0;
+    for &rank in ranks {
+        most = rank.max(most);
+    }
+    ranks.is_empty() || usize::from(most) < len
 }
 
 /// Scalar multiply–adds, whose operand comes straight from x: two look-ups a weight leave nothing
@@ -291,11 +367,7 @@ pub(in crate::simd) fn rank_dot(
     values: &[f32],
     x: &[f32],
 ) -> f32 {
-    let highest = ranks.iter().fold(0, |most, &rank| rank.max(most));
-    if positions.is_empty() {
-        return 0.0;
-    }
-    assert!(usize::from(highest) < values.len(), "rank_dot: a rank outside the values");
+    assert!(are_under(ranks, values.len()), "rank_dot: a rank outside the values");
     assert!(are_inside(positions, start, x.len()), "rank_dot: a position outside x");
     let first = x.as_ptr().wrapping_sub(start as usize);
     let term = |position: u32, rank: u16, sum: f32| {

@@ -7,7 +7,7 @@
 //!
 //! The escape is marked by the top bit of a step: mask and state do not see it.
 
-use crate::simd::avx2::tans::are_inside;
+use crate::simd::avx2::tans::{are_inside, are_under};
 use crate::simd::tans::{ESCAPE, ElementCode, ElementCursor, Elements, STATES, TANS_LANES, Table};
 use std::arch::x86_64::*;
 
@@ -39,13 +39,10 @@ pub(super) enum Gaps {
 
 impl Gaps {
     pub(super) fn of(code: &ElementCode) -> Self {
-        let largest = code.gaps.as_ref().map_or(0, |table| {
-            table.classes().iter().map(|class| u32::from(class & !ESCAPE)).max().unwrap_or(0)
-        });
-        match ((largest + 1) << code.gap_low_bits, code.gap_low_bits) {
-            (1, _) if code.gaps.is_none() => Self::None,
-            (0..256, _) => Self::Byte,
-            (0..4096, 0..8) => Self::Narrow,
+        match code.gap_limit() {
+            1 if code.gaps.is_none() => Self::None,
+            0..256 => Self::Byte,
+            _ if code.has_narrow_gaps() => Self::Narrow,
             _ => Self::Wide,
         }
     }
@@ -440,9 +437,10 @@ pub(super) fn rank_dot(
     positions: &[u32],
     start: u32,
     ranks: &[u16],
-    values: &[f32; 32],
+    (values, len): (&[f32; 32], usize),
     x: &[f32],
 ) -> f32 {
+    assert!(are_under(ranks, len), "rank_dot: a rank outside the values");
     assert!(are_inside(positions, start, x.len()), "rank_dot: a position outside x");
     let first = x.as_ptr().wrapping_sub(start as usize);
     let at = |position: u32| {
