@@ -12,7 +12,7 @@ use crate::bits;
 use crate::codebook::Codebook;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
-use crate::layout::{self, BLOCK_ROWS, Columns, Encoding, Goal, Layout, LayoutSpec, Parts};
+use crate::layout::{self, Columns, Encoding, Goal, Layout, LayoutSpec, Parts};
 use crate::rows::{RowBlock, Rows, Shape, Values, filled};
 use crate::simd::Kernels;
 use crate::threads;
@@ -103,8 +103,8 @@ impl CompressedMatrix {
         let is_vast = density < 1.0 / 64.0 && rows.shape().entries() > 1 << 20;
         let names: &[&str] = match (rows.values(), request.goal) {
             (Values::Raw(_), _) => &["csr", "dense"],
-            (_, Goal::Size) if is_vast => &["packed", "shac"],
-            (_, Goal::Size) => &["packed", "shac", "hac", "dense"],
+            (_, Goal::Size) if is_vast => &["packed", "coded", "shac"],
+            (_, Goal::Size) => &["packed", "coded", "shac", "hac", "dense"],
             // Symbols of a byte are multiplied as they lie, others decoded first.
             (_, Goal::Speed) if rows.k().is_some_and(|k| k > 256) && density > DENSE_IS_FASTER => {
                 &["dense"]
@@ -216,12 +216,13 @@ impl CompressedMatrix {
             return Ok(out);
         }
         let ncols = self.shape.ncols;
-        let ranges = threads::split(self.shape.nrows, threads, BLOCK_ROWS);
+        let block_rows = self.layout.block_rows();
+        let ranges = threads::split(self.shape.nrows, threads, block_rows);
         let items = zip_chunks(ranges, &mut out, ncols);
         threads::for_each(threads, items, |(range, out)| {
             let mut block = RowBlock::default();
             for (start, out) in
-                range.clone().step_by(BLOCK_ROWS).zip(out.chunks_mut(BLOCK_ROWS * ncols))
+                range.clone().step_by(block_rows).zip(out.chunks_mut(block_rows * ncols))
             {
                 self.decode(start..start + out.len() / ncols, &mut block)?;
                 for (row, out) in out.chunks_exact_mut(ncols).enumerate() {
@@ -349,7 +350,7 @@ impl CompressedMatrix {
 
     /// Rows that are best decoded together; ranges of rows should start at a multiple of it.
     pub(crate) fn block_rows(&self) -> usize {
-        BLOCK_ROWS
+        self.layout.block_rows().max(1)
     }
 
     pub(crate) fn codebook_values(&self) -> &[f32] {

@@ -1,7 +1,7 @@
 //! Products of a compressed matrix: with a vector, a batch, and the transpose for gradients.
 //!
 //! ```text
-//!   for each block of 64 rows:               decode once into columns and values
+//!   for each block of rows:                  decode once into columns and values
 //!     for each panel of 16 batch members:    [ncols][16], one broadcast a kept weight
 //!       for each row: sums[row] += Σ value · panel[col]
 //! ```
@@ -16,7 +16,7 @@
 //! result has the same bits for any number of threads.
 
 use crate::error::{Error, Result};
-use crate::layout::{BLOCK_ROWS, Buffers, PanelProduct, Product};
+use crate::layout::{Buffers, PanelProduct, Product};
 use crate::matrix::{CompressedMatrix, zip_chunks};
 use crate::rows::{RowBlock, Shape, filled};
 use crate::simd::{self, Kernels, LANES, Lanes};
@@ -44,7 +44,8 @@ impl CompressedMatrix {
         self.check_input("matvec", x.len(), 1)?;
         let mut y = filled(0.0, self.shape().nrows, 1)?;
         let product = Product { codebook: self.codebook_values(), x, kernels };
-        let ranges = threads::split(self.shape().nrows, self.useful(threads, 1), BLOCK_ROWS);
+        let unit = self.layout.block_rows();
+        let ranges = threads::split(self.shape().nrows, self.useful(threads, 1), unit);
         let items = zip_chunks(ranges, &mut y, 1);
         threads::for_each(threads, items, |(rows, y)| self.layout.matvec(&product, rows, y))?;
         Ok(y)
@@ -75,6 +76,7 @@ impl CompressedMatrix {
             return self.matvec_on(kernels, x, threads);
         }
         let Shape { nrows, ncols } = self.shape();
+        let block_rows = self.block_rows();
         let mut y = filled(0.0, batch, nrows)?;
         let groups = batch.div_ceil(LANES);
         let width = self.layout.panel_width().min(groups).max(1);
@@ -82,7 +84,7 @@ impl CompressedMatrix {
         let (codebook, panels) = (self.codebook_values(), panels.as_slice());
         let panels_at_once = if width > 1 { width } else { groups.max(1) };
         // Each thread owns whole rows: its part of every output.
-        let ranges = threads::split(nrows, self.useful(threads, batch), BLOCK_ROWS);
+        let ranges = threads::split(nrows, self.useful(threads, batch), block_rows);
         let mut items: Vec<_> = ranges.iter().map(|rows| (rows.clone(), Vec::new())).collect();
         for y in y.chunks_exact_mut(nrows.max(1)) {
             for ((_, outputs), (_, y)) in items.iter_mut().zip(zip_chunks(ranges.clone(), y, 1)) {
@@ -91,7 +93,7 @@ impl CompressedMatrix {
         }
         threads::for_each(threads, items, |(rows, mut outputs)| {
             let mut buffers = Buffers::default();
-            let mut sums = AlignedLanes::zeros(rows.len().min(BLOCK_ROWS), groups)?;
+            let mut sums = AlignedLanes::zeros(rows.len().min(block_rows), groups)?;
             let sums = sums.as_mut_slice();
             // Where rows need no decoding, a panel stays in the cache for all of them.
             let panels = panels.chunks((panels_at_once * ncols).max(1));
@@ -100,8 +102,8 @@ impl CompressedMatrix {
                 let groups = panels.len() / ncols;
                 let width = width.min(groups);
                 let product = PanelProduct { codebook, panels, ncols, width, kernels };
-                for start in rows.clone().step_by(BLOCK_ROWS) {
-                    let block = start..rows.end.min(start + BLOCK_ROWS);
+                for start in rows.clone().step_by(block_rows) {
+                    let block = start..rows.end.min(start + block_rows);
                     let outputs = start - rows.start..block.end - rows.start;
                     let nrows = block.len();
                     let sums = &mut sums[..nrows * groups];
@@ -161,8 +163,8 @@ impl CompressedMatrix {
         let items = zip_chunks(ranges, &mut sums, width);
         threads::for_each(threads, items, |(mine, sums)| {
             let mut block = RowBlock::default();
-            for start in (0..nrows).step_by(BLOCK_ROWS) {
-                self.decode(start..nrows.min(start + BLOCK_ROWS), &mut block)?;
+            for start in (0..nrows).step_by(self.layout.block_rows()) {
+                self.decode(start..nrows.min(start + self.layout.block_rows()), &mut block)?;
                 for (panel, sums) in mine.clone().zip(sums.chunks_exact_mut(width.max(1))) {
                     for row in 0..block.nrows() {
                         let inputs = &panels[panel * nrows + start + row];

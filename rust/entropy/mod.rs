@@ -4,6 +4,7 @@
 //! layouts it goes with.
 
 pub mod huffman;
+pub mod tans;
 
 use crate::error::{Error, Result};
 
@@ -14,17 +15,20 @@ pub enum Coder {
     Fixed,
     /// Canonical, length-limited Huffman codes.
     Huffman,
+    /// Asymmetric numeral systems of 128 states in 64 lanes.
+    Tans,
 }
 
 impl Coder {
     /// Every coder there is.
-    pub const ALL: &'static [Self] = &[Self::Fixed, Self::Huffman];
+    pub const ALL: &'static [Self] = &[Self::Fixed, Self::Huffman, Self::Tans];
 
     /// The name in code, listings and commands.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fixed => "fixed",
             Self::Huffman => "huffman",
+            Self::Tans => "tans",
         }
     }
 
@@ -33,6 +37,7 @@ impl Coder {
         match self {
             Self::Fixed => 0,
             Self::Huffman => 1,
+            Self::Tans => 2,
         }
     }
 

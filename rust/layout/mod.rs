@@ -10,6 +10,7 @@
 //! | hac | huffman | every entry, zeros included, as a codeword | Marinò et al. 2021 |
 //! | shac | huffman | columns, and codewords of the kept symbols | Marinò et al. 2021 |
 //! | packed | fixed | per block of rows a bitmap or column gaps; packed symbols | |
+//! | coded | tans | per block of rows gaps and symbols in 64 lanes of tANS | Duda 2013 |
 //!
 //! To add one: write `layout/<name>.rs` with a type that implements [`Layout`] and a
 //! [`LayoutSpec`], and put that into [`LAYOUTS`]. Compression, conversion, products, files, the
@@ -19,6 +20,7 @@
 //! file; `read` checks everything, so a layout that exists is valid.
 
 mod cla;
+mod coded;
 mod cser;
 mod csr;
 mod dense;
@@ -49,6 +51,7 @@ pub const LAYOUTS: &[&LayoutSpec] = &[
     &hac::SPEC,
     &shac::SPEC,
     &packed::SPEC,
+    &coded::SPEC,
 ];
 
 /// One row of the table of layouts.
@@ -259,6 +262,11 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
     /// The bytes of each section, in the order of the table row's names.
     fn sections(&self) -> Vec<&[u8]>;
 
+    /// Rows that decode together: what products cut rows into.
+    fn block_rows(&self) -> usize {
+        BLOCK_ROWS
+    }
+
     /// Decodes `rows` into `out`, which is cleared first.
     ///
     /// # Errors
@@ -330,7 +338,7 @@ fn decode_and_add_panels<L: Layout + ?Sized>(
     Ok(())
 }
 
-/// Rows that are decoded at a time: large enough to amortise, small enough for the cache.
+/// Rows that are decoded at a time unless a layout has blocks of its own: large enough to amortise, small enough for the cache.
 pub const BLOCK_ROWS: usize = 64;
 
 /// Checks decoded blocks of all rows: columns rise and stay under `ncols`, symbols stay under k,

@@ -5,19 +5,31 @@
 
 mod panels;
 mod symbols;
+pub(super) mod tans;
 
 use super::scalar::Scalar;
+use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::{Kernels, Lanes, Start, SymbolRows, TileProduct};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
-pub struct Avx2(());
+pub struct Avx2 {
+    /// True when it also has BMI1, BMI2 and POPCNT, as all but a few do.
+    has_bmi2: bool,
+}
 
 impl Avx2 {
     /// The kernels, where the CPU has the instructions.
     pub fn detect() -> Option<&'static Self> {
-        static AVX2: Avx2 = Avx2(());
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(&AVX2)
+        static AVX2: std::sync::OnceLock<Option<Avx2>> = std::sync::OnceLock::new();
+        let found = AVX2.get_or_init(|| {
+            let has_bmi2 = is_x86_feature_detected!("bmi1")
+                && is_x86_feature_detected!("bmi2")
+                && is_x86_feature_detected!("popcnt");
+            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"))
+                .then_some(Self { has_bmi2 })
+        });
+        found.as_ref()
     }
 }
 
@@ -106,6 +118,39 @@ impl Kernels for Avx2 {
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA; the check above is what
         // the kernel asks for.
         unsafe { kernel(product, output) }
+    }
+
+    fn decode_elements(
+        &self,
+        code: &ElementCode,
+        cursor: &mut ElementCursor<'_>,
+        nsteps: usize,
+        out: &mut Elements,
+    ) {
+        if !self.has_bmi2 {
+            return super::scalar::Scalar.decode_elements(code, cursor, nsteps, out);
+        }
+        let decode = match code.has_narrow_gaps() {
+            true => tans::decode_elements::<true>,
+            false => tans::decode_elements::<false>,
+        };
+        decode_with(code, cursor, nsteps, out, |cursor, nsteps, out| {
+            // SAFETY: `self` exists only where `detect` found AVX2, and it found BMI2 too.
+            unsafe { decode(code, cursor, nsteps, out) }
+        });
+    }
+
+    fn rank_dot(
+        &self,
+        positions: &[u32],
+        start: u32,
+        ranks: &[u16],
+        values: &[f32],
+        x: &[f32],
+    ) -> f32 {
+        assert_eq!(positions.len(), ranks.len(), "rank_dot: positions and ranks");
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { tans::rank_dot(positions, start, ranks, values, x) }
     }
 }
 

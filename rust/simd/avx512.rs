@@ -5,9 +5,11 @@
 
 mod panels;
 mod symbols;
+mod tans;
 mod tiles;
 
 use super::avx2::Avx2;
+use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::{Kernels, Lanes, SymbolRows, TileProduct};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
@@ -34,6 +36,9 @@ impl Avx512 {
         found.as_ref()
     }
 }
+
+/// From so many terms on, values are put into registers.
+const WORTH_A_TABLE: usize = 16;
 
 impl Kernels for Avx512 {
     fn name(&self) -> &'static str {
@@ -120,5 +125,47 @@ impl Kernels for Avx512 {
         // SAFETY: `self` exists only where `detect` found AVX-512; the check above is what the
         // kernel asks for.
         unsafe { kernel(product, output) }
+    }
+
+    fn decode_elements(
+        &self,
+        code: &ElementCode,
+        cursor: &mut ElementCursor<'_>,
+        nsteps: usize,
+        out: &mut Elements,
+    ) {
+        let has_byte_ranks = code.has_byte_ranks();
+        let decode = match (tans::Gaps::of(code), has_byte_ranks) {
+            (tans::Gaps::None, true) => tans::decode_elements::<{ tans::NONE }, true>,
+            (tans::Gaps::None, false) => tans::decode_elements::<{ tans::NONE }, false>,
+            (tans::Gaps::Byte, true) => tans::decode_elements::<{ tans::BYTE }, true>,
+            (tans::Gaps::Byte, false) => tans::decode_elements::<{ tans::BYTE }, false>,
+            (tans::Gaps::Narrow, true) => tans::decode_elements::<{ tans::NARROW }, true>,
+            (tans::Gaps::Narrow, false) => tans::decode_elements::<{ tans::NARROW }, false>,
+            (tans::Gaps::Wide, true) => tans::decode_elements::<{ tans::WIDE }, true>,
+            (tans::Gaps::Wide, false) => tans::decode_elements::<{ tans::WIDE }, false>,
+        };
+        decode_with(code, cursor, nsteps, out, |cursor, nsteps, out| {
+            // SAFETY: `self` exists only where `detect` found every set that is named there.
+            unsafe { decode(code, cursor, nsteps, out) }
+        });
+    }
+
+    fn rank_dot(
+        &self,
+        positions: &[u32],
+        start: u32,
+        ranks: &[u16],
+        values: &[f32],
+        x: &[f32],
+    ) -> f32 {
+        let mut table = [0.0; 32];
+        match table.get_mut(..values.len()) {
+            Some(table) if positions.len() >= WORTH_A_TABLE => table.copy_from_slice(values),
+            _ => return self.avx2.rank_dot(positions, start, ranks, values, x),
+        }
+        assert_eq!(positions.len(), ranks.len(), "rank_dot: positions and ranks");
+        // SAFETY: `self` exists only where `detect` found every set that is named there.
+        unsafe { tans::rank_dot(positions, start, ranks, (&table, values.len()), x) }
     }
 }

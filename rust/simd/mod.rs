@@ -13,10 +13,12 @@ mod avx2;
 mod avx512;
 pub mod dense;
 mod scalar;
+pub mod tans;
 mod tiles;
 
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
+use tans::{ElementCode, ElementCursor, Elements};
 
 /// Batch lanes of a panel: [`Kernels::add_panel_product`] multiplies for this many inputs at once.
 pub const LANES: usize = 16;
@@ -139,6 +141,32 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// # Panics
     /// When sizes do not fit, or a tile ends outside the input.
     fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]);
+
+    /// Decodes `nsteps` whole steps and appends what they keep to `out`: see [`tans`].
+    ///
+    /// # Panics
+    /// When `out` would hold more than [`tans::CHUNK_STEPS`] steps.
+    fn decode_elements(
+        &self,
+        code: &ElementCode,
+        cursor: &mut ElementCursor<'_>,
+        nsteps: usize,
+        out: &mut Elements,
+    );
+
+    /// `Σ values[ranks[i]] · x[positions[i] − start]`.
+    ///
+    /// # Panics
+    /// When the slices differ in length, a rank is outside the values, or a position
+    /// under the start or outside x.
+    fn rank_dot(
+        &self,
+        positions: &[u32],
+        start: u32,
+        ranks: &[u16],
+        values: &[f32],
+        x: &[f32],
+    ) -> f32;
 }
 
 /// Every instruction set that this CPU has, the plainest first.
@@ -295,6 +323,17 @@ mod tests {
                     let symbol = f64::from(y[0]);
                     prop_assert!((symbol - exact).abs() <= bound, "{name} symbol {symbol} {exact}");
                 }
+                // As ranks of up to 32 values and of more, and positions from somewhere on.
+                for start in [0, 7, u32::MAX - 100] {
+                    let positions: Vec<u32> = cols.iter().map(|&col| col + start).collect();
+                    let ranks: Vec<u16> = (0..reversed.len() as u16).collect();
+                    let all = f64::from(set.rank_dot(&positions, start, &ranks, &values, &x));
+                    prop_assert!((all - exact).abs() <= bound, "{name} rank {all} {exact}");
+                    let (n, some) = (ranks.len(), ranks.len().min(32));
+                    let few = set.rank_dot(&positions[..some], start, &ranks[..some], &values[..some], &x)
+                        + set.rank_dot(&positions[some..], start, &ranks[..n - some], &values[some..], &x);
+                    prop_assert!((f64::from(few) - exact).abs() <= bound, "{name} rank {few} {exact}");
+                }
                 // In two parts, the second added to the first.
                 let mut sums = [0.0; LANES];
                 let cut = cols.len() / 3;
@@ -400,6 +439,15 @@ mod tests {
                     })
                 };
                 let (shifted, odd_tile) = (tile(64, 68), tile(24, 64));
+                let ranks = vec![0; len];
+                let rank = |values: &[f32], start: u32| {
+                    std::panic::catch_unwind(|| {
+                        set.rank_dot(&cols, start, &ranks, values, &[1.0; 5])
+                    })
+                };
+                let is_outside = rank(&[1.0; 2], 0).is_err() && rank(&[1.0; 64], 0).is_err();
+                assert!(is_outside && rank(&[1.0; 2], 6).is_err(), "{} {len}", set.name());
+                assert!(rank(&[], 0).is_err(), "{} {len}", set.name());
                 assert!(dot.is_err() && panel.is_err() && symbol.is_err(), "{} {len}", set.name());
                 let symbol = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3];
                 let look_up = std::panic::catch_unwind(|| {

@@ -1,5 +1,6 @@
 //! The specification: every kernel in plain Rust, on every machine.
 
+use super::tans::{self, ElementCode, ElementCursor, Elements, TANS_LANES};
 use super::{Kernels, Lanes, Start, SymbolRows, TileProduct, counted};
 
 /// No instruction set at all.
@@ -132,5 +133,30 @@ impl Kernels for Scalar {
             let of_row = finish.row(row);
             output.iter_mut().for_each(|sum| *sum = finish.of(*sum, of_row));
         }
+    }
+
+    fn decode_elements(
+        &self,
+        code: &ElementCode,
+        cursor: &mut ElementCursor<'_>,
+        nsteps: usize,
+        out: &mut Elements,
+    ) {
+        (0..nsteps).for_each(|_| tans::decode_step(code, cursor, TANS_LANES, out));
+    }
+
+    fn rank_dot(
+        &self,
+        positions: &[u32],
+        start: u32,
+        ranks: &[u16],
+        values: &[f32],
+        x: &[f32],
+    ) -> f32 {
+        assert_eq!(positions.len(), ranks.len(), "rank_dot: positions and ranks");
+        let products = positions.iter().zip(ranks).map(|(&position, &rank)| {
+            values[usize::from(rank)] * x[(position as usize).wrapping_sub(start as usize)]
+        });
+        products.sum()
     }
 }

@@ -52,6 +52,8 @@ VARIANTS = {
     "packed": ("packed", "size", "coded"),
     "packed_for_speed": ("packed", "speed", "coded"),
 }
+# What came later: cases of its own, since the files of the others stay as they are.
+LATER_VARIANTS = {"coded": ("coded", "size", "coded")}
 CODERS = dict(_core.PAIRS)
 
 EXAMPLE = """
@@ -84,7 +86,7 @@ class Case:
         codebook: np.ndarray | None = None,
     ) -> None:
         """Add float32 weights in a variant, with a codebook of that order if one is given."""
-        layout, goal, columns = VARIANTS[variant]
+        layout, goal, columns = (VARIANTS | LATER_VARIANTS)[variant]
         if codebook is None:
             matrix = CompressedMatrix.compress(
                 weights, layout, CODERS[layout], goal, columns=columns
@@ -272,6 +274,32 @@ def cases() -> Iterator[Case]:
     yield case
 
     yield whole_model()
+    yield from coded_cases(weights, many)
+
+
+def coded_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
+    """Yield the layout coded: what the others have, and each form and width of its own."""
+    case = Case("layout_coded")
+    case.add_matrix("w", weights, "coded")
+    yield case
+    case = Case("k257_coded")
+    case.add_matrix("", many, "coded")
+    yield case
+    case = Case("edges_coded")
+    for name, edge in edges():
+        case.add_matrix(name, edge, "coded")
+    yield case
+    case = Case("coded_forms")
+    rng = np.random.default_rng(9)
+    ranked = distinct(300)[np.minimum(rng.integers(0, 300, 500), rng.integers(0, 300, 500))]
+    case.add_matrix("gaps", few_values(40, 40, 5, 0.2, 10), "coded")
+    case.add_matrix("plain_bits_and_escapes", few_values(90, 120, 3, 0.03, 11), "coded")
+    case.add_matrix("every_entry", few_values(30, 25, 6, 0.8, 12), "coded")
+    case.add_matrix("plain_bits_of_ranks", ranked.reshape(20, 25), "coded")
+    wide = np.zeros((2, 70_000), np.float32)
+    wide[:, ::9973], wide[1, 69_999] = 1, 2
+    case.add_matrix("wide_gaps", wide, "coded")
+    yield case
 
 
 def whole_model() -> Case:

@@ -1,0 +1,276 @@
+//! Reading the blocks of `coded`: checks, rows, and the product with a vector.
+//!
+//! ```text
+//!   for each chunk of 1,024 elements of a block:     decode positions and ranks (simd/tans.rs)
+//!     for each run of positions of one row:
+//!       decode    cols += position − start of the row;   symbols += symbol of the rank
+//!       multiply  y[row] += Σ value of the rank · x[position − start of the row]
+//! ```
+//!
+//! A chunk starts at the same element of its block whatever rows are asked for, so sums have the
+//! same bits for any number of threads.
+
+use super::{Coded, Form};
+use crate::bits;
+use crate::entropy::tans::STATE_BITS;
+use crate::error::{Error, Result};
+use crate::layout::Product;
+use crate::rows::RowBlock;
+use crate::simd::Kernels;
+use crate::simd::tans::{self, CHUNK_STEPS, ElementCursor, Elements, TANS_LANES, TansStream, lane};
+use std::ops::Range;
+
+/// One block while it is decoded.
+struct BlockReader<'a> {
+    coded: &'a Coded,
+    kernels: &'static dyn Kernels,
+    cursor: ElementCursor<'a>,
+    /// Elements that are left.
+    left: usize,
+    /// The next position, and how many the block has.
+    position: u64,
+    limit: u64,
+    block: usize,
+    /// Bits of the gap stream and of the rank stream, in whole bytes.
+    stream_bits: [usize; 2],
+}
+
+impl<'a> BlockReader<'a> {
+    fn new(coded: &'a Coded, kernels: &'static dyn Kernels, block: usize) -> Result<Self> {
+        let parameters = &coded.parameters;
+        let start = coded.ends.start(block) as usize;
+        let nbytes = coded.ends.length(block) as usize;
+        let length = coded.lengths.length(block) as usize;
+        let gap_nbytes = coded.gap_ends.length(block) as usize;
+        let streams = [&coded.code.gaps, &coded.code.ranks];
+        let nstates =
+            streams.iter().filter(|table| table.is_some()).count() * length.min(TANS_LANES);
+        let plane_nbytes = |nbits: u32| bits::packed_nbytes(length, nbits);
+        let sizes = plane_nbytes(parameters.gap_low_bits)
+            .zip(plane_nbytes(parameters.rank_low_bits))
+            .zip(bits::packed_nbytes(nstates, STATE_BITS));
+        let rest = sizes.and_then(|((gap_planes, rank_planes), states)| {
+            let rest = gap_nbytes.checked_add(gap_planes)?.checked_add(rank_planes)?;
+            Some((gap_planes, rank_planes, nbytes.checked_sub(rest.checked_add(states)?)?))
+        });
+        let Some((gap_planes, rank_planes, rank_nbytes)) = rest else {
+            return Err(Error::corrupt(format!(
+                "section blocks: block {block} of {nbytes} bytes, expected room for {length} \
+                 elements and {gap_nbytes} bytes of gaps"
+            )));
+        };
+        let bytes = &coded.blocks.as_slice()[start..];
+        let gap_planes_at = gap_nbytes + rank_nbytes;
+        let rank_planes_at = gap_planes_at + gap_planes;
+        let mut states_at = (rank_planes_at + rank_planes) * 8;
+        let mut stream = |table: bool, at: usize| {
+            let mut states = [0; TANS_LANES];
+            for element in 0..if table { length.min(TANS_LANES) } else { 0 } {
+                states[lane(element)] = bits::field(&bytes[..nbytes], states_at, STATE_BITS) as u8;
+                states_at += STATE_BITS as usize;
+            }
+            TansStream { bytes: &bytes[at..], at: 0, states }
+        };
+        let gaps = stream(coded.code.gaps.is_some(), 0);
+        let ranks = stream(coded.code.ranks.is_some(), gap_nbytes);
+        let rows = parameters.rows(block, coded.shape.nrows);
+        Ok(Self {
+            coded,
+            kernels,
+            cursor: ElementCursor {
+                gaps,
+                ranks,
+                gap_planes: &bytes[gap_planes_at..rank_planes_at],
+                rank_planes: &bytes[rank_planes_at..rank_planes_at + rank_planes],
+                position: 0,
+            },
+            left: length,
+            position: 0,
+            limit: (rows.len() * coded.shape.ncols) as u64,
+            block,
+            stream_bits: [gap_nbytes * 8, rank_nbytes * 8],
+        })
+    }
+
+    /// Decodes the next chunk; false when there is none.
+    fn next(&mut self, out: &mut Elements) -> Result<bool> {
+        out.clear();
+        if self.left == 0 {
+            return Ok(false);
+        }
+        let nsteps = (self.left / TANS_LANES).min(CHUNK_STEPS);
+        let before = self.cursor.position;
+        if nsteps > 0 {
+            self.kernels.decode_elements(&self.coded.code, &mut self.cursor, nsteps, out);
+            self.left -= nsteps * TANS_LANES;
+        } else {
+            tans::decode_step(&self.coded.code, &mut self.cursor, self.left, out);
+            self.left = 0;
+        }
+        self.position += u64::from(self.cursor.position.wrapping_sub(before));
+        if self.position > self.limit {
+            return Err(self.damaged("a position past the last entry"));
+        }
+        Ok(true)
+    }
+
+    /// Checks that the block ends as it must: lanes in state 0, no bits left.
+    fn finish(&self) -> Result<()> {
+        let cursor = &self.cursor;
+        for (stream, nbits) in [&cursor.gaps, &cursor.ranks].into_iter().zip(self.stream_bits) {
+            if stream.states != [0; TANS_LANES] {
+                return Err(self.damaged("a lane that does not end in state 0"));
+            }
+            let padding =
+                bits::field(stream.bytes, stream.at, (nbits.wrapping_sub(stream.at) % 8) as u32);
+            if stream.at.next_multiple_of(8) != nbits || padding != 0 {
+                return Err(self.damaged("classes that end too early or too late"));
+            }
+        }
+        let parameters = &self.coded.parameters;
+        let length = self.coded.lengths.length(self.block) as usize;
+        let start = self.coded.ends.start(self.block) as usize;
+        let end = start + self.coded.ends.length(self.block) as usize;
+        let bytes = &self.coded.blocks.as_slice()[..end];
+        let planes = [parameters.gap_low_bits, parameters.rank_low_bits];
+        let mut at = (start * 8) + self.stream_bits[0] + self.stream_bits[1];
+        for nbits in planes.map(|nbits| nbits as usize * length) {
+            if bits::field(bytes, at + nbits, (nbits.next_multiple_of(8) - nbits) as u32) != 0 {
+                return Err(self.damaged("bits after the plain ones"));
+            }
+            at += nbits.next_multiple_of(8);
+        }
+        let tables = [&self.coded.code.gaps, &self.coded.code.ranks];
+        let streams = tables.iter().filter(|table| table.is_some()).count();
+        at += streams * length.min(TANS_LANES) * STATE_BITS as usize;
+        if bits::peek(bytes, at) != 0 {
+            return Err(self.damaged("bits after the states"));
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, what: &str) -> Error {
+        Error::corrupt(format!("block {}: {what} (section blocks)", self.block))
+    }
+}
+
+/// A run of kept weights of one row, part of a chunk.
+struct Run<'a> {
+    row: usize,
+    /// The position of the row's first entry.
+    start: u32,
+    positions: &'a [u32],
+    ranks: &'a [u16],
+}
+
+impl Coded {
+    /// Decodes every block: what `read` checks.
+    pub(super) fn check_blocks(
+        &self,
+        kernels: &'static dyn Kernels,
+        nnz: usize,
+        k: usize,
+    ) -> Result<()> {
+        let alphabet = self.parameters.alphabet(k);
+        let mut chunk = Elements::new();
+        let mut kept = 0;
+        for block in 0..self.ends.len() {
+            let mut reader = BlockReader::new(self, kernels, block)?;
+            if self.parameters.form == Form::Every && reader.left as u64 != reader.limit {
+                return Err(reader.damaged("another number of elements than of entries"));
+            }
+            while reader.next(&mut chunk)? {
+                kept += chunk.positions().len();
+                let most = chunk.ranks().iter().copied().max().unwrap_or(0);
+                if usize::from(most) >= alphabet {
+                    return Err(reader.damaged("a rank past the last one"));
+                }
+            }
+            reader.finish()?;
+        }
+        if kept != nnz {
+            return Err(Error::corrupt(format!("blocks: {kept} kept weights, expected {nnz}")));
+        }
+        Ok(())
+    }
+
+    /// Hands out the kept weights of `rows` in order.
+    fn for_each_run(
+        &self,
+        kernels: &'static dyn Kernels,
+        rows: Range<usize>,
+        mut take: impl FnMut(Run<'_>),
+    ) -> Result<()> {
+        let ncols = self.shape.ncols as u32;
+        let mut chunk = Elements::new();
+        let mut next = rows.start;
+        while next < rows.end {
+            let block = next / self.parameters.block_rows;
+            let in_block = self.parameters.rows(block, self.shape.nrows);
+            let first = in_block.start;
+            next = in_block.end.min(rows.end);
+            let mut reader = BlockReader::new(self, kernels, block)?;
+            // The row that the last run was of, and where it starts and ends.
+            let mut row = first;
+            let mut bounds = 0..ncols;
+            'block: while reader.next(&mut chunk)? {
+                let (mut positions, mut ranks) = (chunk.positions(), chunk.ranks());
+                while let Some(&position) = positions.first() {
+                    if position >= bounds.end {
+                        row = first + (position / ncols) as usize;
+                        bounds.start = (row - first) as u32 * ncols;
+                        bounds.end = bounds.start + ncols;
+                    }
+                    if row >= rows.end {
+                        break 'block;
+                    }
+                    let len = positions.partition_point(|&position| position < bounds.end);
+                    if row >= rows.start {
+                        let (positions, ranks) = (&positions[..len], &ranks[..len]);
+                        take(Run { row, start: bounds.start, positions, ranks });
+                    }
+                    (positions, ranks) = (&positions[len..], &ranks[len..]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes `rows` into `out`, which is empty.
+    pub(super) fn decode_rows(
+        &self,
+        kernels: &'static dyn Kernels,
+        rows: Range<usize>,
+        out: &mut RowBlock,
+    ) -> Result<()> {
+        self.for_each_run(kernels, rows.clone(), |run| {
+            (rows.start + out.nrows()..run.row).for_each(|_| out.end_row());
+            out.cols.extend(run.positions.iter().map(|&position| position - run.start));
+            match self.symbols.as_slice() {
+                [] => out.symbols.extend_from_slice(run.ranks),
+                symbols => {
+                    out.symbols.extend(run.ranks.iter().map(|&rank| symbols[usize::from(rank)]));
+                }
+            }
+        })?;
+        (rows.start + out.nrows()..rows.end).for_each(|_| out.end_row());
+        Ok(())
+    }
+
+    /// Multiplies `rows` with a vector.
+    pub(super) fn multiply(
+        &self,
+        product: &Product<'_>,
+        rows: Range<usize>,
+        y: &mut [f32],
+    ) -> Result<()> {
+        let looked_up: Vec<f32> =
+            self.symbols.iter().map(|&symbol| product.codebook[usize::from(symbol)]).collect();
+        let values = if looked_up.is_empty() { product.codebook } else { &looked_up };
+        y.fill(0.0);
+        self.for_each_run(product.kernels, rows.clone(), |run| {
+            y[run.row - rows.start] +=
+                product.kernels.rank_dot(run.positions, run.start, run.ranks, values, product.x);
+        })
+    }
+}
