@@ -2,8 +2,8 @@
 //! multiplies straight from the compressed form.
 //!
 //! ```text
-//!   error ◀─ array, bits ◀─ entropy ◀─ layout ◀─ matrix ◀─ container ◀─ python
-//!              words, offsets            │          ▲         (binding, a feature)
+//!   error ◀─ array, bits ◀─ entropy ◀─ layout ◀─ matrix ◀─ container ◀─ network ◀─ python
+//!              words, offsets            │          ▲                    (binding, a feature)
 //!              codebook, rows ───────────┘          │
 //!              simd (slices only), threads ◀─ products, convolution
 //! ```
@@ -16,6 +16,7 @@
 //! | symbol | index into the codebook: what entropy coders code |
 //! | layout | arrangement of one matrix in memory |
 //! | container | the bytes on disk (`.terse`) |
+//! | graph | a network's operators in the order they run |
 //! | section | a named part of a tensor's bytes |
 //! | pack, encode, compress, save | fixed width, entropy, matrix or model, file |
 //!
@@ -33,6 +34,7 @@ pub mod error;
 pub mod layout;
 pub mod mapping;
 pub mod matrix;
+pub mod network;
 pub mod offsets;
 mod products;
 #[cfg(feature = "python")]

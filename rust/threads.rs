@@ -70,6 +70,62 @@ pub fn for_each<T: Send>(
     outcomes.into_iter().collect()
 }
 
+/// Runs `work` on `out` cut into parts of whole units of `unit` elements, on up to `threads` threads;
+/// `work` takes the number of the part's first unit, and the part.
+///
+/// Nothing is allocated for one thread.
+///
+/// # Errors
+/// As [`for_each`].
+pub fn for_each_chunk<T: Send>(
+    threads: usize,
+    out: &mut [T],
+    unit: usize,
+    work: impl Fn(usize, &mut [T]) -> Result<()> + Sync,
+) -> Result<()> {
+    let unit = unit.max(1);
+    let units = out.len().div_ceil(unit);
+    if threads <= 1 || units <= 1 {
+        return if out.is_empty() { Ok(()) } else { work(0, out) };
+    }
+    let each = units.div_ceil(threads);
+    let parts = out.chunks_mut(each * unit).enumerate();
+    for_each(threads, parts.collect(), |(part, out)| work(part * each, out))
+}
+
+/// [`for_each_chunk`] with `each` elements of `scratch` for every part, of which there are at most
+/// `threads`.
+///
+/// # Errors
+/// As [`for_each`].
+///
+/// # Panics
+/// When `scratch` has fewer elements than that.
+pub fn for_each_chunk_with<T: Send, S: Send>(
+    threads: usize,
+    out: &mut [T],
+    unit: usize,
+    scratch: &mut [S],
+    each: usize,
+    work: impl Fn(usize, &mut [T], &mut [S]) -> Result<()> + Sync,
+) -> Result<()> {
+    let unit = unit.max(1);
+    let units = out.len().div_ceil(unit);
+    if threads <= 1 || units <= 1 {
+        return if out.is_empty() { Ok(()) } else { work(0, out, &mut scratch[..each]) };
+    }
+    let share = units.div_ceil(threads);
+    assert!(scratch.len() >= each * threads, "scratch: too short for {threads} threads");
+    let mut rest = scratch;
+    let mut parts = Vec::with_capacity(threads);
+    for (part, out) in out.chunks_mut(share * unit).enumerate() {
+        let (mine, others) = std::mem::take(&mut rest).split_at_mut(each);
+        parts.push((part * share, out, mine));
+        rest = others;
+    }
+    for_each(threads, parts, |(first, out, scratch)| work(first, out, scratch))
+}
+
 /// Cuts `0..len` into at most `parts` ranges of about equal length, each but the last a multiple
 /// of `unit`.
 pub fn split(len: usize, parts: usize, unit: usize) -> Vec<Range<usize>> {

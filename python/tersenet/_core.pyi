@@ -15,6 +15,13 @@ SIMD_AVAILABLE: tuple[str, ...]
 
 Goal: TypeAlias = Literal["size", "speed"]
 Columns: TypeAlias = Literal["coded", "raw"]
+Resident: TypeAlias = Literal["compressed", "cached", "dense"]
+# (name, dtype, shape); a dimension −m is m times the batch.
+GraphInput: TypeAlias = tuple[str, str, list[int]]
+# (op, inputs, weights, ints, floats, name), as FORMAT.md says.
+GraphNode: TypeAlias = tuple[str, list[int], list[str], list[int], list[float], str]
+# (inputs, nodes, outputs, is_tuple).
+Graph: TypeAlias = tuple[list[GraphInput], list[GraphNode], list[int], bool]
 
 @final
 class Codebook:
@@ -223,11 +230,17 @@ def write(
     tensors: Sequence[tuple[str, str, Sequence[int], CompressedMatrix | bytes]],
     aliases: Sequence[tuple[str, str]],
     metadata: Mapping[str, str],
+    graph: Graph | None = None,
 ) -> int:
     """Writes a container beside `path`, syncs it, renames it; returns its size in bytes.
 
     A tensor is (name, dtype, shape, CompressedMatrix or its little-endian bytes); an alias is
-    (name, name of a tensor). Equal codebooks are stored once.
+    (name, name of a tensor). Equal codebooks are stored once. A graph names its weights among
+    the tensors and aliases; whether they fit is checked when it is loaded.
+
+    Raises:
+        ValueError: for tensors or a graph that contradict themselves, naming what.
+        OSError: if the file cannot be written; what was there is then unchanged.
     """
 
 @final
@@ -248,10 +261,74 @@ class Reader:
         """What the header says: kind, dtype, shape, nbytes; alias_of, layout, coder, nnz where they apply."""
     def get(self, name: str) -> CompressedMatrix | bytes: ...
     def metadata(self) -> dict[str, str]: ...
+    def graph(self) -> Graph | None:
+        """The network's graph, where there is one, with absent weights and zero floats filled in."""
     def verify(self) -> None:
         """Reads and checks everything; raises FormatError that names what is wrong and where."""
     @property
     def nbytes(self) -> int: ...
+
+@final
+class Network:
+    """A network loaded from a file and run without torch; immutable, fit for many threads."""
+
+    @staticmethod
+    def load(
+        path: str,
+        resident: Resident = "cached",
+        *,
+        mmap: bool = False,
+        max_header_nbytes: int,
+        max_tensor_nbytes: int,
+        max_tensors: int,
+    ) -> Network:
+        """Load the network of the file at `path`, and check its graph against its weights.
+
+        Args:
+            path: a file that `write` made with a graph.
+            resident: "compressed" holds each matrix as the file does, "cached" in the layout that
+                multiplies fastest, "dense" as numbers.
+            mmap: map the file instead of reading it; it must then not change.
+            max_header_nbytes: refuse a larger header.
+            max_tensor_nbytes: refuse a tensor, or a value that a run makes, of more bytes.
+            max_tensors: refuse more tensors.
+
+        Raises:
+            ValueError: if the file holds no graph.
+            FormatError: if graph and weights do not agree, naming the node.
+        """
+
+    def run(
+        self,
+        inputs: Sequence[ArrayLike],
+        threads: int | None = None,
+        out: Sequence[NDArray[np.float32]] | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """Run on one array for each input, without the GIL; return one array for each output.
+
+        Args:
+            inputs: arrays of the types and shapes that `inputs` says, any batch.
+            threads: as `CompressedMatrix.decompress`.
+            out: C-contiguous arrays of the outputs' shapes to write to and return.
+
+        Raises:
+            ValueError: for another shape or type, naming the input or the node.
+        """
+
+    @property
+    def inputs(self) -> list[tuple[str, str, list[int]]]:
+        """(name, dtype, shape) of each input; a dimension -m is m times the batch."""
+
+    @property
+    def outputs(self) -> tuple[int, bool]:
+        """(number of outputs, whether they form a tuple)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights as they are held; a shared one counts once."""
+
+    def layers(self) -> list[tuple[str, str, int]]:
+        """Return (place, layout, nbytes) of each weighted layer, in the order they run."""
 
 def hac_bound(shape: tuple[int, int], k: int, word_bits: int) -> float: ...
 def shac_bound(shape: tuple[int, int], density: float, k: int, word_bits: int) -> float: ...

@@ -33,6 +33,8 @@ pub const LARGE_NBYTES: u64 = 1024;
 pub const ALIGNMENT: u64 = 64;
 /// The size of a checksummed block of data, as a power of two, that is written.
 pub const BLOCK_LOG2: u8 = 16;
+/// The extension that holds a network's graph.
+pub const GRAPH_TAG: u64 = 1;
 /// Dimensions of a tensor, at most.
 pub const MAX_RANK: u64 = 64;
 const MAX_PARAMS: u64 = 64;
@@ -158,6 +160,8 @@ pub struct Header {
     pub entries: Vec<EntryHeader>,
     /// Where each name is in `entries`.
     pub by_name: HashMap<String, usize>,
+    /// The bytes of the network's graph, where there is one.
+    pub graph: Option<Vec<u8>>,
 }
 
 /// Where a section of `nbytes` starts when the one before ends at `end`.
@@ -327,11 +331,15 @@ impl Header {
             }
             entries.push(entry);
         }
+        let mut graph = None;
         while !cursor.bytes.is_empty() {
             // Optional extensions: a reader that does not know one skips it.
-            cursor.varint("extension")?;
+            let tag = cursor.varint("extension")?;
             let nbytes = cursor.varint("extension size")?;
-            cursor.take(nbytes, "extension")?;
+            let bytes = cursor.take(nbytes, "extension")?;
+            if tag == GRAPH_TAG && graph.replace(bytes.to_vec()).is_some() {
+                return Err(cursor.corrupt("a second graph"));
+            }
         }
         if placement.end != data_nbytes {
             return Err(Error::corrupt(format!(
@@ -339,7 +347,16 @@ impl Header {
                 placement.end
             )));
         }
-        Ok(Self { block_log2, data_nbytes, checksums, metadata, codebooks, entries, by_name })
+        Ok(Self {
+            block_log2,
+            data_nbytes,
+            checksums,
+            metadata,
+            codebooks,
+            entries,
+            by_name,
+            graph,
+        })
     }
 }
 

@@ -156,9 +156,20 @@ impl Reader {
         self.header.entries.iter().map(|entry| entry.name.as_str())
     }
 
+    /// `name`, which must be there, for as long as the reader lives.
+    pub(crate) fn name<'a>(&'a self, name: &str) -> &'a str {
+        self.header.by_name.get_key_value(name).map_or("", |(name, _)| name)
+    }
+
     /// The user's strings.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.header.metadata
+    }
+
+    /// The bytes of the network's graph, where there is one, as
+    /// [`Graph::from_bytes`](crate::network::Graph::from_bytes) takes them.
+    pub fn graph(&self) -> Option<&[u8]> {
+        self.header.graph.as_deref()
     }
 
     /// The size of the whole container.

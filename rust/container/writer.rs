@@ -5,8 +5,8 @@
 //! and on disk; whatever fails, the old file is untouched and no stray one is left.
 
 use super::header::{
-    BLOCK_LOG2, Dtype, MAGIC, MAX_RANK, VERSION, block_count, data_start, dtype_id, put_string,
-    section_start,
+    BLOCK_LOG2, Dtype, GRAPH_TAG, MAGIC, MAX_RANK, VERSION, block_count, data_start, dtype_id,
+    put_string, section_start,
 };
 use crate::bits;
 use crate::codebook::Codebook;
@@ -37,6 +37,7 @@ pub struct Writer<'a> {
     codebook_numbers: HashMap<Vec<u8>, usize>,
     sections: Vec<&'a [u8]>,
     metadata: BTreeMap<String, String>,
+    graph: Option<Vec<u8>>,
 }
 
 const ZEROS: [u8; 64] = [0; 64];
@@ -125,6 +126,13 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// Stores a network's graph, its bytes as
+    /// [`Graph::to_bytes`](crate::network::Graph::to_bytes) gives them, beside the tensors that it
+    /// names.
+    pub fn set_graph(&mut self, bytes: Vec<u8>) {
+        self.graph = Some(bytes);
+    }
+
     fn check_name(&self, name: &str) -> Result<()> {
         check_text("name", name)?;
         if self.names.contains_key(name) {
@@ -179,6 +187,11 @@ impl<'a> Writer<'a> {
         self.codebooks.iter().for_each(|c| bits::put_varint(&mut header, c.k() as u64));
         bits::put_varint(&mut header, self.names.len() as u64);
         header.extend_from_slice(&self.entries);
+        if let Some(graph) = &self.graph {
+            bits::put_varint(&mut header, GRAPH_TAG);
+            bits::put_varint(&mut header, graph.len() as u64);
+            header.extend_from_slice(graph);
+        }
         let header_nbytes = u32::try_from(header.len())
             .map_err(|_| std::io::Error::other("a header over 4 GiB"))?;
         out.write_all(&MAGIC)?;

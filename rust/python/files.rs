@@ -1,8 +1,10 @@
 //! Writing and reading containers.
 
 use super::matrix::PyMatrix;
+use super::network::{GraphTuple, to_graph, to_tuple};
 use super::{released, to_python};
 use crate::container::{Dtype, Limits, Reader as Container, Stored, Tensor, Writer};
+use crate::network::Graph;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -20,12 +22,14 @@ pub(super) type Named<'py> = (String, String, Vec<u64>, Value<'py>);
 
 /// Writes a container beside `path`, syncs it, renames it; returns its size in bytes.
 #[pyfunction]
+#[pyo3(signature = (path, tensors, aliases, metadata, graph=None))]
 pub(super) fn write(
     py: Python<'_>,
     path: PathBuf,
     tensors: Vec<Named<'_>>,
     aliases: Vec<(String, String)>,
     metadata: BTreeMap<String, String>,
+    graph: Option<GraphTuple>,
 ) -> PyResult<u64> {
     let tensors: Vec<_> = tensors
         .iter()
@@ -44,6 +48,9 @@ pub(super) fn write(
         }
         for (name, target) in &aliases {
             writer.add_alias(name, target)?;
+        }
+        if let Some(graph) = graph {
+            writer.set_graph(to_graph(graph)?.to_bytes());
         }
         writer.save(&path)
     })
@@ -105,6 +112,11 @@ impl Reader {
 
     fn metadata(&self) -> HashMap<&str, &str> {
         self.0.metadata().iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
+    }
+
+    fn graph(&self, py: Python<'_>) -> PyResult<Option<GraphTuple>> {
+        let graph = self.0.graph().map(Graph::from_bytes).transpose();
+        Ok(graph.map_err(|e| to_python(py, &e))?.map(|graph| to_tuple(&graph)))
     }
 
     fn verify(&self, py: Python<'_>) -> PyResult<()> {

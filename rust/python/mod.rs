@@ -1,12 +1,13 @@
 //! The binding: converts arguments, releases the GIL, maps errors; no arithmetic, no policy.
 //!
-//! `arguments.rs` takes what Python gives; `matrix.rs`, `files.rs` and `sizes.rs` are the faces of
-//! `crate::matrix`, `crate::container` and `crate::bounds`. What they take and raise is in `_core.pyi`.
+//! `arguments.rs` takes what Python gives; `matrix.rs`, `files.rs`, `network.rs` and `sizes.rs` are the
+//! faces of `crate::matrix`, `crate::container`, `crate::network` and `crate::bounds`. What they take and raise is in `_core.pyi`.
 #![allow(missing_docs)]
 
 mod arguments;
 mod files;
 mod matrix;
+mod network;
 mod sizes;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -63,6 +64,8 @@ mod _core {
     use super::files::{Reader, write};
     #[pymodule_export]
     use super::matrix::{PyCodebook, PyMatrix};
+    #[pymodule_export]
+    use super::network::PyNetwork;
     #[pymodule_export]
     use super::sizes::{
         cser_bits, csr_bits, entropy, hac_bits, hac_bound, index_map_bits, shac_bits, shac_bound,

@@ -4,5 +4,6 @@ mod container;
 mod convolution;
 mod hostile_sections;
 mod matrices;
+mod network;
 mod published;
 mod roundtrip;

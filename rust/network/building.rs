@@ -1,0 +1,247 @@
+//! From a graph and a container to operators with their weights.
+//!
+//! What an operator's ints and floats mean is said where the operator is; here are the weights. A
+//! matrix that several nodes share is read once.
+
+use super::graph::{Graph, InputType, Node};
+use super::operator::{Constant, Operator, Stored};
+use super::{Resident, within};
+use super::{dense, elementwise, normalization, pooling, reduction, resampling, shaping, weighted};
+use crate::array::Array;
+use crate::container::{Reader, Tensor};
+use crate::error::{Error, Result};
+use crate::layout::{self, Goal};
+use crate::matrix::{CompressedMatrix, Request};
+use crate::rows::Shape;
+use std::collections::HashMap;
+
+/// A node, ready to run.
+pub(super) enum Part {
+    /// A tensor that is a value.
+    Constant(usize),
+    /// Something to run.
+    Operator(Box<dyn Operator>),
+}
+
+/// All nodes of a network.
+pub(super) struct Built {
+    pub parts: Vec<Part>,
+    pub constants: Vec<Constant>,
+    /// The bytes of all weights.
+    pub nbytes: usize,
+}
+
+/// Builds every node of `graph` with the weights that `reader` has.
+///
+/// # Errors
+/// `Corrupt` when a node does not fit its weights, naming it; as [`Reader::get`].
+pub(super) fn build(graph: &Graph, reader: &Reader, resident: Resident) -> Result<Built> {
+    let mut weights =
+        Weights { reader, resident, matrices: HashMap::new(), vectors: HashMap::new(), nbytes: 0 };
+    let mut types: Vec<InputType> = graph.inputs().iter().map(|input| input.dtype).collect();
+    let (mut parts, mut constants) = (Vec::new(), Vec::new());
+    for node in graph.nodes() {
+        let part = if node.operator.name == "constant" {
+            let constant = weights.constant(&node.weights[0]).map_err(|e| within(node, e))?;
+            types.push(match constant.elements {
+                Stored::Float32(_) => InputType::Float32,
+                Stored::Int64(_) => InputType::Int64,
+            });
+            constants.push(constant);
+            Part::Constant(constants.len() - 1)
+        } else {
+            let operator = build_operator(node, &mut weights).map_err(|e| within(node, e))?;
+            let expected = operator.operand_type();
+            let mut result = InputType::Float32;
+            for &input in &node.inputs {
+                if operator.is_view() {
+                    result = types[input];
+                } else if types[input] != expected {
+                    return Err(within(
+                        node,
+                        Error::corrupt(format!(
+                            "operand of {}, expected {}",
+                            types[input].name(),
+                            expected.name()
+                        )),
+                    ));
+                }
+            }
+            types.push(result);
+            Part::Operator(operator)
+        };
+        parts.push(part);
+    }
+    if let Some(output) = graph.outputs().iter().find(|&&value| types[value] != InputType::Float32)
+    {
+        return Err(Error::corrupt(format!("graph: output {output} is int64, expected float32")));
+    }
+    Ok(Built { parts, constants, nbytes: weights.nbytes })
+}
+
+/// An error in a node's own numbers is one of the file.
+fn corrupt<T>(made: Result<T>) -> Result<T> {
+    made.map_err(|e| match e.kind() {
+        crate::ErrorKind::InvalidArgument => Error::corrupt(e.to_string()),
+        _ => e,
+    })
+}
+
+fn build_operator(node: &Node, weights: &mut Weights<'_>) -> Result<Box<dyn Operator>> {
+    let (ints, floats) = (node.ints.as_slice(), node.floats.as_slice());
+    let name = |i: usize| node.weights.get(i).map_or("", String::as_str);
+    match node.operator.name {
+        "conv" | "conv_transpose" | "linear" | "embedding" => {
+            let matrix = weights.matrix(name(0))?;
+            let mut vector = |i: usize| weights.vector(name(i));
+            let vectors = [vector(1)?, vector(2)?, vector(3)?];
+            corrupt(weighted::build(node.operator.name, matrix, vectors, ints, floats))
+        }
+        "affine" | "layer_norm" | "group_norm" => {
+            let (first, second) = (weights.vector(name(0))?, weights.vector(name(1))?);
+            corrupt(match node.operator.name {
+                "affine" => elementwise::build_affine(first, second, ints, floats),
+                which => normalization::build_norm(which, first, second, ints, floats),
+            })
+        }
+        which => {
+            let builders = [
+                elementwise::build,
+                pooling::build,
+                shaping::build,
+                reduction::build,
+                resampling::build,
+                normalization::build,
+                dense::build,
+            ];
+            let built = builders.iter().find_map(|build| build(which, ints, floats));
+            corrupt(
+                built.unwrap_or_else(|| {
+                    Err(Error::invalid(format!("no operator is called {which:?}")))
+                }),
+            )
+        }
+    }
+}
+
+/// The weights of a container, each read once.
+struct Weights<'a> {
+    reader: &'a Reader,
+    resident: Resident,
+    matrices: HashMap<&'a str, CompressedMatrix>,
+    vectors: HashMap<&'a str, (Vec<usize>, Array<f32>)>,
+    nbytes: usize,
+}
+
+impl<'a> Weights<'a> {
+    /// The tensor that `name` stands for, by its first name.
+    fn first_name(&self, name: &str) -> Result<&'a str> {
+        let entry = self.reader.entry(name).map_err(|e| Error::corrupt(e.to_string()))?;
+        Ok(entry.alias_of.unwrap_or_else(|| self.reader.name(name)))
+    }
+
+    fn dims(&self, name: &str) -> Result<Vec<usize>> {
+        let dims = self.reader.entry(name)?.dims;
+        let dims = dims.iter().map(|&dim| usize::try_from(dim));
+        dims.collect::<std::result::Result<_, _>>().map_err(|_| {
+            Error::corrupt(format!("{name}: a dimension over {}, expected less", usize::MAX))
+        })
+    }
+
+    /// The matrix `name`, held as asked for.
+    fn matrix(&mut self, name: &str) -> Result<CompressedMatrix> {
+        let name = self.first_name(name)?;
+        if let Some(matrix) = self.matrices.get(name) {
+            return Ok(matrix.clone());
+        }
+        let dense = Request { layout: Some(layout::by_name("dense")?), ..Request::default() };
+        let matrix = match self.reader.get(name)? {
+            Tensor::Matrix(matrix) => match self.resident {
+                Resident::Compressed => matrix,
+                Resident::Cached => {
+                    matrix.to(&Request { goal: Goal::Speed, ..Request::default() })?
+                }
+                Resident::Dense => matrix.to(&dense)?,
+            },
+            Tensor::Array(_) => {
+                let (dims, numbers) = self.numbers(name)?;
+                let nrows = dims.first().copied().unwrap_or(1);
+                let ncols = dims.iter().skip(1).product();
+                let shape = Shape::new(nrows, ncols)?;
+                let request = match self.resident {
+                    Resident::Cached => Request { goal: Goal::Speed, ..Request::default() },
+                    _ => dense,
+                };
+                CompressedMatrix::compress(numbers.as_slice(), shape, &request)?
+            }
+        };
+        self.nbytes += matrix.nbytes();
+        self.matrices.insert(name, matrix.clone());
+        Ok(matrix)
+    }
+
+    /// The plain numbers `name` and their dimensions.
+    fn numbers(&self, name: &str) -> Result<(Vec<usize>, Array<f32>)> {
+        let dtype = self.reader.entry(name)?.dtype;
+        let (Tensor::Array(bytes), "float32") = (self.reader.get(name)?, dtype) else {
+            return Err(Error::corrupt(format!("{name}: {dtype}, expected plain float32 numbers")));
+        };
+        Ok((self.dims(name)?, floats(&bytes)))
+    }
+
+    /// The plain numbers `name`, none for an empty name.
+    fn vector(&mut self, name: &str) -> Result<Option<Array<f32>>> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let name = self.first_name(name)?;
+        if !self.vectors.contains_key(name) {
+            let vector = self.numbers(name)?;
+            self.nbytes += vector.1.as_bytes().len();
+            self.vectors.insert(name, vector);
+        }
+        Ok(self.vectors.get(name).map(|(_, numbers)| numbers.clone()))
+    }
+
+    /// The tensor `name` as a value: numbers, or ids; a compressed one as dense numbers.
+    fn constant(&mut self, name: &str) -> Result<Constant> {
+        let name = self.first_name(name)?;
+        let dims = self.dims(name)?;
+        let elements = match (self.reader.get(name)?, self.reader.entry(name)?.dtype) {
+            (Tensor::Matrix(matrix), _) => {
+                let numbers = matrix.decompress(1)?;
+                self.nbytes += numbers.len() * 4;
+                Stored::Float32(numbers.into())
+            }
+            (Tensor::Array(_), "float32") => {
+                Stored::Float32(self.vector(name)?.unwrap_or_else(|| Vec::new().into()))
+            }
+            (Tensor::Array(bytes), "int64") => {
+                self.nbytes += bytes.len();
+                let ids = bytes.as_slice().chunks_exact(8);
+                Stored::Int64(
+                    ids.map(|b| {
+                        i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])
+                    })
+                    .collect(),
+                )
+            }
+            (_, dtype) => {
+                return Err(Error::corrupt(format!(
+                    "{name}: {dtype}, expected float32 or int64 elements"
+                )));
+            }
+        };
+        Ok(Constant { dims, elements })
+    }
+}
+
+/// Little-endian bytes as numbers.
+fn floats(bytes: &Array<u8>) -> Array<f32> {
+    let numbers: Vec<f32> = bytes
+        .as_slice()
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
+    numbers.into()
+}

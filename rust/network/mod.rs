@@ -1,0 +1,356 @@
+//! Inference without torch: a graph of operators, stored in the container beside its weights.
+//!
+//! ```text
+//!   .terse ──graph.rs──▶ Graph ──building.rs──▶ operators with their weights
+//!                                                    │ plan.rs: shapes and places, once a shape
+//!   inputs ─────────────────────────────────────────▶ run ──▶ outputs
+//!                 weighted.rs  elementwise.rs, activation.rs  pooling.rs  shaping.rs
+//!                 resampling.rs  normalization.rs  reduction.rs  dense.rs
+//! ```
+//!
+//! Loading checks the whole graph against its weights; the first run on a set of input shapes
+//! plans every shape and buffer, and later runs on it allocate nothing but the result (and what
+//! the products of compressed matrices take). A [`Network`] may run in many threads at once: each
+//! run takes a workspace from a pool, or makes one. Locks are only ever tried, so that a forked
+//! child whose parent held one goes on without it.
+//!
+//! Operators are torch's in every rule: windows, bins, indices, special numbers. One batch size
+//! gives the same bits for any number of threads.
+
+mod activation;
+mod building;
+mod dense;
+mod elementwise;
+mod graph;
+mod normalization;
+mod operator;
+mod plan;
+mod pooling;
+mod reduction;
+mod resampling;
+mod shaping;
+mod weighted;
+
+pub use graph::{
+    Graph, Input, InputType, MAX_RANK, Node, OPERATORS, OperatorSpec, VERSION, operator_by_name,
+};
+pub use operator::{Argument, Elements};
+
+use crate::container::{Limits, Reader};
+use crate::error::{Error, Result};
+use crate::rows::filled;
+use building::Part;
+use operator::{Constant, Context, Dims, Operands, at_least};
+use plan::{Plan, Source};
+use std::sync::{Arc, Mutex};
+
+/// How weights are held while a network is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resident {
+    /// In the layouts of the file.
+    Compressed,
+    /// In the layout that multiplies fastest.
+    Cached,
+    /// As dense numbers.
+    Dense,
+}
+
+impl Resident {
+    /// Finds a way by its name.
+    ///
+    /// # Errors
+    /// `InvalidArgument` that lists the names there are.
+    pub fn by_name(name: &str) -> Result<Self> {
+        match name {
+            "compressed" => Ok(Self::Compressed),
+            "cached" => Ok(Self::Cached),
+            "dense" => Ok(Self::Dense),
+            _ => Err(Error::invalid(format!(
+                "resident: {name:?}, expected \"compressed\", \"cached\" or \"dense\""
+            ))),
+        }
+    }
+}
+
+/// A weighted layer, as [`Network::layers`] shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerSummary<'a> {
+    /// The place in the model.
+    pub place: &'a str,
+    /// The layout's name.
+    pub layout: &'static str,
+    /// Bytes of the matrix and of the vectors that go with it.
+    pub nbytes: usize,
+}
+
+/// An output: its dimensions and numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// The dimensions.
+    pub dims: Vec<usize>,
+    /// The numbers, row-major.
+    pub numbers: Vec<f32>,
+}
+
+/// A network, loaded and ready to run.
+pub struct Network {
+    graph: Graph,
+    parts: Vec<Part>,
+    constants: Vec<Constant>,
+    nbytes: usize,
+    limits: Limits,
+    /// The shapes that were run last, newest last.
+    plans: Mutex<Vec<Arc<Prepared>>>,
+}
+
+/// A plan and the workspaces made for it that no run is using.
+struct Prepared {
+    plan: Plan,
+    workspaces: Mutex<Vec<Workspace>>,
+}
+
+/// The memory of one run.
+#[derive(Default)]
+struct Workspace {
+    slots: Vec<Vec<f32>>,
+    scratch: Vec<f32>,
+}
+
+/// Plans that are kept for the shapes run last.
+const MAX_PLANS: usize = 4;
+
+impl Network {
+    /// Loads the network that `reader`'s container holds.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it holds none; `Corrupt` when graph and weights do not agree; as
+    /// [`Reader::get`].
+    pub fn load(reader: &Reader, resident: Resident, limits: &Limits) -> Result<Self> {
+        let bytes = reader.graph().ok_or_else(|| {
+            Error::invalid("container: weights without a network's graph, expected one")
+        })?;
+        let graph = Graph::from_bytes(bytes)?;
+        let built = building::build(&graph, reader, resident)?;
+        Ok(Self {
+            graph,
+            parts: built.parts,
+            constants: built.constants,
+            nbytes: built.nbytes,
+            limits: *limits,
+            plans: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// The operators, inputs and outputs.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The bytes of all weights as they are held; a weight that nodes share counts once.
+    pub fn nbytes(&self) -> usize {
+        self.nbytes
+    }
+
+    /// Every weighted layer, in the order they run.
+    pub fn layers(&self) -> impl Iterator<Item = LayerSummary<'_>> {
+        self.graph.nodes().iter().zip(&self.parts).filter_map(|(node, part)| match part {
+            Part::Operator(operator) => operator.matrix().map(|matrix| LayerSummary {
+                place: &node.name,
+                layout: matrix.layout().name,
+                nbytes: matrix.nbytes() + operator.vector_nbytes(),
+            }),
+            Part::Constant(_) => None,
+        })
+    }
+
+    /// The numbers that a run on `arguments` holds at once beside its inputs and outputs.
+    ///
+    /// # Errors
+    /// As [`Network::run`].
+    pub fn workspace_numbers(&self, arguments: &[Argument<'_>]) -> Result<usize> {
+        Ok(self.prepared(arguments)?.plan.slots.iter().sum())
+    }
+
+    /// The dimensions of each output for `arguments`.
+    ///
+    /// # Errors
+    /// As [`Network::run`].
+    pub fn output_dims(&self, arguments: &[Argument<'_>]) -> Result<Vec<Vec<usize>>> {
+        let prepared = self.prepared(arguments)?;
+        Ok(self.graph.outputs().iter().map(|&value| prepared.plan.dims[value].clone()).collect())
+    }
+
+    /// Runs the network on `arguments`, one for each input.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for inputs of another type or shape, or ids that an embedding does not
+    /// have; the message names the input, or the node, with what was found and expected.
+    pub fn run(&self, arguments: &[Argument<'_>], threads: usize) -> Result<Vec<Output>> {
+        let prepared = self.prepared(arguments)?;
+        let mut outputs = Vec::with_capacity(self.graph.outputs().len());
+        for &value in self.graph.outputs() {
+            let dims = prepared.plan.dims[value].clone();
+            outputs.push(Output { numbers: filled(0.0, dims.iter().product(), 1)?, dims });
+        }
+        let mut into: Vec<&mut [f32]> =
+            outputs.iter_mut().map(|output| output.numbers.as_mut_slice()).collect();
+        self.execute(&prepared, arguments, &mut into, threads)?;
+        Ok(outputs)
+    }
+
+    /// Runs the network on `arguments` and puts each output into the buffer of `into` at its place.
+    ///
+    /// # Errors
+    /// As [`Network::run`]; `InvalidArgument` for buffers of another number or length.
+    pub fn run_into(
+        &self,
+        arguments: &[Argument<'_>],
+        into: &mut [&mut [f32]],
+        threads: usize,
+    ) -> Result<()> {
+        let prepared = self.prepared(arguments)?;
+        let expected = self.graph.outputs().len();
+        if into.len() != expected {
+            let found = into.len();
+            return Err(Error::invalid(format!("out: {found} buffers, expected {expected}")));
+        }
+        for (number, (&value, into)) in self.graph.outputs().iter().zip(into.iter()).enumerate() {
+            let dims = &prepared.plan.dims[value];
+            if into.len() != dims.iter().product::<usize>() {
+                return Err(Error::invalid(format!(
+                    "out: {} numbers for output {number}, expected shape {dims:?}",
+                    into.len()
+                )));
+            }
+        }
+        self.execute(&prepared, arguments, into, threads)
+    }
+
+    /// The plan for the shapes of `arguments`, made where they are new.
+    fn prepared(&self, arguments: &[Argument<'_>]) -> Result<Arc<Prepared>> {
+        self.check_elements(arguments)?;
+        let is_for = |prepared: &Arc<Prepared>| {
+            prepared.plan.dims.iter().zip(arguments).all(|(dims, input)| dims == input.dims)
+        };
+        if let Ok(plans) = self.plans.try_lock()
+            && arguments.len() == self.graph.inputs().len()
+            && let Some(known) = plans.iter().rfind(|prepared| is_for(prepared))
+        {
+            return Ok(known.clone());
+        }
+        let constants: Vec<Dims> = self.constants.iter().map(|c| c.dims.clone()).collect();
+        let limit = self.limits.tensor_nbytes;
+        let plan = Plan::new(&self.graph, &self.parts, &constants, arguments, limit)?;
+        let prepared = Arc::new(Prepared { plan, workspaces: Mutex::new(Vec::new()) });
+        if let Ok(mut plans) = self.plans.try_lock()
+            && !plans.iter().any(is_for)
+        {
+            if plans.len() == MAX_PLANS {
+                plans.remove(0);
+            }
+            plans.push(prepared.clone());
+        }
+        Ok(prepared)
+    }
+
+    /// Checks the type of each input, and that it has as many elements as its dimensions say.
+    fn check_elements(&self, arguments: &[Argument<'_>]) -> Result<()> {
+        for (input, argument) in self.graph.inputs().iter().zip(arguments) {
+            let (dtype, len) = match argument.elements {
+                Elements::Float32(numbers) => (InputType::Float32, numbers.len()),
+                Elements::Int64(ids) => (InputType::Int64, ids.len()),
+            };
+            if dtype != input.dtype || operator::count(argument.dims) != Some(len) {
+                return Err(Error::invalid(format!(
+                    "input {}: {len} elements of {}, expected {} in shape {:?}",
+                    input.name,
+                    dtype.name(),
+                    input.dtype.name(),
+                    argument.dims
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn execute(
+        &self,
+        prepared: &Prepared,
+        arguments: &[Argument<'_>],
+        into: &mut [&mut [f32]],
+        threads: usize,
+    ) -> Result<()> {
+        let kept = prepared.workspaces.try_lock().ok().and_then(|mut kept| kept.pop());
+        let mut workspace = kept.unwrap_or_default();
+        let outcome = self.execute_in(&mut workspace, &prepared.plan, arguments, into, threads);
+        if let Ok(mut kept) = prepared.workspaces.try_lock() {
+            kept.push(workspace);
+        }
+        outcome
+    }
+
+    fn execute_in(
+        &self,
+        workspace: &mut Workspace,
+        plan: &Plan,
+        arguments: &[Argument<'_>],
+        into: &mut [&mut [f32]],
+        threads: usize,
+    ) -> Result<()> {
+        let Workspace { slots, scratch } = workspace;
+        slots.resize_with(plan.slots.len(), Vec::new);
+        for (slot, &len) in slots.iter_mut().zip(&plan.slots) {
+            at_least(slot, len)?;
+        }
+        let ninputs = self.graph.inputs().len();
+        for step in &plan.steps {
+            let node = &self.graph.nodes()[step.node];
+            let Part::Operator(operator) = &self.parts[step.node] else { continue };
+            let dims = plan.dims[ninputs + step.node].as_slice();
+            let len = dims.iter().product::<usize>();
+            // Out of the way while the operands are read.
+            let mut buffer = std::mem::take(&mut slots[step.slot]);
+            let operands = Operands {
+                plan,
+                values: &node.inputs,
+                arguments,
+                constants: &self.constants,
+                slots,
+                in_place: step.in_place,
+            };
+            let mut context = Context { threads, scratch };
+            let outcome = match len {
+                0 => Ok(()),
+                _ => operator.run(&operands, dims, &mut buffer[..len], &mut context),
+            };
+            slots[step.slot] = buffer;
+            outcome.map_err(|e| within(node, e))?;
+        }
+        for (&value, into) in self.graph.outputs().iter().zip(into) {
+            let numbers = match plan.sources[value] {
+                Source::Argument(number) => arguments[number].elements.numbers(),
+                Source::Constant(number) => self.constants[number].elements().numbers(),
+                Source::Slot(slot) => slots[slot].get(..into.len()),
+            };
+            let numbers = numbers.ok_or_else(|| {
+                Error::invalid(format!("output {value}: ids, expected float32 numbers"))
+            })?;
+            into.copy_from_slice(numbers);
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network")
+            .field("nodes", &self.graph.nodes().len())
+            .field("nbytes", &self.nbytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Puts a node's place and operator before an error.
+fn within(node: &Node, error: Error) -> Error {
+    error.within(&node.title())
+}

@@ -1,0 +1,225 @@
+//! A plan: every shape, and where every value lies, for one set of input shapes.
+//!
+//! ```text
+//!   value        0 (input)  1 conv  2 relu  3 pool  4 reshape  5 linear
+//!   lies in      argument   slot 0  slot 0  slot 1  slot 1     slot 0
+//!                                   in place        a view     free again: 2 was read last by 3
+//! ```
+//!
+//! A slot is a buffer that values share one after the other. A node's result takes the place of an
+//! operand that nothing reads later, if it may; else the smallest free slot that holds it, else the
+//! largest free one, grown; else a new one. All this is done once; a run allocates nothing for
+//! values.
+
+use super::graph::Graph;
+use super::operator::{Argument, Dims, count};
+use super::{Part, within};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Where the numbers of a value are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// In an input of the run.
+    Argument(usize),
+    /// In a constant of the network.
+    Constant(usize),
+    /// In a slot of the workspace.
+    Slot(usize),
+}
+
+/// A node to run, in order.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    /// Which.
+    pub node: usize,
+    /// Where its result goes.
+    pub slot: usize,
+    /// The operand that is there already.
+    pub in_place: Option<usize>,
+}
+
+/// Shapes and places of all values, for one set of input shapes.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// The dimensions of each value; those of the inputs come first.
+    pub dims: Vec<Dims>,
+    /// Where each value is.
+    pub sources: Vec<Source>,
+    /// The nodes to run.
+    pub steps: Vec<Step>,
+    /// The numbers that each slot holds.
+    pub slots: Vec<usize>,
+}
+
+impl Plan {
+    /// Plans a run on `arguments`; no value takes more than `limit` bytes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for inputs or operands of another shape, naming the input or node;
+    /// `LimitExceeded`.
+    pub fn new(
+        graph: &Graph,
+        parts: &[Part],
+        constants: &[Dims],
+        arguments: &[Argument<'_>],
+        limit: u64,
+    ) -> Result<Self> {
+        let batch = batch_of(graph, arguments)?;
+        let mut dims: Vec<Dims> = arguments.iter().map(|input| input.dims.to_vec()).collect();
+        for (node, part) in graph.nodes().iter().zip(parts) {
+            let result = match part {
+                Part::Constant(number) => constants[*number].clone(),
+                Part::Operator(operator) => {
+                    let operands: Vec<&[usize]> =
+                        node.inputs.iter().map(|&value| dims[value].as_slice()).collect();
+                    operator.shape(&operands, batch).map_err(|e| within(node, e))?
+                }
+            };
+            let nbytes = count(&result).and_then(|n| n.checked_mul(4));
+            if nbytes.is_none_or(|nbytes| nbytes as u64 > limit) {
+                let message = format!("result of shape {result:?}, expected at most {limit} bytes");
+                return Err(within(node, Error::new(ErrorKind::LimitExceeded, message)));
+            }
+            dims.push(result);
+        }
+        let mut plan = Self { dims, sources: Vec::new(), steps: Vec::new(), slots: Vec::new() };
+        plan.place(graph, parts);
+        Ok(plan)
+    }
+
+    /// Finds a place for every value.
+    fn place(&mut self, graph: &Graph, parts: &[Part]) {
+        let ninputs = graph.inputs().len();
+        let last_uses = last_uses(graph, parts);
+        // The value whose numbers a value's are.
+        let mut roots: Vec<usize> = (0..ninputs).collect();
+        self.sources = (0..ninputs).map(Source::Argument).collect();
+        let mut free: Vec<usize> = Vec::new();
+        for (number, (node, part)) in graph.nodes().iter().zip(parts).enumerate() {
+            let value = ninputs + number;
+            let operator = match part {
+                Part::Constant(constant) => {
+                    roots.push(value);
+                    self.sources.push(Source::Constant(*constant));
+                    continue;
+                }
+                Part::Operator(operator) if operator.is_view() => {
+                    roots.push(roots[node.inputs[0]]);
+                    self.sources.push(self.sources[node.inputs[0]]);
+                    continue;
+                }
+                Part::Operator(operator) => operator,
+            };
+            roots.push(value);
+            let len = self.dims[value].iter().product();
+            let in_place = (0..operator.may_overwrite().min(node.inputs.len())).find(|&i| {
+                let root = roots[node.inputs[i]];
+                matches!(self.sources[root], Source::Slot(_))
+                    && last_uses[root] == number
+                    && self.dims[node.inputs[i]] == self.dims[value]
+                    && node.inputs.iter().filter(|&&other| roots[other] == root).count() == 1
+            });
+            let slot = match in_place.map(|i| self.sources[node.inputs[i]]) {
+                Some(Source::Slot(slot)) => slot,
+                _ => self.take(&mut free, len),
+            };
+            self.sources.push(Source::Slot(slot));
+            self.steps.push(Step { node: number, slot, in_place });
+            // What was read here for the last time is free, the result too if nothing reads it.
+            let mut done: Vec<usize> = node.inputs.iter().map(|&input| roots[input]).collect();
+            done.push(value);
+            done.sort_unstable();
+            done.dedup();
+            for root in done {
+                if let Source::Slot(old) = self.sources[root]
+                    && last_uses[root] <= number
+                    && (old != slot || root == value)
+                {
+                    free.push(old);
+                }
+            }
+        }
+    }
+
+    /// A free slot for `len` numbers.
+    fn take(&mut self, free: &mut Vec<usize>, len: usize) -> usize {
+        let fits = |slot: &usize| self.slots[*slot] >= len;
+        let best = match free.iter().copied().filter(fits).min_by_key(|&slot| self.slots[slot]) {
+            Some(slot) => Some(slot),
+            None => free.iter().copied().max_by_key(|&slot| self.slots[slot]),
+        };
+        let Some(slot) = best else {
+            self.slots.push(len);
+            return self.slots.len() - 1;
+        };
+        free.retain(|&other| other != slot);
+        self.slots[slot] = self.slots[slot].max(len);
+        slot
+    }
+}
+
+/// The last node that reads each value or a view of it; its own where none does, `usize::MAX` for
+/// what the network gives.
+fn last_uses(graph: &Graph, parts: &[Part]) -> Vec<usize> {
+    let ninputs = graph.inputs().len();
+    let mut roots: Vec<usize> = (0..ninputs).collect();
+    let mut last_uses = vec![0; ninputs];
+    for (number, (node, part)) in graph.nodes().iter().zip(parts).enumerate() {
+        for &input in &node.inputs {
+            last_uses[roots[input]] = number;
+        }
+        let is_view = matches!(part, Part::Operator(operator) if operator.is_view());
+        roots.push(if is_view { roots[node.inputs[0]] } else { ninputs + number });
+        last_uses.push(number);
+    }
+    for &output in graph.outputs() {
+        last_uses[roots[output]] = usize::MAX;
+    }
+    last_uses
+}
+
+/// The batch that the arguments have, 1 where no input depends on it.
+fn batch_of(graph: &Graph, arguments: &[Argument<'_>]) -> Result<usize> {
+    if arguments.len() != graph.inputs().len() {
+        return Err(Error::invalid(format!(
+            "inputs: {} of them, expected {}",
+            arguments.len(),
+            graph.inputs().len()
+        )));
+    }
+    let mut batch = None;
+    for (input, argument) in graph.inputs().iter().zip(arguments) {
+        let is_right = |(&expected, &found): (&i64, &usize)| {
+            let Ok(factor) = usize::try_from(expected.unsigned_abs()) else { return false };
+            if expected >= 0 {
+                return found == factor;
+            }
+            let members = found / factor;
+            found % factor == 0 && *batch.get_or_insert(members) == members
+        };
+        let is_whole = input.shape.len() == argument.dims.len();
+        if !is_whole || !input.shape.iter().zip(argument.dims).all(is_right) {
+            return Err(Error::invalid(format!(
+                "input {}: shape {:?}, expected {}",
+                input.name,
+                argument.dims,
+                shape_text(&input.shape, batch)
+            )));
+        }
+    }
+    Ok(batch.unwrap_or(1))
+}
+
+/// A shape as people write it: `[batch, 3, 32, 32]`.
+fn shape_text(shape: &[i64], batch: Option<usize>) -> String {
+    let dims: Vec<String> = shape
+        .iter()
+        .map(|&dim| match (dim, batch) {
+            (0.., _) => dim.to_string(),
+            (-1, _) => "batch".to_owned(),
+            _ => format!("{} * batch", dim.unsigned_abs()),
+        })
+        .collect();
+    let of = batch.map_or(String::new(), |batch| format!(" for a batch of {batch}"));
+    format!("[{}]{of}", dims.join(", "))
+}
