@@ -14,7 +14,6 @@ use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::layout::{self, Columns, Encoding, Goal, Layout, LayoutSpec, Parts};
 use crate::rows::{RowBlock, Rows, Shape, Values, filled};
-use crate::simd::Kernels;
 use crate::threads;
 use std::sync::Arc;
 
@@ -325,25 +324,18 @@ impl CompressedMatrix {
         Ok(Self { shape, nnz, codebook, layout: layout.into() })
     }
 
-    /// [`CompressedMatrix::decode`], with the look-up of values on a chosen instruction set.
-    pub(crate) fn decode_on(
+    /// [`CompressedMatrix::decode`] without the look-up of values.
+    pub(crate) fn decode_symbols(
         &self,
-        kernels: &dyn Kernels,
         rows: std::ops::Range<usize>,
         block: &mut RowBlock,
     ) -> Result<()> {
         block.reserve(rows.len(), self.nnz.min(rows.len().saturating_mul(self.shape.ncols)))?;
-        self.layout.decode(rows, block)?;
-        if block.values.len() != block.cols.len() {
-            block.values.clear();
-            kernels.look_up(&block.symbols, self.codebook_values(), &mut block.values);
-        }
-        Ok(())
+        self.layout.decode(rows, block)
     }
 
     pub(crate) fn decode(&self, rows: std::ops::Range<usize>, block: &mut RowBlock) -> Result<()> {
-        block.reserve(rows.len(), self.nnz.min(rows.len().saturating_mul(self.shape.ncols)))?;
-        self.layout.decode(rows, block)?;
+        self.decode_symbols(rows, block)?;
         block.look_up(self.codebook_values());
         Ok(())
     }

@@ -25,7 +25,9 @@ mod unfolding;
 use crate::error::{Error, Result};
 use crate::matrix::CompressedMatrix;
 use crate::rows::{RowBlock, filled};
-use crate::simd::{self, Finish, Kernels, Places, SMALLEST_TILE, Start, Taps, TileProduct};
+use crate::simd::{
+    self, Decoded, Finish, Kernels, Places, SMALLEST_TILE, Start, Taps, TileProduct,
+};
 use crate::threads;
 use bytemuck::{Pod, Zeroable};
 use std::ops::{Deref, DerefMut, Range};
@@ -152,6 +154,7 @@ impl Plan {
             channel: unfolding.channel as u32,
             group_rows: (nrows / groups).max(1),
             group_step: channels / groups * unfolding.channel,
+            shift: unfolding.shift(),
         };
         let unit = matrix.block_rows();
         let block_rows =
@@ -247,9 +250,11 @@ impl Plan {
         taps: &mut Taps,
     ) -> Result<()> {
         let first = rows.start;
-        matrix.decode_on(kernels, rows, block)?;
-        let RowBlock { indptr, cols, values, .. } = block;
-        taps.fill(kernels, indptr, cols, values, first, &self.places);
+        matrix.decode_symbols(rows, block)?;
+        let RowBlock { indptr, cols, symbols, values } = block;
+        let codebook = matrix.codebook_values();
+        let decoded = Decoded { indptr, cols, symbols, codebook, values };
+        taps.fill(kernels, decoded, first, &self.places);
         Ok(())
     }
 

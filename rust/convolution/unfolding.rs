@@ -279,6 +279,12 @@ impl Unfolding {
         &self.taps
     }
 
+    /// All places are multiples of 2 to this.
+    pub(super) fn shift(&self) -> u32 {
+        let all = self.taps.iter().fold(self.channel, |all, &tap| all | tap as usize);
+        (all | LINE).trailing_zeros()
+    }
+
     /// Numbers that a tile reads of one channel.
     pub(super) fn footprint(&self, tile: usize) -> usize {
         if self.is_im2col {

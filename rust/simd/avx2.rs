@@ -9,6 +9,7 @@ pub(super) mod tans;
 
 use super::scalar::Scalar;
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
+use super::tiles::{Rows, TapRows};
 use super::{Kernels, Lanes, Start, SymbolRows, TileProduct};
 use std::arch::x86_64::*;
 
@@ -104,20 +105,26 @@ impl Kernels for Avx2 {
         64
     }
 
+    fn narrow(
+        &self,
+        places: &[u32],
+        symbols: &[u16],
+        shift: u32,
+        offsets: &mut Vec<u16>,
+        bytes: &mut Vec<u8>,
+    ) {
+        Scalar.narrow(places, symbols, shift, offsets, bytes);
+    }
+
     fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
-        let kernel = match product.size {
-            8 => add_strip::<1, 8>,
-            16 => add_strip::<2, 4>,
-            32 => add_strip::<4, 2>,
-            64 => add_strip::<8, 1>,
-            128 => add_strip::<16, 1>,
-            256 => add_strip::<32, 1>,
-            size => panic!("add_strip: a tile of {size}"),
-        };
+        if !self.has_bmi2 {
+            return Scalar.add_strip(product, output);
+        }
         product.check(output);
-        // SAFETY: `self` exists only where `detect` found AVX2 and FMA; the check above is what
-        // the kernel asks for.
-        unsafe { kernel(product, output) }
+        match product.strip.rows() {
+            Rows::Wide(rows) => add_strip_of(product, rows, output),
+            Rows::Narrow(rows) => add_strip_of(product, rows, output),
+        }
     }
 
     fn decode_elements(
@@ -241,6 +248,23 @@ fn add_panel_product(cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut L
     }
 }
 
+/// Multiplies a strip that was checked.
+fn add_strip_of(product: &TileProduct<'_>, rows: impl TapRows, output: &mut [f32]) {
+    // SAFETY: only called where `detect` found AVX2, FMA and BMI2, and after the check that the
+    // kernels ask for.
+    unsafe {
+        match product.size {
+            8 => add_strip::<1, 8>(product, rows, output),
+            16 => add_strip::<2, 4>(product, rows, output),
+            32 => add_strip::<4, 2>(product, rows, output),
+            64 => add_strip::<8, 1>(product, rows, output),
+            128 => add_strip::<16, 1>(product, rows, output),
+            256 => add_strip::<32, 1>(product, rows, output),
+            size => panic!("add_strip: a tile of {size}"),
+        }
+    }
+}
+
 /// Registers of sums stay in place while the weights go by: `VECTORS` for the tile, times
 /// `WEIGHTS` in turn, so that additions of small tiles overlap too.
 ///
@@ -249,16 +273,17 @@ fn add_panel_product(cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut L
 #[target_feature(enable = "avx2,fma")]
 unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
     product: &TileProduct<'_>,
+    rows: impl TapRows,
     output: &mut [f32],
 ) {
     let TileProduct { strip, input, start, finish, stride, .. } = *product;
     for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
-        let (offsets, values) = strip.row(row);
+        let range = rows.range(row);
         let output = &mut output[..8 * VECTORS];
         let mut acc = [[_mm256_setzero_ps(); VECTORS]; WEIGHTS];
         let from = match start {
             Start::Zero => None,
-            Start::Output if offsets.is_empty() && finish.is_none() => continue,
+            Start::Output if range.is_empty() && finish.is_none() => continue,
             Start::Output => Some(&*output),
             Start::Sums(sums) => Some(&sums[row * 8 * VECTORS..][..8 * VECTORS]),
         };
@@ -266,24 +291,24 @@ unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
             // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
             *acc = unsafe { _mm256_loadu_ps(part.as_ptr()) };
         }
-        let add = |acc: &mut [__m256; VECTORS], offset: u32, value: f32| {
+        let add = |acc: &mut [__m256; VECTORS], weight: usize| {
+            // SAFETY: it is in the row's range.
+            let (offset, value) = unsafe { rows.get(weight) };
             let value = _mm256_set1_ps(value);
             for (vector, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: the caller checked that 8 · VECTORS numbers from every offset are there.
-                let x =
-                    unsafe { _mm256_loadu_ps(input.as_ptr().add(offset as usize + 8 * vector)) };
+                let x = unsafe { _mm256_loadu_ps(input.as_ptr().add(offset + 8 * vector)) };
                 *acc = _mm256_fmadd_ps(value, x, *acc);
             }
         };
-        let (offset_chunks, offset_rest) = offsets.as_chunks::<WEIGHTS>();
-        let (value_chunks, value_rest) = values.as_chunks::<WEIGHTS>();
-        for (offsets, values) in offset_chunks.iter().zip(value_chunks) {
-            for i in 0..WEIGHTS {
-                add(&mut acc[i], offsets[i], values[i]);
+        let whole = range.start + range.len() / WEIGHTS * WEIGHTS;
+        for first in (range.start..whole).step_by(WEIGHTS) {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                add(acc, first + i);
             }
         }
-        for (i, (&offset, &value)) in offset_rest.iter().zip(value_rest).enumerate() {
-            add(&mut acc[i], offset, value);
+        for (i, weight) in (whole..range.end).enumerate() {
+            add(&mut acc[i % WEIGHTS], weight);
         }
         let (parts, _) = output.as_chunks_mut::<8>();
         for (vector, part) in parts.iter_mut().enumerate() {

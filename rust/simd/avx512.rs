@@ -10,6 +10,7 @@ mod tiles;
 
 use super::avx2::Avx2;
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
+use super::tiles::{Rows, TapRows};
 use super::{Kernels, Lanes, SymbolRows, TileProduct};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
@@ -112,19 +113,27 @@ impl Kernels for Avx512 {
         128
     }
 
+    fn narrow(
+        &self,
+        places: &[u32],
+        symbols: &[u16],
+        shift: u32,
+        offsets: &mut Vec<u16>,
+        bytes: &mut Vec<u8>,
+    ) {
+        // SAFETY: `self` exists only where `detect` found AVX-512.
+        unsafe { tiles::narrow(places, symbols, shift, offsets, bytes) }
+    }
+
     fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
-        let kernel = match product.size {
-            16 => tiles::add_strip::<1, 8>,
-            32 => tiles::add_strip::<2, 4>,
-            64 => tiles::add_strip::<4, 2>,
-            128 => tiles::add_strip::<8, 1>,
-            256 => tiles::add_strip::<16, 1>,
-            _ => return self.avx2.add_strip(product, output),
-        };
+        if product.size < 16 {
+            return self.avx2.add_strip(product, output);
+        }
         product.check(output);
-        // SAFETY: `self` exists only where `detect` found AVX-512; the check above is what the
-        // kernel asks for.
-        unsafe { kernel(product, output) }
+        match product.strip.rows() {
+            Rows::Wide(rows) => add_strip(product, rows, output),
+            Rows::Narrow(rows) => add_strip(product, rows, output),
+        }
     }
 
     fn decode_elements(
@@ -167,5 +176,21 @@ impl Kernels for Avx512 {
         assert_eq!(positions.len(), ranks.len(), "rank_dot: positions and ranks");
         // SAFETY: `self` exists only where `detect` found every set that is named there.
         unsafe { tans::rank_dot(positions, start, ranks, (&table, values.len()), x) }
+    }
+}
+
+/// Multiplies a strip that was checked.
+fn add_strip(product: &TileProduct<'_>, rows: impl TapRows, output: &mut [f32]) {
+    // SAFETY: only called where `detect` found AVX-512, and after the check that the kernels ask
+    // for.
+    unsafe {
+        match product.size {
+            16 => tiles::add_strip::<1, 8>(product, rows, output),
+            32 => tiles::add_strip::<2, 4>(product, rows, output),
+            64 => tiles::add_strip::<4, 2>(product, rows, output),
+            128 => tiles::add_strip::<8, 1>(product, rows, output),
+            256 => tiles::add_strip::<16, 1>(product, rows, output),
+            size => panic!("add_strip: a tile of {size}"),
+        }
     }
 }

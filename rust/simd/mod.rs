@@ -26,7 +26,9 @@ pub const LANES: usize = 16;
 /// One panel row: a column's inputs for [`LANES`] members of the batch.
 pub type Lanes = [f32; LANES];
 
-pub use tiles::{Finish, LARGEST_TILE, Places, SMALLEST_TILE, Start, Strip, Taps, TileProduct};
+pub use tiles::{
+    Decoded, Finish, LARGEST_TILE, Places, SMALLEST_TILE, Start, Strip, Taps, TileProduct,
+};
 
 /// Rows of kept weights as they are stored: the value of each is `codebook[symbol]`.
 #[derive(Clone, Copy)]
@@ -130,6 +132,19 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// # Panics
     /// When a symbol is outside the codebook.
     fn look_up(&self, symbols: &[u16], codebook: &[f32], values: &mut Vec<f32>);
+
+    /// Replaces `offsets` by what each place is when shifted right, and `bytes` by the symbols.
+    ///
+    /// # Panics
+    /// In debug, when a number does not fit.
+    fn narrow(
+        &self,
+        places: &[u32],
+        symbols: &[u16],
+        shift: u32,
+        offsets: &mut Vec<u16>,
+        bytes: &mut Vec<u8>,
+    );
 
     /// Outputs of the tile that [`Kernels::add_strip`] is fastest at: a power of two, no larger
     /// than [`LARGEST_TILE`].
@@ -257,11 +272,19 @@ mod tests {
                     count: 2,
                     group_rows: 3,
                     group_step: 0,
+                    shift: 0,
                 };
                 let indptr = [0, 0, w.len(), w.len()];
                 let (mut all, mut values) = ((0..w.len() as u32).collect(), w.clone());
                 let mut taps = Taps::default();
-                taps.fill(set, &indptr, &mut all, &mut values, 0, &places);
+                let decoded = Decoded {
+                    indptr: &indptr,
+                    cols: &mut all,
+                    symbols: &[],
+                    codebook: &[],
+                    values: &mut values,
+                };
+                taps.fill(set, decoded, 0, &places);
                 for size in [8, 16, 32, 64, 128, LARGEST_TILE] {
                     let mut sums = vec![f32::NAN; 3 * size];
                     let first = TileProduct {
@@ -364,6 +387,14 @@ mod tests {
                 let reach = set.place(&mut found, &taps, channel, base);
                 prop_assert_eq!(&found, &expected, "{}", set.name());
                 prop_assert_eq!(reach, expected.iter().copied().max().unwrap_or(0));
+                let (mut offsets, mut bytes) = (vec![7], vec![8]);
+                let symbols_of_a_byte: Vec<u16> = symbols.iter().map(|s| s % 256).collect();
+                let small: Vec<u32> = expected.iter().map(|place| place % (1 << 20)).collect();
+                set.narrow(&small, &symbols_of_a_byte, 4, &mut offsets, &mut bytes);
+                let shifted: Vec<u16> = small.iter().map(|place| (place >> 4) as u16).collect();
+                prop_assert_eq!(&offsets, &shifted);
+                let low: Vec<u8> = symbols_of_a_byte.iter().map(|&s| s as u8).collect();
+                prop_assert_eq!(&bytes, &low);
                 let mut found = vec![1.0];
                 set.look_up(&symbols, &codebook, &mut found);
                 prop_assert_eq!(&found[1..], &values, "{}", set.name());
@@ -421,9 +452,17 @@ mod tests {
                     count: 1,
                     group_rows: 1,
                     group_step: 0,
+                    shift: 0,
                 };
                 let mut taps = Taps::default();
-                taps.fill(set, &[0, len], &mut cols.clone(), &mut values.clone(), 0, &places);
+                let decoded = Decoded {
+                    indptr: &[0, len],
+                    cols: &mut cols.clone(),
+                    symbols: &[],
+                    codebook: &[],
+                    values: &mut values.clone(),
+                };
+                taps.fill(set, decoded, 0, &places);
                 let tile = |size: usize, inputs: usize| {
                     std::panic::catch_unwind(|| {
                         let (input, mut sums) = (vec![1.0; inputs], vec![0.0; size]);

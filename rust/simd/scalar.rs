@@ -1,6 +1,8 @@
 //! The specification: every kernel in plain Rust, on every machine.
+#![allow(unsafe_code)]
 
 use super::tans::{self, ElementCode, ElementCursor, Elements, TANS_LANES};
+use super::tiles::{Rows, TapRows};
 use super::{Kernels, Lanes, Start, SymbolRows, TileProduct, counted};
 
 /// No instruction set at all.
@@ -112,26 +114,31 @@ impl Kernels for Scalar {
         64
     }
 
+    fn narrow(
+        &self,
+        places: &[u32],
+        symbols: &[u16],
+        shift: u32,
+        offsets: &mut Vec<u16>,
+        bytes: &mut Vec<u8>,
+    ) {
+        offsets.clear();
+        offsets.extend(places.iter().map(|&place| {
+            debug_assert!(place >> shift < 1 << 16, "narrow: place {place}");
+            (place >> shift) as u16
+        }));
+        bytes.clear();
+        bytes.extend(symbols.iter().map(|&symbol| {
+            debug_assert!(symbol < 256, "narrow: symbol {symbol}");
+            symbol as u8
+        }));
+    }
+
     fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
         product.check(output);
-        let TileProduct { strip, size, input, start, finish, stride } = *product;
-        for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
-            let output = &mut output[..size];
-            match start {
-                Start::Zero => output.fill(0.0),
-                Start::Output => (),
-                Start::Sums(sums) => output.copy_from_slice(&sums[row * size..][..size]),
-            }
-            let (offsets, values) = strip.row(row);
-            for (&offset, &value) in offsets.iter().zip(values) {
-                let input = &input[offset as usize..][..size];
-                for (sum, x) in output.iter_mut().zip(input) {
-                    *sum += value * x;
-                }
-            }
-            let Some(finish) = finish else { continue };
-            let of_row = finish.row(row);
-            output.iter_mut().for_each(|sum| *sum = finish.of(*sum, of_row));
+        match product.strip.rows() {
+            Rows::Wide(rows) => add_strip(product, rows, output),
+            Rows::Narrow(rows) => add_strip(product, rows, output),
         }
     }
 
@@ -158,5 +165,27 @@ impl Kernels for Scalar {
             values[usize::from(rank)] * x[(position as usize).wrapping_sub(start as usize)]
         });
         products.sum()
+    }
+}
+
+fn add_strip(product: &TileProduct<'_>, rows: impl TapRows, output: &mut [f32]) {
+    let TileProduct { strip, size, input, start, finish, stride } = *product;
+    for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
+        let output = &mut output[..size];
+        match start {
+            Start::Zero => output.fill(0.0),
+            Start::Output => (),
+            Start::Sums(sums) => output.copy_from_slice(&sums[row * size..][..size]),
+        }
+        for weight in rows.range(row) {
+            // SAFETY: it is in the row's range.
+            let (offset, value) = unsafe { rows.get(weight) };
+            for (sum, x) in output.iter_mut().zip(&input[offset..][..size]) {
+                *sum += value * x;
+            }
+        }
+        let Some(finish) = finish else { continue };
+        let of_row = finish.row(row);
+        output.iter_mut().for_each(|sum| *sum = finish.of(*sum, of_row));
     }
 }

@@ -6,9 +6,14 @@
 //!   tile    sums[row][p] += Σ value · input[offset + start + p]      p in [0, size)
 //! ```
 //!
+//! Where there are up to 256 values and few enough places, a weight is narrow: 16 bits of offset,
+//! in units that all places are multiples of, and 8 bits of symbol, 3 bytes instead of 8. A layer
+//! goes by once for each group of images, from the second or third level of the cache.
+//!
 //! Taps know the furthest place that they read, so a kernel checks one number for a whole tile
 //! instead of one a weight. That is why the fields are private: [`Taps::fill`] alone sets them, and
 //! looks at what [`Kernels::place`] made.
+#![allow(unsafe_code)]
 
 use super::Kernels;
 
@@ -35,40 +40,87 @@ pub struct Places {
     pub group_rows: usize,
     /// See `group_rows`.
     pub group_step: usize,
+    /// Every place is a multiple of 2 to this.
+    pub shift: u32,
+}
+
+/// Decoded rows: what [`Taps::fill`] takes. Vectors are exchanged for what was there before, so
+/// that memory goes round.
+#[derive(Debug)]
+pub struct Decoded<'a> {
+    /// Where each row starts, and the end.
+    pub indptr: &'a [usize],
+    /// The columns.
+    pub cols: &'a mut Vec<u32>,
+    /// The symbols; none where there are values.
+    pub symbols: &'a [u16],
+    /// The values of symbols.
+    pub codebook: &'a [f32],
+    /// The values; none where there are symbols.
+    pub values: &'a mut Vec<f32>,
 }
 
 /// Rows of (offset, value), cut into strips, and the furthest offset.
 #[derive(Clone, Debug, Default)]
 pub struct Taps {
     nrows: usize,
-    /// Strip by strip, then the end: where each row's part starts in `offsets`, rising from strip
-    /// to strip and never above the length. Strip `s` of row `r` is
+    /// Strip by strip, then the end: where each row's part starts among the weights, rising from
+    /// strip to strip and never above their number. Strip `s` of row `r` is
     /// `cuts[s · nrows + r] .. cuts[(s + 1) · nrows + r]`.
     cuts: Vec<u32>,
-    offsets: Vec<u32>,
-    /// As long as `offsets`.
-    values: Vec<f32>,
+    wide: Wide,
+    narrow: Narrow,
+    is_narrow: bool,
     /// No offset is above it.
     reach: u32,
 }
 
+/// Weights as they are.
+#[derive(Clone, Debug, Default)]
+struct Wide {
+    offsets: Vec<u32>,
+    /// As long as `offsets`.
+    values: Vec<f32>,
+}
+
+/// Weights of up to 256 values at places that 16 bits hold.
+#[derive(Clone, Debug, Default)]
+struct Narrow {
+    /// Offsets shifted right.
+    offsets: Vec<u16>,
+    /// As long as `offsets`.
+    symbols: Vec<u8>,
+    codebook: Box<Values>,
+    shift: u32,
+}
+
+/// The values of every symbol of 8 bits.
+#[derive(Clone, Debug)]
+struct Values([f32; 256]);
+
+impl Default for Values {
+    fn default() -> Self {
+        Self([0.0; 256])
+    }
+}
+
 impl Taps {
-    /// Takes rows, of which the first is row `first` of the matrix: `indptr` says where each starts
-    /// in `cols` and `values`, which are exchanged for what was here, so that memory goes round.
+    /// Takes rows, of which the first is row `first` of the matrix.
     ///
     /// # Panics
-    /// When the lengths do not fit, or there are 2³² weights or places.
+    /// When the lengths do not fit, a symbol is outside the codebook, or there are 2³² weights or
+    /// places.
     pub fn fill(
         &mut self,
         kernels: &dyn Kernels,
-        indptr: &[usize],
-        cols: &mut Vec<u32>,
-        values: &mut Vec<f32>,
+        decoded: Decoded<'_>,
         first: usize,
         places: &Places,
     ) {
-        assert_eq!(cols.len(), values.len(), "taps: columns and values");
+        let Decoded { indptr, cols, symbols, codebook, values } = decoded;
         let len = u32::try_from(cols.len()).expect("taps: under 2^32 weights");
+        let has_values = values.len() == cols.len();
+        assert!(has_values || symbols.len() == cols.len(), "taps: columns and symbols");
         let nrows = indptr.len().saturating_sub(1);
         self.nrows = nrows;
         self.cuts.clear();
@@ -83,19 +135,35 @@ impl Taps {
             }
             self.cuts[places.count * nrows + row] = end as u32;
         }
-        std::mem::swap(&mut self.offsets, cols);
-        std::mem::swap(&mut self.values, values);
         self.reach = 0;
         let mut row = 0;
         while row < nrows {
             let group = (first + row) / places.group_rows;
             let next = nrows.min((group + 1) * places.group_rows - first);
             let base = u32::try_from(group * places.group_step).expect("taps: under 2^32 places");
-            let offsets = &mut self.offsets[indptr[row]..indptr[next]];
-            let reach = kernels.place(offsets, &places.taps, places.channel, base);
-            self.reach = self.reach.max(reach);
+            let cols = &mut cols[indptr[row]..indptr[next]];
+            self.reach = self.reach.max(kernels.place(cols, &places.taps, places.channel, base));
             row = next;
         }
+        let is_small = codebook.len() <= 256 && self.reach >> places.shift < 1 << 16;
+        self.is_narrow = !has_values && is_small;
+        if self.is_narrow {
+            let narrow = &mut self.narrow;
+            narrow.shift = places.shift;
+            narrow.codebook.0[..codebook.len()].copy_from_slice(codebook);
+            let is_symbol = symbols.iter().fold(0, |all, &symbol| all.max(symbol));
+            assert!(cols.is_empty() || usize::from(is_symbol) < codebook.len(), "taps: symbols");
+            kernels.narrow(cols, symbols, places.shift, &mut narrow.offsets, &mut narrow.symbols);
+            assert!(narrow.offsets.len() == cols.len() && narrow.symbols.len() == cols.len());
+            return;
+        }
+        if !has_values {
+            values.clear();
+            kernels.look_up(symbols, codebook, values);
+        }
+        assert_eq!(cols.len(), values.len(), "taps: columns and values");
+        std::mem::swap(&mut self.wide.offsets, cols);
+        std::mem::swap(&mut self.wide.values, values);
     }
 
     /// The number of rows.
@@ -105,7 +173,11 @@ impl Taps {
 
     /// Bytes in use.
     pub fn nbytes(&self) -> usize {
-        4 * (self.cuts.len() + self.offsets.len() + self.values.len())
+        let weights = match self.is_narrow {
+            true => 3 * self.narrow.offsets.len() + size_of::<Values>(),
+            false => 8 * self.wide.offsets.len(),
+        };
+        4 * self.cuts.len() + weights
     }
 
     /// Strip `number` of rows `start .. end`.
@@ -146,16 +218,85 @@ pub struct Strip<'a> {
 }
 
 impl<'a> Strip<'a> {
-    /// Offsets and values of row `row`, of one length.
-    #[inline]
-    pub(super) fn row(&self, row: usize) -> (&'a [u32], &'a [f32]) {
-        let range = self.starts[row] as usize..self.ends[row] as usize;
-        (&self.taps.offsets[range.clone()], &self.taps.values[range])
+    /// The rows, in the form that they have.
+    pub(super) fn rows(&self) -> Rows<'a> {
+        let (starts, ends) = (self.starts, self.ends);
+        match self.taps.is_narrow {
+            true => Rows::Narrow(NarrowRows { starts, ends, taps: &self.taps.narrow }),
+            false => Rows::Wide(WideRows { starts, ends, taps: &self.taps.wide }),
+        }
     }
 
     /// The number of rows.
     pub fn nrows(&self) -> usize {
         self.starts.len()
+    }
+}
+
+/// The rows of a strip.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a> {
+    Wide(WideRows<'a>),
+    Narrow(NarrowRows<'a>),
+}
+
+/// Rows whose weights a kernel goes through, whatever their form.
+pub(super) trait TapRows: Copy {
+    /// The range of weights of a row, which are there.
+    fn range(self, row: usize) -> std::ops::Range<usize>;
+
+    /// Offset and value of a weight.
+    ///
+    /// # Safety
+    /// It is in the range of a row.
+    unsafe fn get(self, weight: usize) -> (usize, f32);
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct WideRows<'a> {
+    starts: &'a [u32],
+    ends: &'a [u32],
+    taps: &'a Wide,
+}
+
+impl TapRows for WideRows<'_> {
+    #[inline(always)]
+    fn range(self, row: usize) -> std::ops::Range<usize> {
+        self.starts[row] as usize..self.ends[row] as usize
+    }
+
+    #[inline(always)]
+    unsafe fn get(self, weight: usize) -> (usize, f32) {
+        // SAFETY: cuts are never above the length of both vectors.
+        unsafe {
+            (
+                *self.taps.offsets.get_unchecked(weight) as usize,
+                *self.taps.values.get_unchecked(weight),
+            )
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct NarrowRows<'a> {
+    starts: &'a [u32],
+    ends: &'a [u32],
+    taps: &'a Narrow,
+}
+
+impl TapRows for NarrowRows<'_> {
+    #[inline(always)]
+    fn range(self, row: usize) -> std::ops::Range<usize> {
+        self.starts[row] as usize..self.ends[row] as usize
+    }
+
+    #[inline(always)]
+    unsafe fn get(self, weight: usize) -> (usize, f32) {
+        // SAFETY: cuts are never above the length of both vectors.
+        let (offset, symbol) = unsafe {
+            (*self.taps.offsets.get_unchecked(weight), *self.taps.symbols.get_unchecked(weight))
+        };
+        (usize::from(offset) << self.taps.shift, self.taps.codebook.0[usize::from(symbol)])
     }
 }
 
@@ -244,7 +385,8 @@ impl TileProduct<'_> {
         let is_size = size.is_power_of_two() && (SMALLEST_TILE..=LARGEST_TILE).contains(size);
         assert!(is_size, "add_strip: a tile of {size}");
         assert!(
-            taps.offsets.is_empty() || taps.reach as usize + size <= input.len(),
+            taps.cuts.last().is_none_or(|&end| end == 0)
+                || taps.reach as usize + size <= input.len(),
             "add_strip: a tile of {size} at {} of {}",
             taps.reach,
             input.len()

@@ -1,6 +1,7 @@
 //! Tiles of outputs in registers of sixteen; tables of up to 32 entries in two registers.
 
 use super::super::scalar::Scalar;
+use super::super::tiles::TapRows;
 use super::super::{Kernels, Start, TileProduct};
 use std::arch::x86_64::*;
 
@@ -12,16 +13,17 @@ use std::arch::x86_64::*;
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
     product: &TileProduct<'_>,
+    rows: impl TapRows,
     output: &mut [f32],
 ) {
     let TileProduct { strip, input, start, finish, stride, .. } = *product;
     for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
-        let (offsets, values) = strip.row(row);
+        let range = rows.range(row);
         let output = &mut output[..16 * VECTORS];
         let mut acc = [[_mm512_setzero_ps(); VECTORS]; WEIGHTS];
         let from = match start {
             Start::Zero => None,
-            Start::Output if offsets.is_empty() && finish.is_none() => continue,
+            Start::Output if range.is_empty() && finish.is_none() => continue,
             Start::Output => Some(&*output),
             Start::Sums(sums) => Some(&sums[row * 16 * VECTORS..][..16 * VECTORS]),
         };
@@ -29,24 +31,24 @@ pub(super) unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
             // SAFETY: the reference covers 64 bytes; loadu needs no alignment.
             *acc = unsafe { _mm512_loadu_ps(part.as_ptr()) };
         }
-        let add = |acc: &mut [__m512; VECTORS], offset: u32, value: f32| {
+        let add = |acc: &mut [__m512; VECTORS], weight: usize| {
+            // SAFETY: it is in the row's range.
+            let (offset, value) = unsafe { rows.get(weight) };
             let value = _mm512_set1_ps(value);
             for (vector, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: the caller checked that 16 · VECTORS numbers from every offset are there.
-                let x =
-                    unsafe { _mm512_loadu_ps(input.as_ptr().add(offset as usize + 16 * vector)) };
+                let x = unsafe { _mm512_loadu_ps(input.as_ptr().add(offset + 16 * vector)) };
                 *acc = _mm512_fmadd_ps(value, x, *acc);
             }
         };
-        let (offset_chunks, offset_rest) = offsets.as_chunks::<WEIGHTS>();
-        let (value_chunks, value_rest) = values.as_chunks::<WEIGHTS>();
-        for (offsets, values) in offset_chunks.iter().zip(value_chunks) {
-            for i in 0..WEIGHTS {
-                add(&mut acc[i], offsets[i], values[i]);
+        let whole = range.start + range.len() / WEIGHTS * WEIGHTS;
+        for first in (range.start..whole).step_by(WEIGHTS) {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                add(acc, first + i);
             }
         }
-        for (i, (&offset, &value)) in offset_rest.iter().zip(value_rest).enumerate() {
-            add(&mut acc[i], offset, value);
+        for (i, weight) in (whole..range.end).enumerate() {
+            add(&mut acc[i % WEIGHTS], weight);
         }
         let (parts, _) = output.as_chunks_mut::<16>();
         for (vector, part) in parts.iter_mut().enumerate() {
@@ -140,4 +142,39 @@ pub(super) fn look_up(symbols: &[u16], codebook: &[f32], values: &mut Vec<f32>) 
     for (symbol, out) in rest.iter().zip(out_rest) {
         *out = codebook[usize::from(*symbol)];
     }
+}
+
+/// [`Kernels::narrow`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn narrow(
+    places: &[u32],
+    symbols: &[u16],
+    shift: u32,
+    offsets: &mut Vec<u16>,
+    bytes: &mut Vec<u8>,
+) {
+    offsets.resize(places.len(), 0);
+    let (chunks, rest) = places.as_chunks::<16>();
+    let (out, out_rest) = offsets.as_chunks_mut::<16>();
+    let count = _mm_cvtsi32_si128(shift as i32);
+    for (places, out) in chunks.iter().zip(out) {
+        // SAFETY: the references cover 64 bytes and 32 writable ones; no alignment is needed.
+        unsafe {
+            let places = _mm512_loadu_si512(places.as_ptr().cast());
+            let offsets = _mm512_cvtepi32_epi16(_mm512_srl_epi32(places, count));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), offsets);
+        }
+    }
+    out_rest.iter_mut().zip(rest).for_each(|(out, place)| *out = (place >> shift) as u16);
+    bytes.resize(symbols.len(), 0);
+    let (chunks, rest) = symbols.as_chunks::<32>();
+    let (out, out_rest) = bytes.as_chunks_mut::<32>();
+    for (symbols, out) in chunks.iter().zip(out) {
+        // SAFETY: the references cover 64 bytes and 32 writable ones; no alignment is needed.
+        unsafe {
+            let symbols = _mm512_loadu_si512(symbols.as_ptr().cast());
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtepi16_epi8(symbols));
+        }
+    }
+    out_rest.iter_mut().zip(rest).for_each(|(out, &symbol)| *out = symbol as u8);
 }
