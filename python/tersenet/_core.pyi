@@ -49,7 +49,7 @@ class CompressedMatrix:
             weights: float32 [nrows, ncols], or a type that float32 holds exactly; torch's
                 [out, in], a convolution's kernel as [out, in * kh * kw].
             layout: one of `LAYOUTS`, or "auto": for size the smallest of packed, hac, shac and
-                dense; for speed packed in whole words, or dense where over half is kept.
+                dense; for speed packed in whole words, or dense for over 256 values, over half kept.
             coder: one of `CODERS` that the layout goes with (`PAIRS`), or "auto".
             goal: "size" or "speed".
             columns: "raw" stores hac and shac as published, "coded" also codes columns and row
