@@ -2,7 +2,9 @@
 
 use crate::matrices::{Dense, edge_set, matrix, to_bits, unquantized};
 use proptest::prelude::*;
+use tersenet::bounds::entropy;
 use tersenet::layout::{Columns, Goal, LAYOUTS};
+use tersenet::rows::Shape;
 use tersenet::simd;
 use tersenet::{CompressedMatrix, Request};
 
@@ -133,6 +135,41 @@ proptest! {
     #[test]
     fn any_matrix_survives_every_layout_and_multiplies_within_the_bound(dense in matrix()) {
         check("random", &dense, true);
+    }
+}
+
+#[test]
+fn coded_stays_within_2_percent_of_the_order_0_entropy() {
+    for (keep_one_of, k) in [(2, 32), (5, 256), (10, 5), (100, 32)] {
+        let shape = Shape::new(1024, 1500).unwrap();
+        let mut state = 88_172_645_463_325_252u64;
+        let mut next = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state >> 11
+        };
+        let mut histogram = vec![0u64; k];
+        let weights: Vec<f32> = (0..shape.entries())
+            .map(|_| {
+                let symbol = (next() % k as u64 + next() % k as u64) as usize / 2;
+                if next() % keep_one_of > 0 {
+                    return 0.0;
+                }
+                histogram[symbol] += 1;
+                symbol as f32 + 1.0
+            })
+            .collect();
+        let nnz: u64 = histogram.iter().sum();
+        let positions = entropy(&[nnz, shape.entries() as u64 - nnz]) * shape.entries() as f64;
+        let expected = (positions + entropy(&histogram) * nnz as f64) / 8.0;
+        let request = Request::parse("coded", "tans", Goal::Size, Columns::Coded).unwrap();
+        let matrix = CompressedMatrix::compress(&weights, shape, &request).unwrap();
+        let nbytes = matrix.nbytes() - 4 * k;
+        assert!(
+            nbytes as f64 <= expected * 1.02 + 1024.0,
+            "1 of {keep_one_of}, k = {k}: {nbytes} bytes, entropy {expected}"
+        );
     }
 }
 
