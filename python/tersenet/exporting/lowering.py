@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from tersenet._core import CompressedMatrix
 from tersenet.exporting.graph import NO_ACTIVATION, Activation, Graph, Shape, Value, Weight
 from tersenet.exporting.tracing import Program, identity_of
 from tersenet.nn import CompressedLayer
@@ -86,7 +85,6 @@ class Weights:
         if key not in self._known:
             name = self._names.get(identity_of(tensor), name)
             self._known[key] = Weight(self._free(name), tensor, tuple(tensor.shape), is_matrix)
-            # the tensor must live as long as its address stands for it
         return self._known[key]
 
     def of_payload(self, payload: Constant) -> Weight:
@@ -129,8 +127,10 @@ class Step:
         shape = self._program.shape_of(tensor)
         if shape is None:
             found = [str(size) for size in tensor.shape]
-            self.refuse(f"its result has shape {found}, expected sizes that are fixed or a multiple "
-                        "of the batch")
+            self.refuse(
+                f"its result has shape {found}, expected sizes that are fixed or a multiple "
+                "of the batch"
+            )
         return shape
 
     @property
@@ -205,6 +205,12 @@ class Step:
         count = max(0, -(-(end - start) // step))
         shape = (*x.shape[:dim], count, *x.shape[dim + 1 :])
         return self.graph.add("slice", [x], shape, ints=[dim, start, end, step], name=self.path)
+
+    def broadcast(self, a: Shape, b: Shape) -> Shape:
+        """Return the shape of two operands by NumPy's rules."""
+        rank = max(len(a), len(b))
+        pairs = zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True)
+        return tuple(m if n == 1 else n for m, n in pairs)
 
     def vector(self, constant: Any, what: str) -> Weight | None:
         """Return the weight of a constant [n], such as a bias; None stays None."""

@@ -71,7 +71,9 @@ class Program:
         return -int(multiple) if multiple.is_Integer and multiple > 0 else None
 
 
-def traced(model: nn.Module, example: Tensor | tuple[Tensor, ...], kept: Collection[str]) -> Program:
+def traced(
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], kept: Collection[str]
+) -> Program:
     """Trace a model.
 
     Args:
@@ -127,7 +129,9 @@ def _inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the example as a tuple of inputs with a batch of at least 2."""
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     if not inputs:
-        raise ValueError("export: the example is an empty tuple, expected a tensor or a tuple of them")
+        raise ValueError(
+            "export: the example is an empty tuple, expected a tensor or a tuple of them"
+        )
     for number, x in enumerate(inputs):
         where = f"export: input {number} of the example"
         if not isinstance(x, Tensor):
@@ -137,7 +141,9 @@ def _inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             raise ValueError(f"{where} is {x.dtype} on {x.device}, {expected}")
         if x.dim() == 0 or x.shape[0] != inputs[0].shape[0] or x.shape[0] == 0:
             found = [list(x.shape) for x in inputs]
-            raise ValueError(f"{where}: the shapes are {found}, expected one batch ≥ 1 in dimension 0")
+            raise ValueError(
+                f"{where}: the shapes are {found}, expected one batch ≥ 1 in dimension 0"
+            )
     if inputs[0].shape[0] == 1:
         return tuple(torch.cat([x, x]).detach() for x in inputs)
     return tuple(x.detach() for x in inputs)
@@ -192,7 +198,9 @@ def _program(program: torch.export.ExportedProgram, model: nn.Module) -> Program
     for spec, node in zip(signature.output_specs, result.args[0], strict=True):
         if spec.kind != OutputKind.USER_OUTPUT:
             changed = spec.target or spec.kind.name
-            raise ValueError(f"export: the model changes {changed}, expected one that only computes")
+            raise ValueError(
+                f"export: the model changes {changed}, expected one that only computes"
+            )
         if isinstance(node, fx.Node):
             outputs.append(node)
         elif node is not None:
@@ -211,7 +219,9 @@ def _is_tuple(structure: pytree.TreeSpec) -> bool:
         return False
     children = structure.children() if callable(structure.children) else structure.children_specs
     if structure.type not in (tuple, list) or not all(child.is_leaf() for child in children):
-        raise ValueError(f"export: the model returns {structure}, expected a tensor or a tuple of them")
+        raise ValueError(
+            f"export: the model returns {structure}, expected a tensor or a tuple of them"
+        )
     return True
 
 

@@ -85,7 +85,7 @@ def compressed_conv(step: Step, a: Arguments) -> Value:
     return step.reshape(y, shape)
 
 
-@lowers("tersenet.rows.default")
+@lowers("tersenet.rows.default", takes_integers=True)
 def compressed_rows(step: Step, a: Arguments) -> Value:
     """Lower a compressed embedding."""
     assert matrix_of(a["payload"].tensor).shape[1] == a["ncols"]
