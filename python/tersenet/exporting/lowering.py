@@ -16,7 +16,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -48,13 +48,14 @@ Operand = Value | Constant | Expanded
 Arguments = dict[str, Any]
 Lowering = Callable[["Step", Arguments], "Operand | list[Operand]"]
 LOWERINGS: dict[str, Lowering] = {}
+_Function = TypeVar("_Function", bound=Lowering)
 _INTEGERS: set[str] = set()
 
 
-def lowers(*operators: str, takes_integers: bool = False) -> Callable[[Lowering], Lowering]:
+def lowers(*operators: str, takes_integers: bool = False) -> Callable[[_Function], _Function]:
     """Register the function that lowers these operators, named as torch does."""
 
-    def register(function: Lowering) -> Lowering:
+    def register(function: _Function) -> _Function:
         for name in operators:
             assert name not in LOWERINGS, name
             LOWERINGS[name] = function
@@ -319,7 +320,7 @@ def _arguments(step: Step, known: dict[fx.Node, Any]) -> Arguments:
 
 
 def _leaves(arguments: Arguments) -> list[Any]:
-    found = []
+    found: list[Any] = []
     for argument in arguments.values():
         found += argument if isinstance(argument, (list, tuple)) else [argument]
     return found

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
@@ -109,7 +109,8 @@ def traced(
 
 
 def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
+    is_module = isinstance(model, nn.Module)
+    if not is_module:
         raise ValueError(f"export: model is {type(model).__name__}, expected a torch module")
     if training := parametrized(model):
         raise ValueError(
@@ -134,7 +135,8 @@ def _inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         )
     for number, x in enumerate(inputs):
         where = f"export: input {number} of the example"
-        if not isinstance(x, Tensor):
+        is_tensor = isinstance(x, Tensor)
+        if not is_tensor:
             raise ValueError(f"{where} is {type(x).__name__}, expected a tensor")
         if x.dtype not in _DTYPES or x.device.type != "cpu":
             expected = "expected torch.float32 or torch.int64 on the cpu"
@@ -182,7 +184,8 @@ def _program(program: torch.export.ExportedProgram, model: nn.Module) -> Program
     inputs = []
     for node, spec in zip(placeholders, signature.input_specs, strict=True):
         if spec.kind == InputKind.USER_INPUT:
-            if not isinstance(spec.arg, TensorArgument):
+            is_tensor = isinstance(spec.arg, TensorArgument)
+            if not is_tensor:
                 raise ValueError(f"export: input {node.name} is no tensor, expected tensors alone")
             inputs.append(node)
             continue
@@ -190,8 +193,7 @@ def _program(program: torch.export.ExportedProgram, model: nn.Module) -> Program
         tensor = program.constants.get(name)
         if tensor is None:
             tensor = program.state_dict[name]
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"export: {name} is {type(tensor).__name__}, expected a tensor")
+        assert isinstance(tensor, Tensor), name
         tensors[node] = names.get(identity_of(tensor), name), tensor.detach()
     (result,) = (node for node in program.graph.nodes if node.op == "output")
     outputs: list[fx.Node] = []
