@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -531,7 +532,7 @@ class TinyAutoencoder(nn.Module):
         super().__init__()
         widths = (640, 128, 128, 128, 128, 8, 128, 128, 128, 128)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.BatchNorm1d(after, 1e-3), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(128, 640))
 

@@ -91,13 +91,13 @@ class Network:
         Raises:
             ValueError: for another number of inputs, another type or another shape.
         """
-        self._check(arrays)
+        checked = self._checked(arrays)
         given: Sequence[F32] | None
         if out is None or isinstance(out, np.ndarray):
             given = None if out is None else [out]
         else:
             given = list(out)
-        outputs = self._core.run(list(arrays), threads, given)
+        outputs = self._core.run(checked, threads, given)
         return tuple(outputs) if self._core.outputs[1] else outputs[0]
 
     @property
@@ -124,14 +124,17 @@ class Network:
         )
         return f"Network({self.path!r}, {inputs}, {self.nbytes:,} bytes)"
 
-    def _check(self, arrays: Sequence[Any]) -> None:
+    def _checked(self, arrays: Sequence[Any]) -> list[npt.NDArray[Any]]:
         inputs = self.inputs
         if len(arrays) != len(inputs):
             names = ", ".join(inputs)
             raise ValueError(f"run: {len(arrays)} inputs, expected {len(inputs)} ({names})")
         batch: int | None = None
-        for array, (name, (_, expected)) in zip(arrays, inputs.items(), strict=True):
-            found = np.shape(array)
+        checked = [np.asarray(array) for array in arrays]
+        for array, (name, (dtype, expected)) in zip(checked, inputs.items(), strict=True):
+            if array.dtype.kind not in ("iu" if dtype == "int64" else "fiub"):
+                raise ValueError(f"run: input {name} is {array.dtype}, expected {dtype}")
+            found = array.shape
             fits = len(found) == len(expected) and all(
                 size is None or size == n for n, size in zip(found, expected, strict=True)
             )
@@ -141,6 +144,7 @@ class Network:
             batch = found[0] if batch is None else batch
             if found[0] != batch:
                 raise ValueError(f"run: input {name} has a batch of {found[0]}, expected {batch}")
+        return checked
 
 
 def _written(shape: tuple[int | None, ...]) -> str:

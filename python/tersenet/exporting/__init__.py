@@ -63,6 +63,6 @@ def export(
     if goal not in (None, "size", "speed"):
         raise ValueError(f"export: goal is {goal!r}, expected 'size', 'speed' or None")
     with torch.no_grad():
-        graph = lower(model, traced(model, example_input, LOWERINGS.keys()))
-        fuse(graph)
+        graph, weights = lower(model, traced(model, example_input, LOWERINGS.keys()))
+        fuse(graph, weights)
         return store(graph, path, goal, metadata)

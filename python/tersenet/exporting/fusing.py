@@ -27,16 +27,16 @@ from tersenet.exporting.graph import (
     Graph,
     Node,
     Value,
-    Weight,
 )
+from tersenet.exporting.lowering import Weights
 
 _WEIGHTED = ("conv", "conv_transpose", "linear")
 
 
-def fuse(graph: Graph) -> None:
+def fuse(graph: Graph, weights: Weights) -> None:
     """Fuse the nodes of a graph in place, and drop those that nobody needs."""
     _drop_unused(graph)
-    sweep = _Sweep(graph)
+    sweep = _Sweep(graph, weights)
     for node in graph.nodes:
         sweep.take(node)
     graph.nodes = sweep.nodes
@@ -47,7 +47,8 @@ def fuse(graph: Graph) -> None:
 class _Sweep:
     """The nodes so far, how often each value is used, and what stands for values that are gone."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, weights: Weights) -> None:
+        self._weights = weights
         self.nodes: list[Node] = []
         self._uses = Counter(id(value) for node in graph.nodes for value in node.inputs)
         self._uses.update(id(value) for value in graph.outputs)
@@ -74,8 +75,11 @@ class _Sweep:
 
     def _bypass(self, node: Node, source: Value) -> None:
         """Let a node take its input from further back."""
-        self._uses[id(node.inputs[0])] -= 1
+        passed = node.inputs[0]
         self._uses[id(source)] += 1
+        self._uses[id(passed)] -= 1
+        if self._uses[id(passed)] == 0 and passed.producer is not None:
+            self._uses.subtract(id(value) for value in passed.producer.inputs)
         node.inputs[0] = source
 
     def _reshape(self, node: Node) -> Value | None:
@@ -117,11 +121,11 @@ class _Sweep:
             is_through = target is not value
             if is_through and producer.op == "linear":
                 continue
-            vector = _by_channel(other.producer, value, producer.op)
+            vector, name = _by_channel(other.producer, value, producer.op)
             is_free = all(w is None for w in producer.weights[slot:])
             if vector is None or not is_free or producer.activation != NO_ACTIVATION:
                 continue
-            producer.weights[slot] = vector
+            producer.weights[slot] = self._weights.of(vector, name)
             return value
         return None
 
@@ -154,17 +158,17 @@ class _Sweep:
         return value
 
 
-def _by_channel(constant: Node, value: Value, op: str) -> Weight | None:
-    """Return a constant as one number for each channel of a value, if it is that."""
+def _by_channel(constant: Node, value: Value, op: str) -> tuple[Tensor | None, str]:
+    """Return a constant as one number for each channel of a value, if it is that; its name."""
     weight = constant.weights[0]
     assert weight is not None
     if not isinstance(weight.values, Tensor):
-        return None
+        return None, weight.name
     channel = value.ndim - 1 if op == "linear" else 1
     at = len(weight.shape) - value.ndim + channel
     if at < 0 or weight.shape[at] != value.shape[channel] or prod(weight.shape) != weight.shape[at]:
-        return None
-    return weight
+        return None, weight.name
+    return weight.values.reshape(-1), weight.name
 
 
 def _drop_unused(graph: Graph) -> None:

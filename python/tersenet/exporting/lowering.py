@@ -46,7 +46,7 @@ class Expanded:
 
 Operand = Value | Constant | Expanded
 Arguments = dict[str, Any]
-Lowering = Callable[["Step", Arguments], "Operand | list[Operand]"]
+Lowering = Callable[["Step", Arguments], "Operand | Sequence[Operand]"]
 LOWERINGS: dict[str, Lowering] = {}
 _Function = TypeVar("_Function", bound=Lowering)
 _INTEGERS: set[str] = set()
@@ -245,8 +245,8 @@ def place_of(node: fx.Node) -> tuple[str, str]:
     return "", ""
 
 
-def lower(model: nn.Module, program: Program) -> Graph:
-    """Return the graph of a traced model.
+def lower(model: nn.Module, program: Program) -> tuple[Graph, Weights]:
+    """Return the graph of a traced model, and its weights.
 
     Raises:
         ValueError: if it has an operator without a counterpart, saying which and where.
@@ -272,10 +272,10 @@ def lower(model: nn.Module, program: Program) -> Graph:
         if value.dtype != "float32":
             raise ValueError(f"export: an output is {value.dtype}, expected float32")
         graph.outputs.append(value)
-    return graph
+    return graph, weights
 
 
-def _lowered(step: Step, known: dict[fx.Node, Any]) -> Operand | list[Operand] | None:
+def _lowered(step: Step, known: dict[fx.Node, Any]) -> Operand | Sequence[Operand] | None:
     """Return what stands for a node; None for one without a tensor, such as a size or a check."""
     node = step.node
     if node.target is operator.getitem:
@@ -398,5 +398,5 @@ def _refusal(node: fx.Node, reason: str | None) -> str:
     name = str(node.target).rpartition(".")[0] or str(node.target)
     if reason is not None:
         return f"export: {name} {where}: {reason}"
-    supported = sorted({name.split(".")[1] for name in LOWERINGS})
+    supported = sorted({name.split(".")[1] for name in LOWERINGS if "._" not in name})
     return f"export: {name} {where} has no counterpart, expected one of: {', '.join(supported)}"

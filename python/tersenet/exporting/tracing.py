@@ -198,6 +198,8 @@ def _program(program: torch.export.ExportedProgram, model: nn.Module) -> Program
     (result,) = (node for node in program.graph.nodes if node.op == "output")
     outputs: list[fx.Node] = []
     for spec, node in zip(signature.output_specs, result.args[0], strict=True):
+        if spec.kind == OutputKind.USER_INPUT_MUTATION:  # the first layer works in place
+            continue
         if spec.kind != OutputKind.USER_OUTPUT:
             changed = spec.target or spec.kind.name
             raise ValueError(

@@ -167,7 +167,7 @@ def select(step: Step, a: Arguments) -> Value:
 
 
 @lowers("aten.split.Tensor", "aten.split_with_sizes.default")
-def split(step: Step, a: Arguments) -> list[Operand]:
+def split(step: Step, a: Arguments) -> list[Value]:
     """Lower a division into parts of one size or of given sizes."""
     x = step.value(a["self"])
     dim = a["dim"] % x.ndim
@@ -180,7 +180,7 @@ def split(step: Step, a: Arguments) -> list[Operand]:
 
 
 @lowers("aten.chunk.default")
-def chunk(step: Step, a: Arguments) -> list[Operand]:
+def chunk(step: Step, a: Arguments) -> list[Value]:
     """Lower a division into so many parts."""
     x = step.value(a["self"])
     dim = a["dim"] % x.ndim
@@ -189,7 +189,7 @@ def chunk(step: Step, a: Arguments) -> list[Operand]:
 
 
 @lowers("aten.unbind.int")
-def unbind(step: Step, a: Arguments) -> list[Operand]:
+def unbind(step: Step, a: Arguments) -> list[Value]:
     """Lower a division into all single indices."""
     x = step.value(a["self"])
     dim = a["dim"] % x.ndim
@@ -256,8 +256,8 @@ def concat(step: Step, parts: list[Any], dim: int, shape: Shape) -> Value:
     return step.emit("concat", parts, shape, ints=[dim])
 
 
-def _parts(step: Step, x: Value, dim: int, sizes: list[int]) -> list[Operand]:
-    parts: list[Operand] = []
+def _parts(step: Step, x: Value, dim: int, sizes: list[int]) -> list[Value]:
+    parts = []
     start = 0
     for size in sizes:
         end = min(start + size, x.shape[dim])
