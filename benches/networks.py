@@ -607,7 +607,7 @@ class LeNet5(nn.Module):
 
 def data() -> Path:
     """Return the folder of data and trained weights."""
-    return Path(os.environ.get("TERSENET_DATA", "absent"))
+    return Path(os.environ.get("TERSENET_DATA") or "absent")
 
 
 def _stored(name: str) -> dict[str, Tensor]:

@@ -362,6 +362,15 @@ def test_several_inputs_and_outputs_keep_their_order_and_names(tmp_path):
     check(network, Two(), (torch.randn(4, 3), torch.randn(4, 5)))
 
 
+def test_what_the_result_does_not_need_is_not_lowered(tmp_path):
+    def forward(x):
+        x.cumsum(1)
+        return x + 1
+
+    tersenet.export(Call(forward), torch.ones(1, 3), tmp_path / "x.terse")
+    assert ops(tmp_path / "x.terse") == ["binary_scalar"]
+
+
 def test_one_output_in_a_tuple_stays_in_a_tuple(tmp_path):
     tersenet.export(Call(lambda x: (x + 1,)), torch.ones(1, 3), tmp_path / "x.terse")
     result = tersenet.Network.load(tmp_path / "x.terse").run(np.ones((2, 3)))
@@ -417,6 +426,13 @@ def test_an_operator_without_a_counterpart_is_named_with_its_place(tmp_path):
         (Call(lambda x: x.double() * 2), torch.ones(2, 3), "float64"),
         (Call(lambda x: x + torch.rand(3)), torch.ones(2, 3), "random"),
         (Call(lambda x: F.batch_norm(x, None, None, training=True)), torch.ones(2, 3), "batch"),
+        (Call(lambda x: x.max(1).indices * 1.0), torch.ones(2, 3), "max in.*int64|not computed"),
+        (
+            Call(lambda x: F.max_pool2d(x, 2, return_indices=True)[1]),
+            torch.ones(2, 1, 4, 4),
+            "int64|not",
+        ),
+        (Call(lambda x: F.dropout(x, 0.5, True)), torch.ones(2, 3), "drops numbers at random"),
         (Call(lambda x, i: x + i), (torch.ones(2, 3), torch.ones(2, 3).long()), "int64"),
         (lambda x: x, torch.ones(2, 3), "expected a torch module"),
     ],

@@ -282,6 +282,8 @@ def _lowered(step: Step, known: dict[fx.Node, Any]) -> Operand | Sequence[Operan
         source, index = node.args
         assert isinstance(source, fx.Node)
         if isinstance(known.get(source), list):
+            if index >= len(known[source]):
+                raise ValueError(_refusal(source, f"its result {index} is not computed"))
             found: Operand = known[source][index]
             return found
     value = node.meta.get("val")

@@ -37,7 +37,7 @@ _DTYPES = (torch.float32, torch.int64)
 class Program:
     """A traced model.
 
-    `tensors` are the parameters, buffers and constants, by the placeholder that stands for each,
+    `nodes` are the calls that the result needs, in order; `tensors` are the parameters, buffers and constants, by the placeholder that stands for each,
     with their names in the model; `inputs` the placeholders of the user's inputs; `outputs` the
     nodes of the result.
     """
@@ -93,11 +93,12 @@ def traced(
             program = torch.export.export(
                 model, inputs, dynamic_shapes=_by_argument(model, sizes), strict=False
             )
-            table = torch.export.default_decompositions()
-            for operator in list(table):
-                if str(operator) in kept:
-                    del table[operator]
-            program = program.run_decompositions(table)
+            if not _is_covered(program, kept):
+                table = torch.export.default_decompositions()
+                for operator in list(table):
+                    if str(operator) in kept:
+                        del table[operator]
+                program = program.run_decompositions(table)
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = " ".join(lines[:2])
@@ -160,6 +161,19 @@ def _by_argument(model: nn.Module, sizes: list[dict[int, Any]]) -> tuple[Any, ..
     return tuple(sizes)
 
 
+def _is_covered(program: torch.export.ExportedProgram, kept: Collection[str]) -> bool:
+    """Tell whether nothing must be decomposed, which takes most of an export's time.
+
+    In-place operators are never among those that are kept.
+    """
+    return all(
+        not isinstance(node.target, torch._ops.OpOverload)
+        or str(node.target) in kept
+        or not isinstance(node.meta.get("val"), (Tensor, list, tuple))
+        for node in program.graph.nodes
+    )
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode, without torch's fused attention, and back."""
@@ -214,7 +228,13 @@ def _program(program: torch.export.ExportedProgram, model: nn.Module) -> Program
     symbols = frozenset(
         symbol for node in inputs for symbol in node.meta["val"].shape[0].node.expr.free_symbols
     )
-    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    needed = set(outputs)
+    calls = []
+    for node in reversed(program.graph.nodes):
+        if node.op == "call_function" and node in needed:
+            calls.append(node)
+            needed.update(node.all_input_nodes)
+    calls.reverse()
     return Program(calls, tensors, inputs, outputs, is_tuple, symbols)
 
 

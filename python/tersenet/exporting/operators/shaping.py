@@ -25,6 +25,8 @@ def nothing(step: Step, a: Arguments) -> Operand:
     """Lower what changes no number; another type is refused by its result."""
     x: Operand = next(iter(a.values()))
     dtype = str(step.node.meta["val"].dtype).removeprefix("torch.")
+    if a.get("train"):
+        step.refuse("it drops numbers at random in evaluation mode, too")
     if isinstance(x, Value) and x.dtype != dtype:
         step.refuse(f"it makes {dtype} of {x.dtype}, expected the same type")
     return x
