@@ -281,6 +281,7 @@ def _lowered(step: Step, known: dict[fx.Node, Any]) -> Operand | Sequence[Operan
     if node.target is operator.getitem:
         source, index = node.args
         assert isinstance(source, fx.Node)
+        assert isinstance(index, int)
         if isinstance(known.get(source), list):
             if index >= len(known[source]):
                 raise ValueError(_refusal(source, f"its result {index} is not computed"))
