@@ -12,12 +12,14 @@ from tersenet import _core, bounds
 from tersenet._core import CODERS, LAYOUTS, PAIRS, Codebook, CompressedMatrix
 from tersenet.errors import FormatError, InternalError
 from tersenet.io import Limits, from_safetensors, load, open, save, to_safetensors
+from tersenet.network import Network
 from tersenet.plan import Plan, Rule
 from tersenet.quantization.kept import Quantized
 from tersenet.reporting import compare, report
 
 if TYPE_CHECKING:
     from tersenet.compression import compress, decompress, left_dense
+    from tersenet.exporting import export
     from tersenet.parametrization import masks, unparametrize
     from tersenet.pruning import prune
     from tersenet.quantization import codebook_parameters, quantize, quantized
@@ -33,6 +35,7 @@ __all__ = [
     "FormatError",
     "InternalError",
     "Limits",
+    "Network",
     "Plan",
     "Quantized",
     "Rule",
@@ -41,6 +44,7 @@ __all__ = [
     "compare",
     "compress",
     "decompress",
+    "export",
     "from_safetensors",
     "left_dense",
     "load",
@@ -59,6 +63,7 @@ _NEEDS_TORCH = {
     "codebook_parameters": "tersenet.quantization",
     "compress": "tersenet.compression",
     "decompress": "tersenet.compression",
+    "export": "tersenet.exporting",
     "left_dense": "tersenet.compression",
     "masks": "tersenet.parametrization",
     "prune": "tersenet.pruning",

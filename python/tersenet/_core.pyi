@@ -16,7 +16,7 @@ SIMD_AVAILABLE: tuple[str, ...]
 Goal: TypeAlias = Literal["size", "speed"]
 Columns: TypeAlias = Literal["coded", "raw"]
 Resident: TypeAlias = Literal["compressed", "cached", "dense"]
-# (name, dtype, shape); a dimension −m is m times the batch.
+# (name, dtype, shape); a dimension -m is m times the batch.
 GraphInput: TypeAlias = tuple[str, str, list[int]]
 # (op, inputs, weights, ints, floats, name), as FORMAT.md says.
 GraphNode: TypeAlias = tuple[str, list[int], list[str], list[int], list[float], str]

@@ -262,7 +262,7 @@ def write(
         else:
             first[known.identity] = name
             tensors.append(_written(name, known, goal))
-    return _core.write(os.fspath(path), tensors, aliases, _strings(metadata))
+    return _core.write(os.fspath(path), tensors, aliases, strings(metadata))
 
 
 def _written(name: str, known: Typed, goal: Goal | None) -> Written:
@@ -272,7 +272,12 @@ def _written(name: str, known: Typed, goal: Goal | None) -> Written:
     return name, known.dtype, known.shape, dtypes.to_bytes(value)
 
 
-def _strings(metadata: Mapping[str, str] | None) -> dict[str, str]:
+def strings(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """Return metadata as a dict.
+
+    Raises:
+        ValueError: if a key or a value is no str.
+    """
     strings = dict(metadata or {})
     for key, value in strings.items():
         if type(key) is not str or type(value) is not str:

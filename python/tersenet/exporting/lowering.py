@@ -16,12 +16,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
-from tersenet._core import CompressedMatrix
 from tersenet.exporting.graph import NO_ACTIVATION, Activation, Graph, Shape, Value, Weight
 from tersenet.exporting.tracing import Program, identity_of
 from tersenet.nn import CompressedLayer
@@ -47,15 +46,16 @@ class Expanded:
 
 Operand = Value | Constant | Expanded
 Arguments = dict[str, Any]
-Lowering = Callable[["Step", Arguments], "Operand | list[Operand]"]
+Lowering = Callable[["Step", Arguments], "Operand | Sequence[Operand]"]
 LOWERINGS: dict[str, Lowering] = {}
+_Function = TypeVar("_Function", bound=Lowering)
 _INTEGERS: set[str] = set()
 
 
-def lowers(*operators: str, takes_integers: bool = False) -> Callable[[Lowering], Lowering]:
+def lowers(*operators: str, takes_integers: bool = False) -> Callable[[_Function], _Function]:
     """Register the function that lowers these operators, named as torch does."""
 
-    def register(function: Lowering) -> Lowering:
+    def register(function: _Function) -> _Function:
         for name in operators:
             assert name not in LOWERINGS, name
             LOWERINGS[name] = function
@@ -86,7 +86,6 @@ class Weights:
         if key not in self._known:
             name = self._names.get(identity_of(tensor), name)
             self._known[key] = Weight(self._free(name), tensor, tuple(tensor.shape), is_matrix)
-            # the tensor must live as long as its address stands for it
         return self._known[key]
 
     def of_payload(self, payload: Constant) -> Weight:
@@ -129,8 +128,10 @@ class Step:
         shape = self._program.shape_of(tensor)
         if shape is None:
             found = [str(size) for size in tensor.shape]
-            self.refuse(f"its result has shape {found}, expected sizes that are fixed or a multiple "
-                        "of the batch")
+            self.refuse(
+                f"its result has shape {found}, expected sizes that are fixed or a multiple "
+                "of the batch"
+            )
         return shape
 
     @property
@@ -206,6 +207,12 @@ class Step:
         shape = (*x.shape[:dim], count, *x.shape[dim + 1 :])
         return self.graph.add("slice", [x], shape, ints=[dim, start, end, step], name=self.path)
 
+    def broadcast(self, a: Shape, b: Shape) -> Shape:
+        """Return the shape of two operands by NumPy's rules."""
+        rank = max(len(a), len(b))
+        pairs = zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True)
+        return tuple(m if n == 1 else n for m, n in pairs)
+
     def vector(self, constant: Any, what: str) -> Weight | None:
         """Return the weight of a constant [n], such as a bias; None stays None."""
         if constant is None:
@@ -238,8 +245,8 @@ def place_of(node: fx.Node) -> tuple[str, str]:
     return "", ""
 
 
-def lower(model: nn.Module, program: Program) -> Graph:
-    """Return the graph of a traced model.
+def lower(model: nn.Module, program: Program) -> tuple[Graph, Weights]:
+    """Return the graph of a traced model, and its weights.
 
     Raises:
         ValueError: if it has an operator without a counterpart, saying which and where.
@@ -265,16 +272,19 @@ def lower(model: nn.Module, program: Program) -> Graph:
         if value.dtype != "float32":
             raise ValueError(f"export: an output is {value.dtype}, expected float32")
         graph.outputs.append(value)
-    return graph
+    return graph, weights
 
 
-def _lowered(step: Step, known: dict[fx.Node, Any]) -> Operand | list[Operand] | None:
+def _lowered(step: Step, known: dict[fx.Node, Any]) -> Operand | Sequence[Operand] | None:
     """Return what stands for a node; None for one without a tensor, such as a size or a check."""
     node = step.node
     if node.target is operator.getitem:
         source, index = node.args
         assert isinstance(source, fx.Node)
+        assert isinstance(index, int)
         if isinstance(known.get(source), list):
+            if index >= len(known[source]):
+                raise ValueError(_refusal(source, f"its result {index} is not computed"))
             found: Operand = known[source][index]
             return found
     value = node.meta.get("val")
@@ -313,7 +323,7 @@ def _arguments(step: Step, known: dict[fx.Node, Any]) -> Arguments:
 
 
 def _leaves(arguments: Arguments) -> list[Any]:
-    found = []
+    found: list[Any] = []
     for argument in arguments.values():
         found += argument if isinstance(argument, (list, tuple)) else [argument]
     return found
@@ -391,5 +401,5 @@ def _refusal(node: fx.Node, reason: str | None) -> str:
     name = str(node.target).rpartition(".")[0] or str(node.target)
     if reason is not None:
         return f"export: {name} {where}: {reason}"
-    supported = sorted({name.split(".")[1] for name in LOWERINGS})
+    supported = sorted({name.split(".")[1] for name in LOWERINGS if "._" not in name})
     return f"export: {name} {where} has no counterpart, expected one of: {', '.join(supported)}"

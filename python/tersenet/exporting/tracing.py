@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
@@ -37,7 +37,7 @@ _DTYPES = (torch.float32, torch.int64)
 class Program:
     """A traced model.
 
-    `tensors` are the parameters, buffers and constants, by the placeholder that stands for each,
+    `nodes` are the calls that the result needs, in order; `tensors` are the parameters, buffers and constants, by the placeholder that stands for each,
     with their names in the model; `inputs` the placeholders of the user's inputs; `outputs` the
     nodes of the result.
     """
@@ -71,7 +71,9 @@ class Program:
         return -int(multiple) if multiple.is_Integer and multiple > 0 else None
 
 
-def traced(model: nn.Module, example: Tensor | tuple[Tensor, ...], kept: Collection[str]) -> Program:
+def traced(
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], kept: Collection[str]
+) -> Program:
     """Trace a model.
 
     Args:
@@ -91,11 +93,12 @@ def traced(model: nn.Module, example: Tensor | tuple[Tensor, ...], kept: Collect
             program = torch.export.export(
                 model, inputs, dynamic_shapes=_by_argument(model, sizes), strict=False
             )
-            table = torch.export.default_decompositions()
-            for operator in list(table):
-                if str(operator) in kept:
-                    del table[operator]
-            program = program.run_decompositions(table)
+            if not _is_covered(program, kept):
+                table = torch.export.default_decompositions()
+                for operator in list(table):
+                    if str(operator) in kept:
+                        del table[operator]
+                program = program.run_decompositions(table)
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = " ".join(lines[:2])
@@ -107,7 +110,8 @@ def traced(model: nn.Module, example: Tensor | tuple[Tensor, ...], kept: Collect
 
 
 def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
+    is_module = isinstance(model, nn.Module)
+    if not is_module:
         raise ValueError(f"export: model is {type(model).__name__}, expected a torch module")
     if training := parametrized(model):
         raise ValueError(
@@ -127,17 +131,22 @@ def _inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the example as a tuple of inputs with a batch of at least 2."""
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     if not inputs:
-        raise ValueError("export: the example is an empty tuple, expected a tensor or a tuple of them")
+        raise ValueError(
+            "export: the example is an empty tuple, expected a tensor or a tuple of them"
+        )
     for number, x in enumerate(inputs):
         where = f"export: input {number} of the example"
-        if not isinstance(x, Tensor):
+        is_tensor = isinstance(x, Tensor)
+        if not is_tensor:
             raise ValueError(f"{where} is {type(x).__name__}, expected a tensor")
         if x.dtype not in _DTYPES or x.device.type != "cpu":
             expected = "expected torch.float32 or torch.int64 on the cpu"
             raise ValueError(f"{where} is {x.dtype} on {x.device}, {expected}")
         if x.dim() == 0 or x.shape[0] != inputs[0].shape[0] or x.shape[0] == 0:
             found = [list(x.shape) for x in inputs]
-            raise ValueError(f"{where}: the shapes are {found}, expected one batch ≥ 1 in dimension 0")
+            raise ValueError(
+                f"{where}: the shapes are {found}, expected one batch ≥ 1 in dimension 0"
+            )
     if inputs[0].shape[0] == 1:
         return tuple(torch.cat([x, x]).detach() for x in inputs)
     return tuple(x.detach() for x in inputs)
@@ -150,6 +159,19 @@ def _by_argument(model: nn.Module, sizes: list[dict[int, Any]]) -> tuple[Any, ..
         first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
         return (*sizes[:first], tuple(sizes[first:]))
     return tuple(sizes)
+
+
+def _is_covered(program: torch.export.ExportedProgram, kept: Collection[str]) -> bool:
+    """Tell whether nothing must be decomposed, which takes most of an export's time.
+
+    In-place operators are never among those that are kept.
+    """
+    return all(
+        not isinstance(node.target, torch._ops.OpOverload)
+        or str(node.target) in kept
+        or not isinstance(node.meta.get("val"), (Tensor, list, tuple))
+        for node in program.graph.nodes
+    )
 
 
 @contextmanager
@@ -176,7 +198,8 @@ def _program(program: torch.export.ExportedProgram, model: nn.Module) -> Program
     inputs = []
     for node, spec in zip(placeholders, signature.input_specs, strict=True):
         if spec.kind == InputKind.USER_INPUT:
-            if not isinstance(spec.arg, TensorArgument):
+            is_tensor = isinstance(spec.arg, TensorArgument)
+            if not is_tensor:
                 raise ValueError(f"export: input {node.name} is no tensor, expected tensors alone")
             inputs.append(node)
             continue
@@ -184,15 +207,18 @@ def _program(program: torch.export.ExportedProgram, model: nn.Module) -> Program
         tensor = program.constants.get(name)
         if tensor is None:
             tensor = program.state_dict[name]
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"export: {name} is {type(tensor).__name__}, expected a tensor")
+        assert isinstance(tensor, Tensor), name
         tensors[node] = names.get(identity_of(tensor), name), tensor.detach()
     (result,) = (node for node in program.graph.nodes if node.op == "output")
     outputs: list[fx.Node] = []
     for spec, node in zip(signature.output_specs, result.args[0], strict=True):
+        if spec.kind == OutputKind.USER_INPUT_MUTATION:  # the first layer works in place
+            continue
         if spec.kind != OutputKind.USER_OUTPUT:
             changed = spec.target or spec.kind.name
-            raise ValueError(f"export: the model changes {changed}, expected one that only computes")
+            raise ValueError(
+                f"export: the model changes {changed}, expected one that only computes"
+            )
         if isinstance(node, fx.Node):
             outputs.append(node)
         elif node is not None:
@@ -202,7 +228,13 @@ def _program(program: torch.export.ExportedProgram, model: nn.Module) -> Program
     symbols = frozenset(
         symbol for node in inputs for symbol in node.meta["val"].shape[0].node.expr.free_symbols
     )
-    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    needed = set(outputs)
+    calls = []
+    for node in reversed(program.graph.nodes):
+        if node.op == "call_function" and node in needed:
+            calls.append(node)
+            needed.update(node.all_input_nodes)
+    calls.reverse()
     return Program(calls, tensors, inputs, outputs, is_tuple, symbols)
 
 
@@ -211,7 +243,9 @@ def _is_tuple(structure: pytree.TreeSpec) -> bool:
         return False
     children = structure.children() if callable(structure.children) else structure.children_specs
     if structure.type not in (tuple, list) or not all(child.is_leaf() for child in children):
-        raise ValueError(f"export: the model returns {structure}, expected a tensor or a tuple of them")
+        raise ValueError(
+            f"export: the model returns {structure}, expected a tensor or a tuple of them"
+        )
     return True
 
 

@@ -85,7 +85,7 @@ def compressed_conv(step: Step, a: Arguments) -> Value:
     return step.reshape(y, shape)
 
 
-@lowers("tersenet.rows.default")
+@lowers("tersenet.rows.default", takes_integers=True)
 def compressed_rows(step: Step, a: Arguments) -> Value:
     """Lower a compressed embedding."""
     assert matrix_of(a["payload"].tensor).shape[1] == a["ncols"]
@@ -107,8 +107,8 @@ def _forward_kernel(weight: Tensor, groups: int) -> Tensor:
 
 def _each(values: Any, ndim: int) -> list[int]:
     """Return a setting of each dimension; torch may give one for all."""
-    values = list(values) if isinstance(values, Sequence) else [values]
-    return values * ndim if len(values) == 1 else values
+    each: list[int] = list(values) if isinstance(values, Sequence) else [values]
+    return each * ndim if len(each) == 1 else each
 
 
 def _pair(values: list[int], height: int) -> list[int]:

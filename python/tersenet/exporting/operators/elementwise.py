@@ -67,6 +67,13 @@ def elu(step: Step, a: Arguments) -> Value:
     return y if outer == 1 else scalar(step, "mul", y, outer)
 
 
+@lowers("aten.celu.default")
+def celu(step: Step, a: Arguments) -> Value:
+    """Lower celu, an elu with scales."""
+    alpha = _number(step, a["alpha"])
+    return elu(step, {"self": a["self"], "alpha": alpha, "scale": 1.0, "input_scale": 1 / alpha})
+
+
 @lowers("aten.log_sigmoid.default", "aten.log_sigmoid_forward.default")
 def log_sigmoid(step: Step, a: Arguments) -> Value | list[Any]:
     """Lower a log sigmoid, which is -softplus(-x)."""

@@ -58,7 +58,7 @@ def addmm(step: Step, a: Arguments) -> Value:
     return binary(step, "add", product, addend)
 
 
-@lowers("aten.embedding.default")
+@lowers("aten.embedding.default", takes_integers=True)
 def embedding(step: Step, a: Arguments) -> Operand:
     """Lower a look-up of rows; of constant ids it is a constant, repeated over the batch."""
     ids, weight = a["indices"], a["weight"]

@@ -25,6 +25,8 @@ def nothing(step: Step, a: Arguments) -> Operand:
     """Lower what changes no number; another type is refused by its result."""
     x: Operand = next(iter(a.values()))
     dtype = str(step.node.meta["val"].dtype).removeprefix("torch.")
+    if a.get("train"):
+        step.refuse("it drops numbers at random in evaluation mode, too")
     if isinstance(x, Value) and x.dtype != dtype:
         step.refuse(f"it makes {dtype} of {x.dtype}, expected the same type")
     return x
@@ -41,14 +43,14 @@ def reshape(step: Step, a: Arguments) -> Value:
     return step.reshape(step.value(a["self"]), step.shape)
 
 
-@lowers("aten.permute.default", takes_integers=True)
+@lowers("aten.permute.default")
 def permute(step: Step, a: Arguments) -> Value:
     """Lower a permutation."""
     x = step.value(a["self"])
     return step.permute(x, [dim % x.ndim for dim in a["dims"]])
 
 
-@lowers("aten.transpose.int", takes_integers=True)
+@lowers("aten.transpose.int")
 def transpose(step: Step, a: Arguments) -> Value:
     """Lower an exchange of two dimensions."""
     x = step.value(a["self"])
@@ -58,7 +60,7 @@ def transpose(step: Step, a: Arguments) -> Value:
     return step.permute(x, order)
 
 
-@lowers("aten.t.default", "aten.mT.default", takes_integers=True)
+@lowers("aten.t.default", "aten.mT.default")
 def matrix_transpose(step: Step, a: Arguments) -> Value:
     """Lower an exchange of the last two dimensions."""
     x = step.value(a["self"])
@@ -73,6 +75,8 @@ def expand(step: Step, a: Arguments) -> Operand:
         return Expanded(x, shape)
     if isinstance(x, Expanded):
         return Expanded(x.constant, shape)
+    if isinstance(x, Value) and x.dtype != "float32":
+        step.refuse(f"it repeats {x.dtype}, expected float32")
     return expanded(step, step.value(x), shape)
 
 
@@ -94,14 +98,14 @@ def full_like(step: Step, a: Arguments) -> Operand:
     return full(step, {"fill_value": number})
 
 
-@lowers("aten.repeat.default", takes_integers=True)
+@lowers("aten.repeat.default")
 def repeat(step: Step, a: Arguments) -> Value:
     """Lower a repetition: [n] to [1, n], expanded to [r, n], is [r n]."""
     x, repeats = step.value(a["self"]), list(a["repeats"])
     if not all(isinstance(count, int) for count in repeats):
-        if any(size != 1 for size, r in zip(x.shape, repeats, strict=False)
-               if not isinstance(r, int)) or len(repeats) != x.ndim:
-            step.refuse("it repeats a part over the batch, expected a size of 1 there")
+        shape = (1,) * (len(repeats) - x.ndim) + x.shape
+        if any(r != 1 and n != 1 for r, n in zip(repeats, shape, strict=True)):
+            step.refuse("it repeats more than a size of 1 over the batch")
         return expanded(step, x, step.shape)
     x = step.reshape(x, (1,) * (len(repeats) - x.ndim) + x.shape)
     apart = tuple(size for n in x.shape for size in (1, n))
@@ -109,7 +113,7 @@ def repeat(step: Step, a: Arguments) -> Value:
     return step.reshape(expanded(step, step.reshape(x, apart), wide), step.shape)
 
 
-@lowers("aten.repeat_interleave.self_int", takes_integers=True)
+@lowers("aten.repeat_interleave.self_int")
 def repeat_interleave(step: Step, a: Arguments) -> Value:
     """Lower a repetition of each element in place."""
     x = step.value(a["self"])
@@ -121,7 +125,7 @@ def repeat_interleave(step: Step, a: Arguments) -> Value:
     return step.reshape(expanded(step, step.reshape(x, apart), wide), step.shape)
 
 
-@lowers("aten.cat.default", takes_integers=True)
+@lowers("aten.cat.default")
 def cat(step: Step, a: Arguments) -> Value:
     """Lower a join; empty tensors, which torch lets pass, are left out."""
     ndim = len(step.shape)
@@ -129,7 +133,7 @@ def cat(step: Step, a: Arguments) -> Value:
     return concat(step, parts, a["dim"] % ndim, step.shape)
 
 
-@lowers("aten.stack.default", takes_integers=True)
+@lowers("aten.stack.default")
 def stack(step: Step, a: Arguments) -> Value:
     """Lower a join along a new dimension."""
     dim = a["dim"] % len(step.shape)
@@ -138,7 +142,7 @@ def stack(step: Step, a: Arguments) -> Value:
     return concat(step, parts, dim, step.shape)
 
 
-@lowers("aten.slice.Tensor", takes_integers=True)
+@lowers("aten.slice.Tensor")
 def take(step: Step, a: Arguments) -> Value:
     """Lower a slice."""
     x = step.value(a["self"])
@@ -153,7 +157,7 @@ def take(step: Step, a: Arguments) -> Value:
     return step.slice(x, dim, start, max(start, end), a["step"])
 
 
-@lowers("aten.select.int", takes_integers=True)
+@lowers("aten.select.int")
 def select(step: Step, a: Arguments) -> Value:
     """Lower the choice of one index."""
     x = step.value(a["self"])
@@ -164,8 +168,8 @@ def select(step: Step, a: Arguments) -> Value:
     return step.reshape(step.slice(x, dim, index, index + 1), step.shape)
 
 
-@lowers("aten.split.Tensor", "aten.split_with_sizes.default", takes_integers=True)
-def split(step: Step, a: Arguments) -> list[Operand]:
+@lowers("aten.split.Tensor", "aten.split_with_sizes.default")
+def split(step: Step, a: Arguments) -> list[Value]:
     """Lower a division into parts of one size or of given sizes."""
     x = step.value(a["self"])
     dim = a["dim"] % x.ndim
@@ -177,8 +181,8 @@ def split(step: Step, a: Arguments) -> list[Operand]:
     return _parts(step, x, dim, sizes)
 
 
-@lowers("aten.chunk.default", takes_integers=True)
-def chunk(step: Step, a: Arguments) -> list[Operand]:
+@lowers("aten.chunk.default")
+def chunk(step: Step, a: Arguments) -> list[Value]:
     """Lower a division into so many parts."""
     x = step.value(a["self"])
     dim = a["dim"] % x.ndim
@@ -186,8 +190,8 @@ def chunk(step: Step, a: Arguments) -> list[Operand]:
     return split(step, {"self": x, "dim": dim, "split_size": max(size, 1)})
 
 
-@lowers("aten.unbind.int", takes_integers=True)
-def unbind(step: Step, a: Arguments) -> list[Operand]:
+@lowers("aten.unbind.int")
+def unbind(step: Step, a: Arguments) -> list[Value]:
     """Lower a division into all single indices."""
     x = step.value(a["self"])
     dim = a["dim"] % x.ndim
@@ -197,7 +201,7 @@ def unbind(step: Step, a: Arguments) -> list[Operand]:
     return [step.reshape(part, shape) for part in _parts(step, x, dim, [1] * x.shape[dim])]
 
 
-@lowers("aten.roll.default", takes_integers=True)
+@lowers("aten.roll.default")
 def roll(step: Step, a: Arguments) -> Value:
     """Lower a cyclic shift: two parts, joined the other way round."""
     x, dims = step.value(a["self"]), list(a["dims"])
@@ -254,8 +258,8 @@ def concat(step: Step, parts: list[Any], dim: int, shape: Shape) -> Value:
     return step.emit("concat", parts, shape, ints=[dim])
 
 
-def _parts(step: Step, x: Value, dim: int, sizes: list[int]) -> list[Operand]:
-    parts: list[Operand] = []
+def _parts(step: Step, x: Value, dim: int, sizes: list[int]) -> list[Value]:
+    parts = []
     start = 0
     for size in sizes:
         end = min(start + size, x.shape[dim])

@@ -1,0 +1,168 @@
+"""Networks from files: run without torch, checked inputs, every way to hold the weights."""
+
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from exported import Call, check
+from models import SmallNet, small_net
+from torch import nn
+
+import tersenet
+
+RESIDENT = ("compressed", "cached", "dense")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("network") / "small.terse"
+    tersenet.export(small_net(), SmallNet.example(), path, metadata={"epoch": "3"})
+    return path
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("resident", RESIDENT)
+def test_every_way_to_hold_the_weights_computes_the_same(path, resident, mmap):
+    network = tersenet.Network.load(path, resident, mmap=mmap)
+    check(network, tersenet.decompress(small_net()), (SmallNet.example(),))
+
+
+def test_compressed_weights_take_the_least_memory(path):
+    compressed, dense = (tersenet.Network.load(path, r) for r in ("compressed", "dense"))
+    assert compressed.nbytes < dense.nbytes
+    names = [place for place, _, _ in dense.layers()]
+    assert names == ["embedding", "conv1", "conv2", "body.0", "body.2", "head"]
+    assert {layout for _, layout, _ in dense.layers()} == {"dense"}
+
+
+def test_threads_change_no_bit(path):
+    network = tersenet.Network.load(path)
+    ids = np.tile(SmallNet.example().numpy(), (8, 1))
+    expected = network.run(ids, threads=1)
+    for threads in (2, 3, None):
+        assert np.array_equal(network.run(ids, threads=threads), expected)
+
+
+def test_many_threads_share_a_network(path):
+    network = tersenet.Network.load(path)
+    batches = [SmallNet.example().numpy()[: 1 + i % 4] for i in range(32)]
+    expected = [network.run(ids) for ids in batches]
+    with ThreadPoolExecutor(8) as pool:
+        for found, right in zip(pool.map(network.run, batches), expected, strict=True):
+            assert np.array_equal(found, right)
+
+
+def test_results_go_where_asked(path):
+    network = tersenet.Network.load(path)
+    ids = SmallNet.example().numpy()
+    expected = network.run(ids)
+    out = np.empty_like(expected)
+    assert network.run(ids, out=out) is out
+    assert np.array_equal(out, expected)
+    with pytest.raises(ValueError, match="out: shapes"):
+        network.run(ids, out=out[:1])
+
+
+def test_several_outputs_go_where_asked(tmp_path):
+    model = Call(lambda x: (x + 1, x.sum(1)))
+    tersenet.export(model, torch.ones(1, 3), tmp_path / "x.terse")
+    network = tersenet.Network.load(tmp_path / "x.terse")
+    out = [np.zeros((2, 3), np.float32), np.zeros(2, np.float32)]
+    network.run(np.ones((2, 3), np.float32), out=out)
+    assert out[0].tolist() == [[2, 2, 2]] * 2
+    assert out[1].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ((), r"0 inputs, expected 2 \(x, y\)"),
+        ((np.ones((2, 3)),) * 3, "3 inputs, expected 2"),
+        ((np.ones((2, 4)), np.ones((2, 3))), r"input x has shape \[2, 4\], expected \[batch, 3\]"),
+        ((np.ones(3), np.ones((2, 3))), r"input x has shape \[3\]"),
+        ((np.ones((2, 3)), np.ones((4, 3))), "input y has a batch of 4, expected 2"),
+        ((np.ones((2, 3)), np.ones((2, 3), complex)), "input y"),
+        ((np.ones((2, 3)), np.full((2, 3), "a")), "input y"),
+    ],
+)
+def test_wrong_inputs_are_named(tmp_path, arrays, message):
+    class Sum(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    model = Sum()
+    tersenet.export(model, (torch.ones(1, 3), torch.ones(1, 3)), tmp_path / "x.terse")
+    with pytest.raises(ValueError, match=message):
+        tersenet.Network.load(tmp_path / "x.terse").run(*arrays)
+
+
+def test_ids_must_be_integers_that_exist(path):
+    network = tersenet.Network.load(path)
+    with pytest.raises(ValueError, match="ids"):
+        network.run(np.zeros((1, 7), np.float32))
+    with pytest.raises(ValueError, match="60"):
+        network.run(np.full((1, 7), 60))
+
+
+def test_a_file_without_a_network_says_so(tmp_path):
+    tersenet.save({"w": np.ones(3)}, tmp_path / "x.terse")
+    with pytest.raises(ValueError, match=r"x\.terse"):
+        tersenet.Network.load(tmp_path / "x.terse")
+
+
+def test_an_unknown_way_to_hold_weights_is_an_error(path):
+    with pytest.raises(ValueError, match="'fast', expected one of 'compressed'"):
+        tersenet.Network.load(path, "fast")
+
+
+def test_limits_hold(path):
+    with pytest.raises(tersenet.FormatError):
+        tersenet.Network.load(path, limits=tersenet.Limits(max_tensors=1))
+
+
+def test_a_damaged_file_is_an_error(path, tmp_path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "x.terse").write_bytes(data)
+    with pytest.raises(tersenet.FormatError):
+        tersenet.Network.load(tmp_path / "x.terse")
+
+
+def test_it_describes_itself(path):
+    network = tersenet.Network.load(path)
+    assert network.inputs == {"ids": ("int64", (None, 7))}
+    assert "ids: int64 [batch, 7]" in repr(network)
+    with tersenet.open(path) as file:
+        assert file.metadata() == {"epoch": "3"}
+
+
+def test_a_process_without_torch_runs_the_file(path, tmp_path):
+    ids = SmallNet.example().numpy()
+    np.save(tmp_path / "ids.npy", ids)
+    program = f"""
+        import sys
+        for name in ("torch", "typer", "rich", "safetensors", "scipy"):
+            sys.modules[name] = None
+        import numpy as np, tersenet
+        network = tersenet.Network.load({str(path)!r})
+        np.save({str(tmp_path / "y.npy")!r}, network.run(np.load({str(tmp_path / "ids.npy")!r})))
+        try:
+            tersenet.export
+        except ModuleNotFoundError as error:
+            assert "pip install 'tersenet[torch]'" in str(error), error
+        else:
+            raise AssertionError("no error")
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert np.array_equal(np.load(tmp_path / "y.npy"), tersenet.Network.load(path).run(ids))
