@@ -137,7 +137,8 @@ impl CompressedMatrix {
         Self::from_rows(&self.to_rows()?, request)
     }
 
-    /// The kept weights in the exchange form.
+    /// The kept weights in the exchange form, the codebook as it was given, or ascending where the
+    /// layout put it into an order of its own.
     ///
     /// # Errors
     /// As [`Layout::decode`].
@@ -145,6 +146,11 @@ impl CompressedMatrix {
         let mut block = RowBlock::default();
         block.reserve(self.shape.nrows, self.nnz)?;
         self.layout.decode(0..self.shape.nrows, &mut block)?;
+        if self.layout.orders_codebook() {
+            // From the values, so that the codebook is ascending again: others count on neighbours.
+            block.look_up(self.codebook_values());
+            return Ok(Rows::from_block(self.shape, block, None));
+        }
         Ok(Rows::from_block(self.shape, block, self.codebook.clone()))
     }
 

@@ -185,6 +185,10 @@ impl Layout for Cser {
         &SPEC
     }
 
+    fn orders_codebook(&self) -> bool {
+        true
+    }
+
     fn params(&self) -> Vec<u64> {
         Vec::new()
     }

@@ -234,6 +234,10 @@ impl Layout for Hac {
         &SPEC
     }
 
+    fn orders_codebook(&self) -> bool {
+        matches!(self.code, StoredCode::Raw { .. })
+    }
+
     fn params(&self) -> Vec<u64> {
         match self.code {
             StoredCode::Raw { longest, .. } => {

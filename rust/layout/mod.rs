@@ -262,6 +262,11 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
     /// The bytes of each section, in the order of the table row's names.
     fn sections(&self) -> Vec<&[u8]>;
 
+    /// Whether the codebook stands in an order of the layout's own, not in the one it was given.
+    fn orders_codebook(&self) -> bool {
+        false
+    }
+
     /// Rows that decode together: what products cut rows into.
     fn block_rows(&self) -> usize {
         BLOCK_ROWS

@@ -304,6 +304,10 @@ impl Layout for Shac {
         &SPEC
     }
 
+    fn orders_codebook(&self) -> bool {
+        matches!(self.columns, StoredColumns::Raw { .. })
+    }
+
     fn params(&self) -> Vec<u64> {
         match &self.columns {
             StoredColumns::Raw { longest, .. } => {

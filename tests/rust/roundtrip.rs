@@ -85,6 +85,12 @@ fn check(name: &str, (weights, shape): &Dense, products: bool) {
         assert_eq!(to_bits(&matrix.rows(&ids).unwrap()), rows, "{what}");
         let again = matrix.to(&Request::default()).unwrap().to(&request).unwrap();
         assert_eq!(again.section_bytes(), matrix.section_bytes(), "{what}");
+        for first in ["cser", "hac", "shac"] {
+            let first = Request::parse(first, "auto", Goal::Size, Columns::Raw).unwrap();
+            let via = CompressedMatrix::compress(weights, *shape, &first).unwrap();
+            let via = via.to(&request).unwrap();
+            assert_eq!(via.section_bytes(), matrix.section_bytes(), "{what} by {first:?}");
+        }
         assert_eq!(
             matrix.nbytes(),
             matrix.sections().iter().map(|(_, nbytes)| nbytes).sum::<usize>()
