@@ -117,9 +117,6 @@ impl Kernels for Avx2 {
     }
 
     fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
-        if !self.has_bmi2 {
-            return Scalar.add_strip(product, output);
-        }
         product.check(output);
         match product.strip.rows() {
             Rows::Wide(rows) => add_strip_of(product, rows, output),
@@ -250,7 +247,7 @@ fn add_panel_product(cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut L
 
 /// Multiplies a strip that was checked.
 fn add_strip_of(product: &TileProduct<'_>, rows: impl TapRows, output: &mut [f32]) {
-    // SAFETY: only called where `detect` found AVX2, FMA and BMI2, and after the check that the
+    // SAFETY: only called where `detect` found AVX2 and FMA, and after the check that the
     // kernels ask for.
     unsafe {
         match product.size {
