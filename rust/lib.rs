@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   error ◀─ array, bits ◀─ entropy ◀─ layout ◀─ matrix ◀─ container ◀─ network ◀─ python
-//!              words, offsets            │          ▲                    (binding, a feature)
+//!              words, offsets, lines     │          ▲                    (binding, a feature)
 //!              codebook, rows ───────────┘          │
 //!              simd (slices only), threads ◀─ products, convolution
 //! ```
@@ -32,6 +32,7 @@ pub mod convolution;
 pub mod entropy;
 pub mod error;
 pub mod layout;
+pub mod lines;
 pub mod mapping;
 pub mod matrix;
 pub mod network;

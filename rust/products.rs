@@ -17,6 +17,7 @@
 
 use crate::error::{Error, Result};
 use crate::layout::{Buffers, PanelProduct, Product};
+use crate::lines::Lines;
 use crate::matrix::{CompressedMatrix, zip_chunks};
 use crate::rows::{RowBlock, Shape, filled};
 use crate::simd::{self, Kernels, LANES, Lanes};
@@ -93,7 +94,8 @@ impl CompressedMatrix {
         }
         threads::for_each(threads, items, |(rows, mut outputs)| {
             let mut buffers = Buffers::default();
-            let mut sums = AlignedLanes::zeros(rows.len().min(block_rows), groups)?;
+            let mut sums =
+                Lines::zeroed::<Lanes>(rows.len().min(block_rows).saturating_mul(groups))?;
             let sums = sums.as_mut_slice();
             // Where rows need no decoding, a panel stays in the cache for all of them.
             let panels = panels.chunks((panels_at_once * ncols).max(1));
@@ -157,7 +159,7 @@ impl CompressedMatrix {
         }
         let npanels = batch.div_ceil(LANES);
         let panels = to_panels(x, batch, nrows, 1)?;
-        let panels = panels.as_slice();
+        let panels = panels.as_slice::<Lanes>();
         let mut sums: Vec<Lanes> = filled([0.0; LANES], npanels, width)?;
         let ranges = threads::split(npanels, self.useful(threads, batch), 1);
         let items = zip_chunks(ranges, &mut sums, width);
@@ -211,10 +213,10 @@ const SQUARE: usize = 64;
 
 /// Turns `[batch, ncols]` into panels of `width` groups of lanes a column, as [`PanelProduct`] has
 /// them, the last lanes filled with zeros.
-fn to_panels(x: &[f32], batch: usize, ncols: usize, width: usize) -> Result<AlignedLanes> {
+fn to_panels(x: &[f32], batch: usize, ncols: usize, width: usize) -> Result<Lines> {
     let groups = batch.div_ceil(LANES);
-    let mut panels = AlignedLanes::zeros(groups, ncols)?;
-    let lanes = panels.as_mut_slice();
+    let mut panels = Lines::zeroed::<Lanes>(groups.saturating_mul(ncols))?;
+    let lanes = panels.as_mut_slice::<Lanes>();
     // In small squares, of which both sides stay in the cache.
     for start in (0..ncols).step_by(SQUARE) {
         let cols = start..ncols.min(start + SQUARE);
@@ -228,30 +230,4 @@ fn to_panels(x: &[f32], batch: usize, ncols: usize, width: usize) -> Result<Alig
         }
     }
     Ok(panels)
-}
-
-/// Groups of lanes that each start at a cache line: a register loaded across two costs twice.
-struct AlignedLanes {
-    numbers: Vec<f32>,
-    start: usize,
-}
-
-impl AlignedLanes {
-    fn zeros(nrows: usize, ncols: usize) -> Result<Self> {
-        let len = nrows.saturating_mul(ncols).saturating_add(1);
-        let numbers = filled(0.0, len, LANES)?;
-        // Up to the last number but one; where the place cannot be told, any will do.
-        let start = numbers.as_ptr().align_offset(size_of::<Lanes>()).min(LANES - 1);
-        Ok(Self { numbers, start })
-    }
-
-    fn as_slice(&self) -> &[Lanes] {
-        let len = self.numbers.len() - LANES;
-        self.numbers[self.start..][..len].as_chunks().0
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [Lanes] {
-        let len = self.numbers.len() - LANES;
-        self.numbers[self.start..][..len].as_chunks_mut().0
-    }
 }

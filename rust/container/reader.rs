@@ -7,9 +7,9 @@ use crate::codebook::Codebook;
 use crate::entropy::Coder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{LayoutSpec, Parts};
+use crate::lines::Lines;
 use crate::mapping;
 use crate::matrix::CompressedMatrix;
-use bytemuck::{Pod, Zeroable};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
@@ -144,7 +144,7 @@ impl Reader {
             )));
         }
         let padding = source.read(end..start)?;
-        if padding.as_slice().iter().any(|&byte| byte != 0) {
+        if padding.as_slice::<u8>().iter().any(|&byte| byte != 0) {
             return Err(Error::corrupt(format!("container: padding at byte {end} is not zero")));
         }
         let codebooks = Mutex::new(vec![None; header.codebooks.len()]);
@@ -346,7 +346,7 @@ impl Reader {
         let is_wasteful = bytes.len() - nbytes > nbytes / 8 + 64;
         if is_wasteful && matches!(self.source, Source::File(_)) {
             let from = at / 64 * 64;
-            let lines = Lines::copy_of(&bytes[from..at + nbytes]);
+            let lines = copy_of(&bytes[from..at + nbytes])?;
             return Ok((Arc::new(lines), at - from));
         }
         Ok((owner, base + at))
@@ -370,10 +370,10 @@ impl Source {
         let nbytes = (range.end - range.start) as usize;
         match self {
             Self::Memory(bytes) => {
-                Ok(Lines::copy_of(&(**bytes).as_ref()[range.start as usize..range.end as usize]))
+                copy_of(&(**bytes).as_ref()[range.start as usize..range.end as usize])
             }
             Self::File(file) => {
-                let mut lines = Lines::zeroed(nbytes)?;
+                let mut lines = Lines::zeroed::<u8>(nbytes)?;
                 read_at(file, lines.as_mut_slice(), range.start).map_err(|e| match e.kind() {
                     std::io::ErrorKind::UnexpectedEof => Error::new(
                         ErrorKind::Truncated,
@@ -387,47 +387,10 @@ impl Source {
     }
 }
 
-/// Owned bytes aligned to 64, so that aligned sections can be used in place.
-struct Lines {
-    lines: Vec<Line>,
-    nbytes: usize,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-impl Lines {
-    fn zeroed(nbytes: usize) -> Result<Self> {
-        let mut lines = Vec::new();
-        let count = nbytes.div_ceil(64);
-        lines.try_reserve_exact(count).map_err(|_| {
-            Error::new(ErrorKind::LimitExceeded, format!("memory: {nbytes} bytes cannot be had"))
-        })?;
-        lines.resize(count, Line([0; 64]));
-        Ok(Self { lines, nbytes })
-    }
-
-    fn copy_of(bytes: &[u8]) -> Self {
-        let mut lines =
-            Self { lines: vec![Line([0; 64]); bytes.len().div_ceil(64)], nbytes: bytes.len() };
-        lines.as_mut_slice().copy_from_slice(bytes);
-        lines
-    }
-
-    fn as_slice(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.lines)[..self.nbytes]
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.nbytes]
-    }
-}
-
-impl AsRef<[u8]> for Lines {
-    fn as_ref(&self) -> &[u8] {
-        self.as_slice()
-    }
+fn copy_of(bytes: &[u8]) -> Result<Lines> {
+    let mut lines = Lines::zeroed::<u8>(bytes.len())?;
+    lines.as_mut_slice().copy_from_slice(bytes);
+    Ok(lines)
 }
 
 fn open_file(path: &Path) -> Result<File> {

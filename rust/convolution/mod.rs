@@ -23,13 +23,13 @@
 mod unfolding;
 
 use crate::error::{Error, Result};
+use crate::lines::Lines;
 use crate::matrix::CompressedMatrix;
 use crate::rows::{RowBlock, filled};
 use crate::simd::{
     self, Decoded, Finish, Kernels, Places, SMALLEST_TILE, Start, Taps, TileProduct,
 };
 use crate::threads;
-use bytemuck::{Pod, Zeroable};
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Mutex;
 use unfolding::Unfolding;
@@ -620,25 +620,6 @@ impl Drop for Lent {
         {
             idle.push(scratch);
         }
-    }
-}
-
-/// Numbers that start at a cache line, so that vectors of them do not straddle two.
-#[derive(Debug, Default)]
-struct Lines(Vec<Line>);
-
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-impl Lines {
-    /// At least `len` numbers, whatever they are, with an error where the memory cannot be had.
-    fn at_least(&mut self, len: usize) -> Result<&mut [f32]> {
-        let lines = len.div_ceil(16);
-        if self.0.len() < lines {
-            self.0 = filled(Line([0.0; 16]), lines, 1)?;
-        }
-        Ok(&mut bytemuck::cast_slice_mut(&mut self.0)[..len])
     }
 }
 
