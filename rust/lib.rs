@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   error ◀─ array, bits ◀─ entropy ◀─ layout ◀─ matrix ◀─ container ◀─ network ◀─ python
-//!              words, offsets, lines     │          ▲                    (binding, a feature)
-//!              codebook, rows ───────────┘          │
+//!              words, offsets, lines,    │          ▲                    (binding, a feature)
+//!              codebook, rows, cursor ───┘          │
 //!              simd (slices only), threads ◀─ products, convolution
 //! ```
 //!
@@ -29,6 +29,7 @@ pub mod bounds;
 pub mod codebook;
 pub mod container;
 pub mod convolution;
+pub mod cursor;
 pub mod entropy;
 pub mod error;
 pub mod layout;

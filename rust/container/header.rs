@@ -15,6 +15,7 @@
 use super::Limits;
 use crate::bits;
 use crate::codebook::MAX_K;
+use crate::cursor::Cursor;
 use crate::entropy::Coder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{LAYOUTS, LayoutSpec};
@@ -179,71 +180,6 @@ pub fn block_count(data_nbytes: u64, block_log2: u8) -> u64 {
     data_nbytes.div_ceil(1u64.checked_shl(u32::from(block_log2)).unwrap_or(u64::MAX))
 }
 
-struct Cursor<'a> {
-    bytes: &'a [u8],
-    nbytes: usize,
-}
-
-impl<'a> Cursor<'a> {
-    fn place(&self) -> usize {
-        self.nbytes.saturating_sub(self.bytes.len())
-    }
-
-    fn corrupt(&self, what: impl std::fmt::Display) -> Error {
-        Error::corrupt(format!("header: {what} (byte {} of the header)", self.place()))
-    }
-
-    fn take(&mut self, nbytes: u64, what: &str) -> Result<&'a [u8]> {
-        let split = usize::try_from(nbytes).ok().and_then(|n| self.bytes.split_at_checked(n));
-        let (taken, rest) = split.ok_or_else(|| {
-            self.corrupt(format_args!(
-                "{what} of {nbytes} bytes, but {} are left",
-                self.bytes.len()
-            ))
-        })?;
-        self.bytes = rest;
-        Ok(taken)
-    }
-
-    fn byte(&mut self, what: &str) -> Result<u8> {
-        Ok(self.take(1, what)?.first().copied().unwrap_or(0))
-    }
-
-    fn varint(&mut self, what: &str) -> Result<u64> {
-        let mut rest = self.bytes;
-        let value =
-            bits::take_varint(&mut rest).map_err(|e| self.corrupt(format_args!("{what}: {e}")))?;
-        self.bytes = rest;
-        Ok(value)
-    }
-
-    fn size(&mut self, what: &str) -> Result<usize> {
-        let value = self.varint(what)?;
-        usize::try_from(value).map_err(|_| self.corrupt(format_args!("{what} is {value}")))
-    }
-
-    /// A count of things that take at least one byte each.
-    fn count(&mut self, what: &str) -> Result<usize> {
-        let count = self.size(what)?;
-        if count > self.bytes.len() {
-            return Err(self
-                .corrupt(format_args!("{count} {what}, but {} bytes are left", self.bytes.len())));
-        }
-        Ok(count)
-    }
-
-    fn string(&mut self, what: &str) -> Result<String> {
-        let nbytes = self.varint(what)?;
-        let bytes = self.take(nbytes, what)?;
-        let text = std::str::from_utf8(bytes)
-            .map_err(|_| self.corrupt(format_args!("{what} is not UTF-8")))?;
-        if text.contains('\0') {
-            return Err(self.corrupt(format_args!("{what} {text:?} holds a NUL")));
-        }
-        Ok(text.to_owned())
-    }
-}
-
 /// Lays sections one after the other and remembers where the last one ends.
 #[derive(Default)]
 struct Placement {
@@ -264,7 +200,7 @@ impl Header {
     /// # Errors
     /// `Corrupt`, `UnsupportedVersion` or `LimitExceeded`, naming the field.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self> {
-        let mut cursor = Cursor { bytes, nbytes: bytes.len() };
+        let mut cursor = Cursor::new("header", bytes);
         let version = cursor.byte("version")?;
         if version != VERSION {
             return Err(Error::new(
@@ -332,7 +268,7 @@ impl Header {
             entries.push(entry);
         }
         let mut graph = None;
-        while !cursor.bytes.is_empty() {
+        while !cursor.is_empty() {
             // Optional extensions: a reader that does not know one skips it.
             let tag = cursor.varint("extension")?;
             let nbytes = cursor.varint("extension size")?;

@@ -23,6 +23,7 @@
 )]
 
 use crate::bits;
+use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The version of a graph's bytes that is written, and the newest that is read.
@@ -286,26 +287,26 @@ impl Graph {
     /// # Errors
     /// `Corrupt` or `UnsupportedVersion`, naming the field and the byte.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let mut cursor = Cursor { bytes, nbytes: bytes.len() };
+        let mut cursor = Cursor::new("graph", bytes);
         let version = cursor.byte("version")?;
         if version != VERSION {
             return Err(newer(format!("version {version}, expected {VERSION}")));
         }
         let mut inputs = Vec::new();
         for _ in 0..cursor.count("inputs")? {
-            let name = cursor.text("input name")?;
+            let name = cursor.string("input name")?;
             let dtype = match cursor.byte("dtype")? {
                 0 => InputType::Float32,
                 1 => InputType::Int64,
                 dtype => return Err(newer(format!("input of dtype {dtype}, expected 0 or 1"))),
             };
-            let shape = cursor.ints("dimensions", MAX_RANK)?;
+            let shape = take_ints(&mut cursor, "dimensions", MAX_RANK)?;
             inputs.push(Input { name, dtype, shape });
         }
         let mut nodes: Vec<Node> = Vec::new();
         for _ in 0..cursor.count("nodes")? {
             let values = inputs.len().saturating_add(nodes.len());
-            nodes.push(cursor.node(values)?);
+            nodes.push(take_node(&mut cursor, values)?);
         }
         let mut outputs = Vec::new();
         for _ in 0..cursor.count("outputs")? {
@@ -316,8 +317,8 @@ impl Graph {
             1 => true,
             other => return Err(cursor.corrupt(format_args!("is_tuple {other}, expected 0 or 1"))),
         };
-        if !cursor.bytes.is_empty() {
-            return Err(cursor.corrupt(format_args!("{} bytes after its end", cursor.bytes.len())));
+        if !cursor.is_empty() {
+            return Err(cursor.corrupt(format_args!("{} bytes after its end", cursor.left())));
         }
         Self::new(inputs, nodes, outputs, is_tuple)
             .map_err(|e| Error::corrupt(e.to_string()).within("graph"))
@@ -388,110 +389,52 @@ fn newer(what: String) -> Error {
     Error::new(ErrorKind::UnsupportedVersion, format!("graph: {what}: a newer tersenet reads it"))
 }
 
-struct Cursor<'a> {
-    bytes: &'a [u8],
-    nbytes: usize,
+fn take_ints(cursor: &mut Cursor<'_>, what: &str, most: usize) -> Result<Vec<i64>> {
+    let count = cursor.count(what)?;
+    if count > most {
+        return Err(cursor.corrupt(format_args!("{count} {what}, expected at most {most}")));
+    }
+    let mut ints = Vec::with_capacity(count);
+    for _ in 0..count {
+        let zigzag = cursor.varint(what)?;
+        ints.push((zigzag >> 1).cast_signed() ^ (zigzag & 1).cast_signed().wrapping_neg());
+    }
+    Ok(ints)
 }
 
-impl<'a> Cursor<'a> {
-    fn corrupt(&self, what: impl std::fmt::Display) -> Error {
-        let at = self.nbytes.saturating_sub(self.bytes.len());
-        Error::corrupt(format!("graph: {what} (byte {at} of the graph)"))
-    }
-
-    fn take(&mut self, nbytes: usize, what: &str) -> Result<&'a [u8]> {
-        let (taken, rest) = self.bytes.split_at_checked(nbytes).ok_or_else(|| {
-            let left = self.bytes.len();
-            self.corrupt(format_args!("{what} of {nbytes} bytes, but {left} are left"))
+fn take_node(cursor: &mut Cursor<'_>, values: usize) -> Result<Node> {
+    let id = cursor.byte("operator")?;
+    let Some(operator) = OPERATORS.iter().find(|spec| spec.id == id) else {
+        return Err(newer(format!("operator {id}, which version {VERSION} does not have")));
+    };
+    let name = cursor.string("node name")?;
+    let mut inputs = Vec::new();
+    for _ in 0..cursor.count("inputs")?.min(MAX_INPUTS.saturating_add(1)) {
+        let back = cursor.size("input")?;
+        let input = values.checked_sub(back).ok_or_else(|| {
+            cursor.corrupt(format_args!("an input {back} values back, but there are {values}"))
         })?;
-        self.bytes = rest;
-        Ok(taken)
+        inputs.push(input);
     }
-
-    fn byte(&mut self, what: &str) -> Result<u8> {
-        Ok(self.take(1, what)?.first().copied().unwrap_or(0))
+    let count = cursor.count("weights")?;
+    if count > operator.weights.1 {
+        return Err(cursor.corrupt(format_args!(
+            "{name}: {count} weights, expected at most {}",
+            operator.weights.1
+        )));
     }
-
-    fn varint(&mut self, what: &str) -> Result<u64> {
-        let mut rest = self.bytes;
-        let value =
-            bits::take_varint(&mut rest).map_err(|e| self.corrupt(format_args!("{what}: {e}")))?;
-        self.bytes = rest;
-        Ok(value)
+    let mut weights = Vec::with_capacity(count);
+    for _ in 0..count {
+        let field = cursor.varint("weight")?;
+        let text = cursor.text(field >> 1, "weight")?;
+        let prefix = if field & 1 == 1 { name.as_str() } else { "" };
+        weights.push([prefix, text].concat());
     }
-
-    fn size(&mut self, what: &str) -> Result<usize> {
-        let value = self.varint(what)?;
-        usize::try_from(value).map_err(|_| self.corrupt(format_args!("{what} is {value}")))
+    let ints = take_ints(cursor, "ints", operator.ints.1)?;
+    let mut floats = Vec::new();
+    for _ in 0..cursor.count("floats")?.min(operator.floats.saturating_add(1)) {
+        let bytes = cursor.take(4, "float")?;
+        floats.push(f32::from_le_bytes(bytes.try_into().unwrap_or_default()));
     }
-
-    /// A count of things that take at least one byte each.
-    fn count(&mut self, what: &str) -> Result<usize> {
-        let count = self.size(what)?;
-        if count > self.bytes.len() {
-            let left = self.bytes.len();
-            return Err(self.corrupt(format_args!("{count} {what}, but {left} bytes are left")));
-        }
-        Ok(count)
-    }
-
-    fn string(&mut self, nbytes: usize, what: &str) -> Result<&'a str> {
-        let bytes = self.take(nbytes, what)?;
-        std::str::from_utf8(bytes).map_err(|_| self.corrupt(format_args!("{what} is not UTF-8")))
-    }
-
-    fn text(&mut self, what: &str) -> Result<String> {
-        let nbytes = self.size(what)?;
-        self.string(nbytes, what).map(str::to_owned)
-    }
-
-    fn ints(&mut self, what: &str, most: usize) -> Result<Vec<i64>> {
-        let count = self.count(what)?;
-        if count > most {
-            return Err(self.corrupt(format_args!("{count} {what}, expected at most {most}")));
-        }
-        let mut ints = Vec::with_capacity(count);
-        for _ in 0..count {
-            let zigzag = self.varint(what)?;
-            ints.push((zigzag >> 1).cast_signed() ^ (zigzag & 1).cast_signed().wrapping_neg());
-        }
-        Ok(ints)
-    }
-
-    fn node(&mut self, values: usize) -> Result<Node> {
-        let id = self.byte("operator")?;
-        let Some(operator) = OPERATORS.iter().find(|spec| spec.id == id) else {
-            return Err(newer(format!("operator {id}, which version {VERSION} does not have")));
-        };
-        let name = self.text("node name")?;
-        let mut inputs = Vec::new();
-        for _ in 0..self.count("inputs")?.min(MAX_INPUTS.saturating_add(1)) {
-            let back = self.size("input")?;
-            let input = values.checked_sub(back).ok_or_else(|| {
-                self.corrupt(format_args!("an input {back} values back, but there are {values}"))
-            })?;
-            inputs.push(input);
-        }
-        let count = self.count("weights")?;
-        if count > operator.weights.1 {
-            return Err(self.corrupt(format_args!(
-                "{name}: {count} weights, expected at most {}",
-                operator.weights.1
-            )));
-        }
-        let mut weights = Vec::with_capacity(count);
-        for _ in 0..count {
-            let field = self.size("weight")?;
-            let text = self.string(field >> 1, "weight")?;
-            let prefix = if field & 1 == 1 { name.as_str() } else { "" };
-            weights.push([prefix, text].concat());
-        }
-        let ints = self.ints("ints", operator.ints.1)?;
-        let mut floats = Vec::new();
-        for _ in 0..self.count("floats")?.min(operator.floats.saturating_add(1)) {
-            let bytes = self.take(4, "float")?;
-            floats.push(f32::from_le_bytes(bytes.try_into().unwrap_or_default()));
-        }
-        Ok(Node { operator, inputs, weights, ints, floats, name })
-    }
+    Ok(Node { operator, inputs, weights, ints, floats, name })
 }
