@@ -287,7 +287,8 @@ class Network:
         Args:
             path: a file that `write` made with a graph.
             resident: "compressed" holds each matrix as the file does, "cached" in the layout that
-                multiplies fastest, "dense" as numbers.
+                multiplies fastest, "dense" as numbers; the last two keep weights decoded for the
+                shapes run last.
             mmap: map the file instead of reading it; it must then not change.
             max_header_nbytes: refuse a larger header.
             max_tensor_nbytes: refuse a tensor, or a value that a run makes, of more bytes.
@@ -325,7 +326,7 @@ class Network:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights as they are held; a shared one counts once."""
+        """Bytes of all weights as they are held now; a shared one counts once."""
 
     def layers(self) -> list[tuple[str, str, int]]:
         """Return (place, layout, nbytes) of each weighted layer, in the order they run."""

@@ -51,7 +51,8 @@ class Network:
         Args:
             path: a file that `tersenet.export` wrote.
             resident: how matrices are held: "compressed" as in the file, "cached" in the layout
-                that multiplies fastest, "dense" as plain numbers.
+                that multiplies fastest, "dense" as plain numbers. Of the last two, convolutions and
+                batches also keep the weights decoded, for the last four shapes of input.
             mmap: map the file instead of reading it; then nobody may write to it meanwhile.
             limits: what the file may ask for; its tensor limit also holds for each value of a run.
 
@@ -110,7 +111,7 @@ class Network:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all weights as they are held; a shared one counts once."""
+        """The bytes of all weights as they are held now; a shared one counts once."""
         return self._core.nbytes
 
     def layers(self) -> list[tuple[str, str, int]]:

@@ -49,9 +49,9 @@ use std::sync::{Arc, Mutex};
 pub enum Resident {
     /// In the layouts of the file.
     Compressed,
-    /// In the layout that multiplies fastest.
+    /// In the layout that multiplies fastest, and decoded for the shapes that were run last.
     Cached,
-    /// As dense numbers.
+    /// As dense numbers, and decoded likewise.
     Dense,
 }
 
@@ -79,7 +79,7 @@ pub struct LayerSummary<'a> {
     pub place: &'a str,
     /// The layout's name.
     pub layout: &'static str,
-    /// Bytes of the matrix and of the vectors that go with it.
+    /// Bytes of the matrix, of the vectors that go with it, and of what runs keep decoded.
     pub nbytes: usize,
 }
 
@@ -146,9 +146,16 @@ impl Network {
         &self.graph
     }
 
-    /// The bytes of all weights as they are held; a weight that nodes share counts once.
+    /// The bytes of all weights as they are held now; a weight that nodes share counts once.
+    ///
+    /// A network that is resident as [`Resident::Cached`] or [`Resident::Dense`] also keeps them
+    /// decoded for the shapes that it ran last.
     pub fn nbytes(&self) -> usize {
-        self.nbytes
+        let kept = self.parts.iter().map(|part| match part {
+            Part::Operator(operator) => operator.kept_nbytes(),
+            Part::Constant(_) => 0,
+        });
+        self.nbytes + kept.sum::<usize>()
     }
 
     /// Every weighted layer, in the order they run.
@@ -157,7 +164,7 @@ impl Network {
             Part::Operator(operator) => operator.matrix().map(|matrix| LayerSummary {
                 place: &node.name,
                 layout: matrix.layout().name,
-                nbytes: matrix.nbytes() + operator.vector_nbytes(),
+                nbytes: matrix.nbytes() + operator.vector_nbytes() + operator.kept_nbytes(),
             }),
             Part::Constant(_) => None,
         })

@@ -44,6 +44,11 @@ pub(super) trait Operator: Send + Sync {
         None
     }
 
+    /// The bytes of decoded weights that runs have left for the next one.
+    fn kept_nbytes(&self) -> usize {
+        0
+    }
+
     /// The bytes of plain weights beside the matrix.
     fn vector_nbytes(&self) -> usize {
         0

@@ -258,6 +258,11 @@ impl Operator for Layer {
         Some(&self.matrix)
     }
 
+    fn kept_nbytes(&self) -> usize {
+        let Ok(plans) = self.plans.try_lock() else { return 0 };
+        plans.iter().filter_map(|prepared| prepared.taps.get()).map(Taps::nbytes).sum()
+    }
+
     fn vector_nbytes(&self) -> usize {
         4 * [&self.scale, &self.shift].into_iter().flatten().map(Vec::len).sum::<usize>()
     }

@@ -283,6 +283,24 @@ fn a_lenet_gives_the_same_in_every_way_to_hold_it_and_for_any_threads() {
 }
 
 #[test]
+fn weights_that_a_run_keeps_are_counted() {
+    let x = sparse(2 * 28 * 28, 5);
+    for (resident, is_kept) in
+        [(Resident::Compressed, false), (Resident::Cached, true), (Resident::Dense, true)]
+    {
+        let network = load(lenet_container(), resident).unwrap();
+        let loaded = network.nbytes();
+        let layers: usize = network.layers().map(|layer| layer.nbytes).sum();
+        let argument = Argument { dims: &[2, 1, 28, 28], elements: Elements::Float32(&x) };
+        network.run(&[argument], 1).unwrap();
+        let kept = network.nbytes() - loaded;
+        assert_eq!(kept > 0, is_kept, "{resident:?} keeps {kept} bytes");
+        let after: usize = network.layers().map(|layer| layer.nbytes).sum();
+        assert_eq!(after - layers, kept, "{resident:?}");
+    }
+}
+
+#[test]
 fn many_threads_share_a_network_on_several_shapes() {
     let network = load(lenet_container(), Resident::Cached).unwrap();
     let x = sparse(6 * 28 * 28, 9);
