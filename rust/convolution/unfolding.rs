@@ -310,7 +310,7 @@ impl Unfolding {
         match &self.copies {
             Copies::Transposed => {
                 for (number, x) in x.chunks_exact(image).enumerate() {
-                    let out = out.iter_mut().skip(number).step_by(self.group);
+                    let out = out.iter_mut().skip(number).step_by(self.channel);
                     out.zip(&x[channels.clone()]).for_each(|(out, x)| *out = *x);
                 }
             }

@@ -1,9 +1,9 @@
 //! Resampling of images: nearest and bilinear.
 //!
-//! A scale is the step in the input for a step in the output: 1 / the factor that torch was given,
-//! else input / output, or between the centres of the corners (in − 1) / (out − 1). Nearest takes
-//! place ⌊i · scale⌋; bilinear the two places around (i + ½) · scale − ½, cut at 0, or i · scale
-//! between corners. All in single precision, as torch does.
+//! The step in the input for a step in the output is the one stored (1 / the factor that torch was
+//! given, divided in double precision as torch does), else input / output, or between the centres of
+//! the corners (in − 1) / (out − 1). Nearest takes place ⌊i · step⌋; bilinear the two places around
+//! (i + ½) · step − ½, cut at 0, or i · step between corners. All in single precision, as torch does.
 
 use super::operator::{Context, Dims, Operands, Operator, flag, image, image_dims, size};
 use crate::error::{Error, Result};
@@ -22,14 +22,15 @@ fn build_upsample(ints: &[i64], floats: &[f32]) -> Result<Box<dyn Operator>> {
     };
     let aligns_corners = flag(ints[1], "align_corners")?;
     let out = [size(ints[2], "output height")?, size(ints[3], "output width")?];
-    Ok(Box::new(Upsample { is_bilinear, aligns_corners, out, factors: [floats[0], floats[1]] }))
+    Ok(Box::new(Upsample { is_bilinear, aligns_corners, out, steps: [floats[0], floats[1]] }))
 }
 
 struct Upsample {
     is_bilinear: bool,
     aligns_corners: bool,
     out: [usize; 2],
-    factors: [f32; 2],
+    /// 0 where the sizes decide.
+    steps: [f32; 2],
 }
 
 /// Sizes beyond which single precision would lose places.
@@ -45,9 +46,9 @@ struct Tap {
 
 impl Upsample {
     /// The taps of output `i` of `output` on `input`.
-    fn tap(&self, i: usize, input: usize, output: usize, factor: f32) -> Tap {
+    fn tap(&self, i: usize, input: usize, output: usize, step: f32) -> Tap {
         if !self.is_bilinear {
-            let at = (i as f32 * ratio(input, output, factor)).floor() as usize;
+            let at = (i as f32 * step_of(input, output, step)).floor() as usize;
             let first = at.min(input - 1);
             return Tap { first, second: first, weight: 0.0 };
         }
@@ -57,7 +58,7 @@ impl Upsample {
             let scale = if output > 1 { (input - 1) as f32 / (output - 1) as f32 } else { 0.0 };
             scale * i as f32
         } else {
-            (ratio(input, output, factor) * (i as f32 + 0.5) - 0.5).max(0.0)
+            (step_of(input, output, step) * (i as f32 + 0.5) - 0.5).max(0.0)
         };
         let first = (at as usize).min(input - 1);
         let second = (first + 1).min(input - 1);
@@ -65,8 +66,8 @@ impl Upsample {
     }
 }
 
-fn ratio(input: usize, output: usize, factor: f32) -> f32 {
-    if factor > 0.0 { (1.0 / f64::from(factor)) as f32 } else { input as f32 / output as f32 }
+fn step_of(input: usize, output: usize, step: f32) -> f32 {
+    if step > 0.0 { step } else { input as f32 / output as f32 }
 }
 
 impl Operator for Upsample {
@@ -102,11 +103,11 @@ impl Operator for Upsample {
             let planes = x[first * height * width..].chunks_exact(height * width);
             for (x, out) in planes.zip(out.chunks_exact_mut(out_height * out_width)) {
                 for (i, out) in out.chunks_exact_mut(out_width).enumerate() {
-                    let row = self.tap(i, height, out_height, self.factors[0]);
+                    let row = self.tap(i, height, out_height, self.steps[0]);
                     let upper = &x[row.first * width..][..width];
                     let lower = &x[row.second * width..][..width];
                     for (j, y) in out.iter_mut().enumerate() {
-                        let col = self.tap(j, width, out_width, self.factors[1]);
+                        let col = self.tap(j, width, out_width, self.steps[1]);
                         *y = match self.is_bilinear {
                             false => upper[col.first],
                             true => {

@@ -157,6 +157,10 @@ CASES = {
     "pad_replicate": (Call(lambda x: F.pad(x, (2, 1), "replicate")), LENGTH),
     "pad_circular": (Call(lambda x: F.pad(x, (2, 1, 3, 0), "circular")), IMAGE),
     "nearest": (nn.Upsample(scale_factor=2), IMAGE),
+    "nearest_odd_factor": (
+        nn.Upsample(scale_factor=1.7),
+        (1, 30, 30),
+    ),
     "nearest_size": (nn.Upsample((13, 7)), IMAGE),
     "nearest_1d": (nn.Upsample(scale_factor=1.5), LENGTH),
     "bilinear": (nn.Upsample(scale_factor=(2, 1.5), mode="bilinear"), IMAGE),

@@ -39,10 +39,10 @@ fn numbers(len: usize, seed: u64, density: f64) -> Vec<f32> {
 
 prop_compose! {
     fn case()(
-        images in 0usize..4, group_channels in 1usize..5, group_rows in 1usize..5, groups in 1usize..4,
+        images in prop_oneof![4 => 0usize..4, 1 => 40usize..140], group_channels in 1usize..5, group_rows in 1usize..5, groups in 1usize..4,
         kernel in [1usize..5, 1usize..5], stride in [1usize..4, 1usize..4], dilation in [1usize..4, 1usize..4],
         spread in [1usize..4, 1usize..4],
-        padding in [[0usize..4, 0usize..4], [0usize..4, 0usize..4]], more in [0usize..20, 0usize..20],
+        padding in [[0usize..4, 0usize..4], [0usize..4, 0usize..4]], more in prop_oneof![[0usize..20, 0usize..20], [0usize..2, 0usize..2]],
         density in 0.05f64..1.0, has_bias in any::<bool>(), layout in 0..LAYOUTS.len(), seed in any::<u64>(),
     ) -> Case {
         // Large enough for one output, and then `more`.
@@ -133,6 +133,29 @@ proptest! {
             for threads in [2, 3, 8] {
                 let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
                 prop_assert_eq!(bits(&run(threads).0), bits(&y));
+            }
+        }
+    }
+}
+
+/// A linear layer: many images of one place, of which a row of the unfolded input is filled up.
+#[test]
+fn any_number_of_images_of_one_place_is_a_product() {
+    let (nrows, ncols) = (7, 19);
+    let w = numbers(nrows * ncols, 11, 0.4);
+    let shape = Shape::new(nrows, ncols).unwrap();
+    let matrix = CompressedMatrix::compress(&w, shape, &Request::default()).unwrap();
+    for images in (1..140).chain([255, 256, 257, 300]) {
+        let x = numbers(images * ncols, 13, 1.0);
+        for kernels in simd::available() {
+            let input = [images, ncols, 1, 1];
+            let (y, found) = matrix.conv_on(kernels, &x, input, &Geometry::POINT, None, 1).unwrap();
+            assert_eq!(found, [images, nrows, 1, 1]);
+            for (at, &y) in y.iter().enumerate() {
+                let (image, row) = (at / nrows, at % nrows);
+                let terms = x[image * ncols..].iter().zip(&w[row * ncols..(row + 1) * ncols]);
+                // Eighths, so that every sum is exact.
+                assert_eq!(y, terms.map(|(x, w)| x * w).sum::<f32>(), "{images} images, {at}");
             }
         }
     }

@@ -96,7 +96,11 @@ def mirrored_pad(step: Step, a: Arguments) -> Value:
     *("aten.upsample_linear1d.vec", "aten.upsample_bilinear2d.vec"),
 )
 def upsample(step: Step, a: Arguments) -> Value:
-    """Lower an upsampling; torch uses given scales as they are, else those of the sizes."""
+    """Lower an upsampling.
+
+    Where scale factors are given, torch steps by their reciprocals, taken in double precision and
+    then rounded; else the sizes decide.
+    """
     x, ndim = _windowed(step, a["input"])
     is_nearest = "nearest" in str(step.node.target)
     ints = [
@@ -104,8 +108,8 @@ def upsample(step: Step, a: Arguments) -> Value:
         int(a.get("align_corners") or False),
         *_setting(step.shape[2:], ndim, 1),
     ]
-    scales = list(a["scale_factors"] or [0.0] * ndim)
-    return step.emit("upsample", [x], ints=ints, floats=[0.0] * (2 - ndim) + scales)
+    steps = [1 / factor for factor in a["scale_factors"] or ()] or [0.0] * ndim
+    return step.emit("upsample", [x], ints=ints, floats=[0.0] * (2 - ndim) + steps)
 
 
 def _windowed(step: Step, x: Any) -> tuple[Value, int]:
