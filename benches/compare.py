@@ -12,7 +12,6 @@ timed: the error of ours must be at most 4 times that of torch in float32.
 from __future__ import annotations
 
 import copy
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import numpy as np
 import peers
 import timing
 import torch
+import trained
 from torch import nn
 
 import tersenet
@@ -37,12 +37,11 @@ def model_of(name: str) -> nn.Module | None:
     """The network called `name`; None, with a message, where its data is not there."""
     torch.manual_seed(0)
     if name == "vgg19":
-        return networks.VGG19().eval()
-    folder = os.environ.get("TERSENET_DATA")
-    if folder is None:
-        print(f"TERSENET_DATA is not set: {name} is left out", file=sys.stderr)
+        return networks.VGG().eval()
+    if not trained.data().is_dir():
+        print(f"TERSENET_DATA names no folder: {name} is left out", file=sys.stderr)
         return None
-    return networks.load_resnet_cifar(int(name.removeprefix("resnet")), folder).eval()
+    return trained.resnet(int(name.removeprefix("resnet")))
 
 
 def measure(name: str, model: nn.Module, sparsity: float, folder: Path) -> dict[str, Any]:
@@ -56,8 +55,8 @@ def measure(name: str, model: nn.Module, sparsity: float, folder: Path) -> dict[
     tersenet.export(small, example, files["speed"], goal="speed")
     load = tersenet.Network.load
     ours = {
-        "compressed": load(files["size"]),
-        "packed": load(files["speed"]),
+        "compressed": load(files["size"], resident="compressed"),
+        "packed": load(files["speed"], resident="compressed"),
         "cached": load(files["size"], resident="cached"),
         "dense": load(files["size"], resident="dense"),
     }
@@ -68,7 +67,7 @@ def measure(name: str, model: nn.Module, sparsity: float, folder: Path) -> dict[
         "dense_nbytes": 4 * numbers,
         "file_nbytes": {goal: path.stat().st_size for goal, path in files.items()},
         "file_percent": {g: 25 * p.stat().st_size / numbers for g, p in files.items()},
-        "layouts": sorted({layer["layout"] for layer in ours["compressed"].layers()}),
+        "layouts": sorted({layout for _, layout, _ in ours["compressed"].layers()}),
         "batches": {},
     }
     for batch in BATCHES:

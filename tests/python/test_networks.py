@@ -4,11 +4,12 @@ import networks
 import numpy as np
 import pytest
 import torch
+import trained
 from exported import check, lively
 
 import tersenet
 
-HAS_DATA = networks.data().is_dir()
+HAS_DATA = trained.data().is_dir()
 
 
 def floats(*shape):
@@ -74,19 +75,19 @@ def test_a_pruned_and_quantized_network_runs_from_its_compressed_weights(tmp_pat
 
 
 TRAINED = {
-    "resnet20": (networks.trained_resnet, lambda: networks.normalized(networks.cifar10(100)[0])),
+    "resnet20": (trained.resnet, lambda: trained.normalized(trained.cifar10(100)[0])),
     "resnet56": (
-        lambda: networks.trained_resnet(56),
-        lambda: networks.normalized(networks.cifar10(50)[0]),
+        lambda: trained.resnet(56),
+        lambda: trained.normalized(trained.cifar10(50)[0]),
     ),
-    "resnet8": (networks.trained_resnet8, lambda: networks.cifar10(100)[0]),
-    "ds_cnn": (networks.trained_ds_cnn, lambda: networks.keywords(100)),
-    "mobilenet": (networks.trained_mobilenet, lambda: torch.rand(4, 3, 96, 96)),
-    "autoencoder": (networks.trained_autoencoder, lambda: 5 * torch.randn(20, 640)),
-    "squeezenet": (networks.trained_squeezenet, lambda: 50 * torch.randn(2, 3, 227, 227)),
-    "res8": (networks.trained_res8, lambda: 5 * torch.randn(4, 101, 40)),
-    "lenet": (networks.trained_lenet, lambda: networks.mnist(200)[0]),
-    "stories": (networks.trained_llama, lambda: networks.stories(8, 32)),
+    "resnet8": (trained.resnet8, lambda: trained.cifar10(100)[0]),
+    "ds_cnn": (trained.ds_cnn, lambda: trained.keywords(100)),
+    "mobilenet": (trained.mobilenet, lambda: torch.rand(4, 3, 96, 96)),
+    "autoencoder": (trained.autoencoder, lambda: 5 * torch.randn(20, 640)),
+    "squeezenet": (trained.squeezenet, lambda: 50 * torch.randn(2, 3, 227, 227)),
+    "res8": (trained.res8, lambda: 5 * torch.randn(4, 101, 40)),
+    "lenet": (trained.lenet, lambda: trained.mnist(200)[0]),
+    "stories": (trained.llama, lambda: trained.stories(8, 32)),
 }
 
 
@@ -107,16 +108,16 @@ def test_a_trained_network_is_as_exact_and_decides_the_same(tmp_path, name):
 
 @pytest.mark.skipif(not HAS_DATA, reason="TERSENET_DATA names no folder")
 def test_the_weights_are_the_trained_ones():
-    images, classes = networks.cifar10(200)
-    keywords = networks.keywords(200)
-    with np.load(networks.data() / "mlperf_tiny" / "kws01_features.npz") as stored:
+    images, classes = trained.cifar10(200)
+    keywords = trained.keywords(200)
+    with np.load(trained.data() / "mlperf_tiny" / "kws01_features.npz") as stored:
         labels = stored["labels"][:200]
-    digits, names = networks.mnist(200)
+    digits, names = trained.mnist(200)
     cases = (
-        (networks.trained_resnet(), networks.normalized(images), classes, 0.88),
-        (networks.trained_resnet8(), images, classes, 0.82),
-        (networks.trained_ds_cnn(), keywords, labels, 0.87),
-        (networks.trained_lenet(), digits, names, 0.98),
+        (trained.resnet(), trained.normalized(images), classes, 0.88),
+        (trained.resnet8(), images, classes, 0.82),
+        (trained.ds_cnn(), keywords, labels, 0.87),
+        (trained.lenet(), digits, names, 0.98),
     )
     for model, x, expected, least in cases:
         with torch.no_grad():
@@ -125,7 +126,7 @@ def test_the_weights_are_the_trained_ones():
 
 @pytest.mark.skipif(not HAS_DATA, reason="TERSENET_DATA names no folder")
 def test_the_language_model_runs_from_compressed_layers(tmp_path):
-    model = networks.trained_llama()
+    model = trained.llama()
     for parameter in model.parameters():
         if parameter.dim() == 2:
             scale = parameter.detach().abs().amax() / 31
@@ -133,7 +134,7 @@ def test_the_language_model_runs_from_compressed_layers(tmp_path):
     model.output.weight = model.tok_embeddings.weight
     small = tersenet.compress(model)
     assert not tersenet.left_dense(small)
-    tokens = networks.stories(4, 32)
+    tokens = trained.stories(4, 32)
     tersenet.export(small, tokens, tmp_path / "x.terse")
     check(tersenet.Network.load(tmp_path / "x.terse"), model, (tokens,))
     with tersenet.open(tmp_path / "x.terse") as file:
