@@ -104,10 +104,13 @@ pub struct Plan {
     block_rows: usize,
 }
 
-/// Numbers of the input that a strip may take: what a first-level cache of 32 KiB leaves.
-const STRIP_NUMBERS: usize = 5120;
+/// Numbers of the input that a strip may take: what a first-level cache holds.
+const STRIP_NUMBERS: usize = 8192;
 /// Kept weights of a row that a strip should hold, so that starting one pays.
-const STRIP_WEIGHTS: usize = 16;
+const STRIP_WEIGHTS: usize = 32;
+/// So much longer are strips of a half of the best tile, which does half as much for each weight
+/// and gains less from the first-level cache; those of a quarter twice as long, and so on.
+const SMALL_TILE_STRIPS: usize = 4;
 /// Kept weights that are decoded at a time: 2 MiB with their offsets.
 const BLOCK_WEIGHTS: usize = 1 << 18;
 /// So much smaller are blocks where they need not serve several groups of images.
@@ -142,8 +145,11 @@ impl Plan {
         let unfolding = Unfolding::new(input, geometry, kernels.tile())?;
         let tile = tile_size(unfolding.positions(), kernels.tile());
         let narrowest = STRIP_NUMBERS / unfolding.footprint(tile).max(1);
-        // Small tiles do less for each weight, so a strip of them needs more.
-        let weights = STRIP_WEIGHTS * (kernels.tile() / tile).min(8);
+        let weights = STRIP_WEIGHTS
+            * match kernels.tile() / tile {
+                0 | 1 => 1,
+                parts => SMALL_TILE_STRIPS * parts,
+            };
         let wanted = (weights * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
         let width = (narrowest.max(1) * taps.unwrap_or(1)).max(wanted);
         let count = if groups > 1 { 1 } else { ncols.div_ceil(width).max(1) };
@@ -154,7 +160,7 @@ impl Plan {
             channel: unfolding.channel as u32,
             group_rows: (nrows / groups).max(1),
             group_step: channels / groups * unfolding.channel,
-            shift: unfolding.shift(),
+            end: unfolding.len(),
         };
         let unit = matrix.block_rows();
         let block_rows =

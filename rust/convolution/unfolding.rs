@@ -88,6 +88,19 @@ struct Piece {
     len: u32,
 }
 
+/// A part of a row of outputs, as many numbers as all of them have.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    to: u32,
+    /// From the channel's first number on: what is outside is masked.
+    from: i32,
+    /// All bits where there is a number, none where there is a zero.
+    mask: [u32; LONGEST_RUN],
+}
+
+/// Numbers of the longest run.
+const LONGEST_RUN: usize = 8;
+
 /// How a channel's numbers get to their places.
 #[derive(Debug)]
 enum Copies {
@@ -95,6 +108,8 @@ enum Copies {
     Transposed,
     /// Whole planes, shifted by some columns: (first number, shift of each tap column).
     Planes(Vec<isize>),
+    /// Runs of 2, 4 or 8 numbers, which leave nothing out.
+    Runs(usize, Vec<Run>),
     /// Pieces of rows.
     Pieces(Vec<Piece>),
     /// Single numbers.
@@ -203,6 +218,9 @@ impl Unfolding {
         }
         let is_plain = |axis: &Axis| axis.stride == 1 && axis.spread == 1;
         let shift = |kx: usize| (kx * cols.dilation) as isize - cols.before as isize;
+        if is_plain(cols) && cols.len.is_multiple_of(2) && cols.len <= LONGEST_RUN {
+            return self.plan_runs(phases);
+        }
         if self.is_im2col {
             return self.plan_im2col();
         }
@@ -237,6 +255,46 @@ impl Unfolding {
             }
         }
         if numbers.is_empty() { Copies::Pieces(pieces) } else { Copies::Numbers(numbers) }
+    }
+
+    /// The runs of every row of outputs of every tap column, or of every tap.
+    fn plan_runs(&self, phases: &[usize]) -> Copies {
+        let (rows, cols) = (&self.rows, &self.cols);
+        let len = 1 << cols.len.trailing_zeros().min(LONGEST_RUN.ilog2());
+        let mut runs = Vec::new();
+        let mut add = |to: usize, padded_row: usize, kx: usize| {
+            let row = rows.source(padded_row);
+            for first in (0..cols.len).step_by(len) {
+                let source = |i: usize| row.and(cols.source(first + i + kx * cols.dilation));
+                let mask = std::array::from_fn(|i| match i < len && source(i).is_some() {
+                    true => u32::MAX,
+                    false => 0,
+                });
+                let shift = (first + kx * cols.dilation) as i32 - cols.before as i32;
+                let from = row.map_or(0, |row| (row * cols.input) as i32 + shift);
+                runs.push(Run { to: (to + first) as u32, from, mask });
+            }
+        };
+        if self.is_im2col {
+            let plane = self.channel / self.taps.len();
+            for tap in 0..self.taps.len() {
+                let (ky, kx) = (tap / cols.kernel, tap % cols.kernel);
+                for row in 0..rows.len {
+                    let padded_row = row * rows.stride + ky * rows.dilation;
+                    add(tap * plane + row * self.row, padded_row, kx);
+                }
+            }
+            return Copies::Runs(len, runs);
+        }
+        for kx in 0..cols.kernel {
+            for (number, phase) in phases.iter().enumerate() {
+                for row in 0..self.phase_rows {
+                    let line = (kx * phases.len() + number) * self.phase_rows + row;
+                    add(line * self.row, row * rows.stride + phase, kx);
+                }
+            }
+        }
+        Copies::Runs(len, runs)
     }
 
     /// Every number of every tap.
@@ -279,12 +337,6 @@ impl Unfolding {
         &self.taps
     }
 
-    /// All places are multiples of 2 to this.
-    pub(super) fn shift(&self) -> u32 {
-        let all = self.taps.iter().fold(self.channel, |all, &tap| all | tap as usize);
-        (all | LINE).trailing_zeros()
-    }
-
     /// Numbers that a tile reads of one channel.
     pub(super) fn footprint(&self, tile: usize) -> usize {
         if self.is_im2col {
@@ -320,6 +372,19 @@ impl Unfolding {
                     let planes = out.chunks_exact_mut(self.channel / shifts.len());
                     for (&shift, plane) in shifts.iter().zip(planes) {
                         self.fill_plane(x, shift, plane);
+                    }
+                }
+            }
+            Copies::Runs(len, runs) => {
+                let fill = match len {
+                    2 => fill_runs::<2>,
+                    4 => fill_runs::<4>,
+                    _ => fill_runs::<LONGEST_RUN>,
+                };
+                for (channel, out) in channels.zip(out.chunks_exact_mut(self.channel)) {
+                    for number in 0..images {
+                        let out = &mut out[number * self.cols.len..];
+                        fill(runs, x, number * image + channel * area, out);
                     }
                 }
             }
@@ -395,6 +460,22 @@ impl Unfolding {
             runs.push([at - start, image, row * self.cols.len + col, len]);
             at += len;
         }
+    }
+}
+
+/// Copies runs of one channel of one image, which starts at `at`.
+fn fill_runs<const LEN: usize>(runs: &[Run], x: &[f32], at: usize, out: &mut [f32]) {
+    for run in runs {
+        let start = at.wrapping_add_signed(run.from as isize);
+        let mask: [u32; LEN] = std::array::from_fn(|i| run.mask[i]);
+        let numbers: [f32; LEN] = match x.get(start..).and_then(|x| x.first_chunk::<LEN>()) {
+            Some(x) => std::array::from_fn(|i| f32::from_bits(x[i].to_bits() & mask[i])),
+            None => std::array::from_fn(|i| match mask[i] {
+                0 => 0.0,
+                _ => x[start.wrapping_add(i)],
+            }),
+        };
+        out[run.to as usize..][..LEN].copy_from_slice(&numbers);
     }
 }
 

@@ -6,11 +6,12 @@
 mod panels;
 mod symbols;
 pub(super) mod tans;
+mod tiles;
 
 use super::scalar::Scalar;
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
-use super::tiles::{Rows, TapRows};
-use super::{Kernels, Lanes, Start, SymbolRows, TileProduct};
+use super::tiles::{CutRows, Rows, Weights};
+use super::{Kernels, Lanes, SymbolRows, TileProduct};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
@@ -55,6 +56,10 @@ impl Kernels for Avx2 {
         unsafe { symbols::bitmap_dots(rows, words, x, y) }
     }
 
+    fn words_percent(&self) -> u64 {
+        50
+    }
+
     fn column_panel(
         &self,
         rows: &SymbolRows<'_>,
@@ -92,8 +97,23 @@ impl Kernels for Avx2 {
     fn place(&self, cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
         match taps.len() {
             // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
-            1..=16 => unsafe { place(cols, taps, channel, base) },
+            1..=16 => unsafe { tiles::place::<false>(cols, &[], taps, channel, base).0 },
             _ => Scalar.place(cols, taps, channel, base),
+        }
+    }
+
+    fn join(
+        &self,
+        cols: &mut [u32],
+        symbols: &[u16],
+        taps: &[u32],
+        channel: u32,
+        base: u32,
+    ) -> (u32, u16) {
+        match taps.len() {
+            // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+            1..=16 => unsafe { tiles::place::<true>(cols, symbols, taps, channel, base) },
+            _ => Scalar.join(cols, symbols, taps, channel, base),
         }
     }
 
@@ -105,22 +125,11 @@ impl Kernels for Avx2 {
         64
     }
 
-    fn narrow(
-        &self,
-        places: &[u32],
-        symbols: &[u16],
-        shift: u32,
-        offsets: &mut Vec<u16>,
-        bytes: &mut Vec<u8>,
-    ) {
-        Scalar.narrow(places, symbols, shift, offsets, bytes);
-    }
-
     fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
         product.check(output);
         match product.strip.rows() {
             Rows::Wide(rows) => add_strip_of(product, rows, output),
-            Rows::Narrow(rows) => add_strip_of(product, rows, output),
+            Rows::Joined(rows) => add_strip_of(product, rows, output),
         }
     }
 
@@ -246,131 +255,18 @@ fn add_panel_product(cols: &[u32], values: &[f32], panel: &[Lanes], sums: &mut L
 }
 
 /// Multiplies a strip that was checked.
-fn add_strip_of(product: &TileProduct<'_>, rows: impl TapRows, output: &mut [f32]) {
+fn add_strip_of(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output: &mut [f32]) {
     // SAFETY: only called where `detect` found AVX2 and FMA, and after the check that the
     // kernels ask for.
     unsafe {
         match product.size {
-            8 => add_strip::<1, 8>(product, rows, output),
-            16 => add_strip::<2, 4>(product, rows, output),
-            32 => add_strip::<4, 2>(product, rows, output),
-            64 => add_strip::<8, 1>(product, rows, output),
-            128 => add_strip::<16, 1>(product, rows, output),
-            256 => add_strip::<32, 1>(product, rows, output),
+            8 => tiles::add_strip::<1, 8>(product, rows, output),
+            16 => tiles::add_strip::<2, 4>(product, rows, output),
+            32 => tiles::add_strip::<4, 2>(product, rows, output),
+            64 => tiles::add_strip::<8, 1>(product, rows, output),
+            128 => tiles::add_strip::<16, 1>(product, rows, output),
+            256 => tiles::add_strip::<32, 1>(product, rows, output),
             size => panic!("add_strip: a tile of {size}"),
         }
     }
-}
-
-/// Registers of sums stay in place while the weights go by: `VECTORS` for the tile, times
-/// `WEIGHTS` in turn, so that additions of small tiles overlap too.
-///
-/// # Safety
-/// [`TileProduct::check`] was called for this output, and the tile is 8 · `VECTORS`.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
-    product: &TileProduct<'_>,
-    rows: impl TapRows,
-    output: &mut [f32],
-) {
-    let TileProduct { strip, input, start, finish, stride, .. } = *product;
-    for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
-        let range = rows.range(row);
-        let output = &mut output[..8 * VECTORS];
-        let mut acc = [[_mm256_setzero_ps(); VECTORS]; WEIGHTS];
-        let from = match start {
-            Start::Zero => None,
-            Start::Output if range.is_empty() && finish.is_none() => continue,
-            Start::Output => Some(&*output),
-            Start::Sums(sums) => Some(&sums[row * 8 * VECTORS..][..8 * VECTORS]),
-        };
-        for (acc, part) in acc[0].iter_mut().zip(from.unwrap_or(&[]).as_chunks::<8>().0) {
-            // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
-            *acc = unsafe { _mm256_loadu_ps(part.as_ptr()) };
-        }
-        let add = |acc: &mut [__m256; VECTORS], weight: usize| {
-            // SAFETY: it is in the row's range.
-            let (offset, value) = unsafe { rows.get(weight) };
-            let value = _mm256_set1_ps(value);
-            for (vector, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: the caller checked that 8 · VECTORS numbers from every offset are there.
-                let x = unsafe { _mm256_loadu_ps(input.as_ptr().add(offset + 8 * vector)) };
-                *acc = _mm256_fmadd_ps(value, x, *acc);
-            }
-        };
-        let whole = range.start + range.len() / WEIGHTS * WEIGHTS;
-        for first in (range.start..whole).step_by(WEIGHTS) {
-            for (i, acc) in acc.iter_mut().enumerate() {
-                add(acc, first + i);
-            }
-        }
-        for (i, weight) in (whole..range.end).enumerate() {
-            add(&mut acc[i % WEIGHTS], weight);
-        }
-        let (parts, _) = output.as_chunks_mut::<8>();
-        for (vector, part) in parts.iter_mut().enumerate() {
-            let mut sum = acc[0][vector];
-            for acc in &acc[1..] {
-                sum = _mm256_add_ps(sum, acc[vector]);
-            }
-            if let Some(finish) = finish {
-                let (scale, shift) = finish.row(row);
-                sum = _mm256_fmadd_ps(sum, _mm256_set1_ps(scale), _mm256_set1_ps(shift));
-                // In this order, NaN stays NaN.
-                sum = _mm256_max_ps(_mm256_set1_ps(finish.floor), sum);
-                sum = _mm256_min_ps(_mm256_set1_ps(finish.ceiling), sum);
-            }
-            // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
-            unsafe { _mm256_storeu_ps(part.as_mut_ptr(), sum) };
-        }
-    }
-}
-
-/// [`Kernels::place`] for up to 16 taps.
-///
-/// The channel of a column is (col + ½) / n in single precision. Its error, at most
-/// col / n · 2⁻²³, is less than the distance to a whole number, 1 / 2n, for columns under 2²²;
-/// larger ones go the plain way.
-#[target_feature(enable = "avx2,fma")]
-fn place(cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
-    let mut entries = [0; 16];
-    entries[..taps.len()].copy_from_slice(taps);
-    // SAFETY: 64 bytes are there; loadu needs no alignment.
-    let (low, high) = unsafe {
-        let at = entries.as_ptr().cast::<__m256i>();
-        (_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1)))
-    };
-    let count = _mm256_set1_epi32(taps.len() as i32);
-    let reciprocal = _mm256_set1_ps(1.0 / taps.len() as f32);
-    let half = _mm256_set1_ps(0.5 / taps.len() as f32);
-    let (channels, bases) = (_mm256_set1_epi32(channel as i32), _mm256_set1_epi32(base as i32));
-    let mut reaches = _mm256_setzero_si256();
-    let mut reach = 0;
-    let (chunks, rest) = cols.as_chunks_mut::<8>();
-    for chunk in chunks {
-        if chunk.iter().any(|&col| col >= 1 << 22) {
-            reach = reach.max(Scalar.place(chunk, taps, channel, base));
-            continue;
-        }
-        // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
-        let col = unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) };
-        let quotient = _mm256_fmadd_ps(_mm256_cvtepi32_ps(col), reciprocal, half);
-        let number = _mm256_cvttps_epi32(quotient);
-        let tap = _mm256_sub_epi32(col, _mm256_mullo_epi32(number, count));
-        let from_low = _mm256_permutevar8x32_epi32(low, tap);
-        let from_high = _mm256_permutevar8x32_epi32(high, tap);
-        let is_high = _mm256_cmpgt_epi32(tap, _mm256_set1_epi32(7));
-        let place = _mm256_add_epi32(
-            _mm256_add_epi32(bases, _mm256_mullo_epi32(number, channels)),
-            _mm256_blendv_epi8(from_low, from_high, is_high),
-        );
-        reaches = _mm256_max_epu32(reaches, place);
-        // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
-        unsafe { _mm256_storeu_si256(chunk.as_mut_ptr().cast(), place) };
-    }
-    let mut lanes = [0u32; 8];
-    // SAFETY: 32 writable bytes are there; storeu needs no alignment.
-    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), reaches) };
-    let most = lanes.into_iter().fold(reach, u32::max);
-    most.max(Scalar.place(rest, taps, channel, base))
 }

@@ -10,7 +10,7 @@ mod tiles;
 
 use super::avx2::Avx2;
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
-use super::tiles::{Rows, TapRows};
+use super::tiles::{CutRows, Rows, Weights};
 use super::{Kernels, Lanes, SymbolRows, TileProduct};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
@@ -63,6 +63,10 @@ impl Kernels for Avx512 {
         unsafe { symbols::bitmap_dots(rows, words, x, y) }
     }
 
+    fn words_percent(&self) -> u64 {
+        14
+    }
+
     fn column_panel(
         &self,
         rows: &SymbolRows<'_>,
@@ -96,8 +100,23 @@ impl Kernels for Avx512 {
     fn place(&self, cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
         match taps.len() {
             // SAFETY: `self` exists only where `detect` found AVX-512.
-            1..=32 => unsafe { tiles::place(cols, taps, channel, base) },
+            1..=32 => unsafe { tiles::place::<false>(cols, &[], taps, channel, base).0 },
             _ => self.avx2.place(cols, taps, channel, base),
+        }
+    }
+
+    fn join(
+        &self,
+        cols: &mut [u32],
+        symbols: &[u16],
+        taps: &[u32],
+        channel: u32,
+        base: u32,
+    ) -> (u32, u16) {
+        match taps.len() {
+            // SAFETY: `self` exists only where `detect` found AVX-512.
+            1..=32 => unsafe { tiles::place::<true>(cols, symbols, taps, channel, base) },
+            _ => self.avx2.join(cols, symbols, taps, channel, base),
         }
     }
 
@@ -113,18 +132,6 @@ impl Kernels for Avx512 {
         128
     }
 
-    fn narrow(
-        &self,
-        places: &[u32],
-        symbols: &[u16],
-        shift: u32,
-        offsets: &mut Vec<u16>,
-        bytes: &mut Vec<u8>,
-    ) {
-        // SAFETY: `self` exists only where `detect` found AVX-512.
-        unsafe { tiles::narrow(places, symbols, shift, offsets, bytes) }
-    }
-
     fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
         if product.size < 16 {
             return self.avx2.add_strip(product, output);
@@ -132,7 +139,7 @@ impl Kernels for Avx512 {
         product.check(output);
         match product.strip.rows() {
             Rows::Wide(rows) => add_strip(product, rows, output),
-            Rows::Narrow(rows) => add_strip(product, rows, output),
+            Rows::Joined(rows) => add_strip(product, rows, output),
         }
     }
 
@@ -180,7 +187,7 @@ impl Kernels for Avx512 {
 }
 
 /// Multiplies a strip that was checked.
-fn add_strip(product: &TileProduct<'_>, rows: impl TapRows, output: &mut [f32]) {
+fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output: &mut [f32]) {
     // SAFETY: only called where `detect` found AVX-512, and after the check that the kernels ask
     // for.
     unsafe {

@@ -89,6 +89,10 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// it may panic or take any of the values.
     fn bitmap_dots(&self, rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y: &mut [f32]);
 
+    /// How many bits in a hundred have to be set for [`Kernels::bitmap_dots`] to be faster than
+    /// [`Kernels::column_dots`].
+    fn words_percent(&self) -> u64;
+
     /// Adds `Σ value · panel[col]` over row r to `sums[r]`, for every lane. Columns are stored as
     /// for [`Kernels::column_dots`]; panel and sums have `width` groups of lanes, 1 or 2, for each
     /// column and each row.
@@ -127,24 +131,26 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// When there are no taps, or (in debug) a place is 2³² or more.
     fn place(&self, cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32;
 
+    /// Replaces each column by four times its place, as [`Kernels::place`] says, and its symbol in
+    /// the upper 8 bits; returns the greatest place and symbol, 0 for none. A place or symbol that
+    /// does not fit spoils its column.
+    ///
+    /// # Panics
+    /// When there are no taps, or not as many symbols as columns.
+    fn join(
+        &self,
+        cols: &mut [u32],
+        symbols: &[u16],
+        taps: &[u32],
+        channel: u32,
+        base: u32,
+    ) -> (u32, u16);
+
     /// Appends `codebook[symbol]` of every symbol to `values`.
     ///
     /// # Panics
     /// When a symbol is outside the codebook.
     fn look_up(&self, symbols: &[u16], codebook: &[f32], values: &mut Vec<f32>);
-
-    /// Replaces `offsets` by what each place is when shifted right, and `bytes` by the symbols.
-    ///
-    /// # Panics
-    /// In debug, when a number does not fit.
-    fn narrow(
-        &self,
-        places: &[u32],
-        symbols: &[u16],
-        shift: u32,
-        offsets: &mut Vec<u16>,
-        bytes: &mut Vec<u8>,
-    );
 
     /// Outputs of the tile that [`Kernels::add_strip`] is fastest at: a power of two, no larger
     /// than [`LARGEST_TILE`].
@@ -272,7 +278,7 @@ mod tests {
                     count: 2,
                     group_rows: 3,
                     group_step: 0,
-                    shift: 0,
+                    end: w.len(),
                 };
                 let indptr = [0, 0, w.len(), w.len()];
                 let (mut all, mut values) = ((0..w.len() as u32).collect(), w.clone());
@@ -387,14 +393,14 @@ mod tests {
                 let reach = set.place(&mut found, &taps, channel, base);
                 prop_assert_eq!(&found, &expected, "{}", set.name());
                 prop_assert_eq!(reach, expected.iter().copied().max().unwrap_or(0));
-                let (mut offsets, mut bytes) = (vec![7], vec![8]);
-                let symbols_of_a_byte: Vec<u16> = symbols.iter().map(|s| s % 256).collect();
-                let small: Vec<u32> = expected.iter().map(|place| place % (1 << 20)).collect();
-                set.narrow(&small, &symbols_of_a_byte, 4, &mut offsets, &mut bytes);
-                let shifted: Vec<u16> = small.iter().map(|place| (place >> 4) as u16).collect();
-                prop_assert_eq!(&offsets, &shifted);
-                let low: Vec<u8> = symbols_of_a_byte.iter().map(|&s| s as u8).collect();
-                prop_assert_eq!(&bytes, &low);
+                let mut found = cols.clone();
+                let (reach, symbol) = set.join(&mut found, &symbols, &taps, channel, base);
+                prop_assert_eq!(reach, expected.iter().copied().max().unwrap_or(0));
+                prop_assert_eq!(symbol, symbols.iter().copied().max().unwrap_or(0));
+                for ((&joined, &place), &symbol) in found.iter().zip(&expected).zip(&symbols) {
+                    let fits = place < 1 << 22 && symbol < 256;
+                    prop_assert!(!fits || joined == place * 4 + (u32::from(symbol) << 24));
+                }
                 let mut found = vec![1.0];
                 set.look_up(&symbols, &codebook, &mut found);
                 prop_assert_eq!(&found[1..], &values, "{}", set.name());
@@ -452,7 +458,7 @@ mod tests {
                     count: 1,
                     group_rows: 1,
                     group_step: 0,
-                    shift: 0,
+                    end: 6,
                 };
                 let mut taps = Taps::default();
                 let decoded = Decoded {

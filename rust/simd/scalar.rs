@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::tans::{self, ElementCode, ElementCursor, Elements, TANS_LANES};
-use super::tiles::{Rows, TapRows};
+use super::tiles::{CutRows, Rows, Weights};
 use super::{Kernels, Lanes, Start, SymbolRows, TileProduct, counted};
 
 /// No instruction set at all.
@@ -46,6 +46,10 @@ impl Kernels for Scalar {
                 }
             }
         }
+    }
+
+    fn words_percent(&self) -> u64 {
+        50
     }
 
     fn column_panel(
@@ -106,6 +110,22 @@ impl Kernels for Scalar {
         reach
     }
 
+    fn join(
+        &self,
+        cols: &mut [u32],
+        symbols: &[u16],
+        taps: &[u32],
+        channel: u32,
+        base: u32,
+    ) -> (u32, u16) {
+        assert_eq!(cols.len(), symbols.len(), "join: columns and symbols");
+        let reach = self.place(cols, taps, channel, base);
+        for (col, &symbol) in cols.iter_mut().zip(symbols) {
+            *col = *col << 2 | u32::from(symbol) << 24;
+        }
+        (reach, symbols.iter().copied().max().unwrap_or(0))
+    }
+
     fn look_up(&self, symbols: &[u16], codebook: &[f32], values: &mut Vec<f32>) {
         values.extend(symbols.iter().map(|&symbol| codebook[usize::from(symbol)]));
     }
@@ -114,31 +134,11 @@ impl Kernels for Scalar {
         64
     }
 
-    fn narrow(
-        &self,
-        places: &[u32],
-        symbols: &[u16],
-        shift: u32,
-        offsets: &mut Vec<u16>,
-        bytes: &mut Vec<u8>,
-    ) {
-        offsets.clear();
-        offsets.extend(places.iter().map(|&place| {
-            debug_assert!(place >> shift < 1 << 16, "narrow: place {place}");
-            (place >> shift) as u16
-        }));
-        bytes.clear();
-        bytes.extend(symbols.iter().map(|&symbol| {
-            debug_assert!(symbol < 256, "narrow: symbol {symbol}");
-            symbol as u8
-        }));
-    }
-
     fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
         product.check(output);
         match product.strip.rows() {
             Rows::Wide(rows) => add_strip(product, rows, output),
-            Rows::Narrow(rows) => add_strip(product, rows, output),
+            Rows::Joined(rows) => add_strip(product, rows, output),
         }
     }
 
@@ -168,7 +168,7 @@ impl Kernels for Scalar {
     }
 }
 
-fn add_strip(product: &TileProduct<'_>, rows: impl TapRows, output: &mut [f32]) {
+fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output: &mut [f32]) {
     let TileProduct { strip, size, input, start, finish, stride } = *product;
     for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
         let output = &mut output[..size];
@@ -180,7 +180,7 @@ fn add_strip(product: &TileProduct<'_>, rows: impl TapRows, output: &mut [f32]) 
         for weight in rows.range(row) {
             // SAFETY: it is in the row's range.
             let (offset, value) = unsafe { rows.get(weight) };
-            for (sum, x) in output.iter_mut().zip(&input[offset..][..size]) {
+            for (sum, x) in output.iter_mut().zip(&input[offset / 4..][..size]) {
                 *sum += value * x;
             }
         }

@@ -6,9 +6,9 @@
 //!   tile    sums[row][p] += Σ value · input[offset + start + p]      p in [0, size)
 //! ```
 //!
-//! Where there are up to 256 values and few enough places, a weight is narrow: 16 bits of offset,
-//! in units that all places are multiples of, and 8 bits of symbol, 3 bytes instead of 8. A layer
-//! goes by once for each group of images, from the second or third level of the cache.
+//! Where there are up to 256 values and few enough places, offset and symbol are joined in 32 bits,
+//! half of what a wide weight takes: what binds a kernel is the number of loads, and a layer goes by
+//! once for each group of images, from the second or third level of the cache.
 //!
 //! Taps know the furthest place that they read, so a kernel checks one number for a whole tile
 //! instead of one a weight. That is why the fields are private: [`Taps::fill`] alone sets them, and
@@ -40,8 +40,8 @@ pub struct Places {
     pub group_rows: usize,
     /// See `group_rows`.
     pub group_step: usize,
-    /// Every place is a multiple of 2 to this.
-    pub shift: u32,
+    /// No place is as much.
+    pub end: usize,
 }
 
 /// Decoded rows: what [`Taps::fill`] takes. Vectors are exchanged for what was there before, so
@@ -69,30 +69,30 @@ pub struct Taps {
     /// `cuts[s · nrows + r] .. cuts[(s + 1) · nrows + r]`.
     cuts: Vec<u32>,
     wide: Wide,
-    narrow: Narrow,
-    is_narrow: bool,
+    joined: Joined,
+    is_joined: bool,
     /// No offset is above it.
     reach: u32,
 }
 
 /// Weights as they are.
 #[derive(Clone, Debug, Default)]
-struct Wide {
+pub(super) struct Wide {
     offsets: Vec<u32>,
     /// As long as `offsets`.
     values: Vec<f32>,
 }
 
-/// Weights of up to 256 values at places that 16 bits hold.
+/// Weights of up to 256 values at places under [`JOINED_PLACES`].
 #[derive(Clone, Debug, Default)]
-struct Narrow {
-    /// Offsets shifted right.
-    offsets: Vec<u16>,
-    /// As long as `offsets`.
-    symbols: Vec<u8>,
+pub(super) struct Joined {
+    /// From the lowest bit on: 24 bits of offset in bytes, 8 bits of symbol.
+    entries: Vec<u32>,
     codebook: Box<Values>,
-    shift: u32,
 }
+
+/// Places whose offsets in bytes take 24 bits.
+const JOINED_PLACES: usize = 1 << 22;
 
 /// The values of every symbol of 8 bits.
 #[derive(Clone, Debug)]
@@ -135,26 +135,34 @@ impl Taps {
             }
             self.cuts[places.count * nrows + row] = end as u32;
         }
+        let is_small = codebook.len() <= 256 && places.end <= JOINED_PLACES;
+        self.is_joined = !has_values && is_small;
         self.reach = 0;
+        let mut largest = 0;
         let mut row = 0;
         while row < nrows {
             let group = (first + row) / places.group_rows;
             let next = nrows.min((group + 1) * places.group_rows - first);
             let base = u32::try_from(group * places.group_step).expect("taps: under 2^32 places");
-            let cols = &mut cols[indptr[row]..indptr[next]];
-            self.reach = self.reach.max(kernels.place(cols, &places.taps, places.channel, base));
+            let range = indptr[row]..indptr[next];
+            let cols = &mut cols[range.clone()];
+            let reach = if self.is_joined {
+                let symbols = &symbols[range];
+                let (reach, symbol) =
+                    kernels.join(cols, symbols, &places.taps, places.channel, base);
+                largest = largest.max(symbol);
+                reach
+            } else {
+                kernels.place(cols, &places.taps, places.channel, base)
+            };
+            self.reach = self.reach.max(reach);
             row = next;
         }
-        let is_small = codebook.len() <= 256 && self.reach >> places.shift < 1 << 16;
-        self.is_narrow = !has_values && is_small;
-        if self.is_narrow {
-            let narrow = &mut self.narrow;
-            narrow.shift = places.shift;
-            narrow.codebook.0[..codebook.len()].copy_from_slice(codebook);
-            let is_symbol = symbols.iter().fold(0, |all, &symbol| all.max(symbol));
-            assert!(cols.is_empty() || usize::from(is_symbol) < codebook.len(), "taps: symbols");
-            kernels.narrow(cols, symbols, places.shift, &mut narrow.offsets, &mut narrow.symbols);
-            assert!(narrow.offsets.len() == cols.len() && narrow.symbols.len() == cols.len());
+        if self.is_joined {
+            assert!((self.reach as usize) < JOINED_PLACES, "taps: place {}", self.reach);
+            assert!(cols.is_empty() || usize::from(largest) < codebook.len(), "taps: symbols");
+            self.joined.codebook.0[..codebook.len()].copy_from_slice(codebook);
+            std::mem::swap(&mut self.joined.entries, cols);
             return;
         }
         if !has_values {
@@ -173,8 +181,8 @@ impl Taps {
 
     /// Bytes in use.
     pub fn nbytes(&self) -> usize {
-        let weights = match self.is_narrow {
-            true => 3 * self.narrow.offsets.len() + size_of::<Values>(),
+        let weights = match self.is_joined {
+            true => 4 * self.joined.entries.len() + size_of::<Values>(),
             false => 8 * self.wide.offsets.len(),
         };
         4 * self.cuts.len() + weights
@@ -221,9 +229,9 @@ impl<'a> Strip<'a> {
     /// The rows, in the form that they have.
     pub(super) fn rows(&self) -> Rows<'a> {
         let (starts, ends) = (self.starts, self.ends);
-        match self.taps.is_narrow {
-            true => Rows::Narrow(NarrowRows { starts, ends, taps: &self.taps.narrow }),
-            false => Rows::Wide(WideRows { starts, ends, taps: &self.taps.wide }),
+        match self.taps.is_joined {
+            true => Rows::Joined(CutRows { starts, ends, taps: &self.taps.joined }),
+            false => Rows::Wide(CutRows { starts, ends, taps: &self.taps.wide }),
         }
     }
 
@@ -234,69 +242,61 @@ impl<'a> Strip<'a> {
 }
 
 /// The rows of a strip.
-#[derive(Clone, Copy)]
 pub(super) enum Rows<'a> {
-    Wide(WideRows<'a>),
-    Narrow(NarrowRows<'a>),
+    Wide(CutRows<'a, Wide>),
+    Joined(CutRows<'a, Joined>),
 }
 
-/// Rows whose weights a kernel goes through, whatever their form.
-pub(super) trait TapRows: Copy {
-    /// The range of weights of a row, which are there.
-    fn range(self, row: usize) -> std::ops::Range<usize>;
-
-    /// Offset and value of a weight.
-    ///
-    /// # Safety
-    /// It is in the range of a row.
-    unsafe fn get(self, weight: usize) -> (usize, f32);
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct WideRows<'a> {
+/// The ranges of rows among weights of one form.
+pub(super) struct CutRows<'a, T> {
     starts: &'a [u32],
     ends: &'a [u32],
-    taps: &'a Wide,
+    taps: &'a T,
 }
 
-impl TapRows for WideRows<'_> {
+impl<T: Weights> CutRows<'_, T> {
+    /// The range of weights of a row, which are there.
     #[inline(always)]
-    fn range(self, row: usize) -> std::ops::Range<usize> {
+    pub(super) fn range(&self, row: usize) -> std::ops::Range<usize> {
         self.starts[row] as usize..self.ends[row] as usize
     }
 
+    /// Offset in bytes and value of a weight.
+    ///
+    /// # Safety
+    /// It is in the range of a row.
     #[inline(always)]
-    unsafe fn get(self, weight: usize) -> (usize, f32) {
-        // SAFETY: cuts are never above the length of both vectors.
+    pub(super) unsafe fn get(&self, weight: usize) -> (usize, f32) {
+        // SAFETY: cuts are never above the number of weights.
+        unsafe { self.taps.get(weight) }
+    }
+}
+
+/// A form that weights have.
+pub(super) trait Weights {
+    /// Offset in bytes and value of a weight.
+    ///
+    /// # Safety
+    /// There are more weights.
+    unsafe fn get(&self, weight: usize) -> (usize, f32);
+}
+
+impl Weights for Wide {
+    #[inline(always)]
+    unsafe fn get(&self, weight: usize) -> (usize, f32) {
+        // SAFETY: both vectors have as many.
         unsafe {
-            (
-                *self.taps.offsets.get_unchecked(weight) as usize,
-                *self.taps.values.get_unchecked(weight),
-            )
+            (*self.offsets.get_unchecked(weight) as usize * 4, *self.values.get_unchecked(weight))
         }
     }
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct NarrowRows<'a> {
-    starts: &'a [u32],
-    ends: &'a [u32],
-    taps: &'a Narrow,
-}
-
-impl TapRows for NarrowRows<'_> {
+impl Weights for Joined {
     #[inline(always)]
-    fn range(self, row: usize) -> std::ops::Range<usize> {
-        self.starts[row] as usize..self.ends[row] as usize
-    }
-
-    #[inline(always)]
-    unsafe fn get(self, weight: usize) -> (usize, f32) {
-        // SAFETY: cuts are never above the length of both vectors.
-        let (offset, symbol) = unsafe {
-            (*self.taps.offsets.get_unchecked(weight), *self.taps.symbols.get_unchecked(weight))
-        };
-        (usize::from(offset) << self.taps.shift, self.taps.codebook.0[usize::from(symbol)])
+    unsafe fn get(&self, weight: usize) -> (usize, f32) {
+        // SAFETY: the caller says so.
+        let entry = unsafe { *self.entries.get_unchecked(weight) };
+        ((entry & 0xff_ffff) as usize, self.codebook.0[(entry >> 24) as usize])
     }
 }
 
@@ -402,3 +402,88 @@ impl TileProduct<'_> {
         }
     }
 }
+
+/// Defines `add_strip` for an instruction set: the features, the register and its lanes, and the
+/// intrinsics, by what they do.
+///
+/// Registers of sums stay in place while the weights go by: `VECTORS` for the tile, times `WEIGHTS`
+/// in turn, so that additions of small tiles overlap too.
+macro_rules! define_add_strip {
+    (
+        $features:literal, $vector:ty, $lanes:literal, zero $zero:ident, set $set:ident,
+        load $load:ident, store $store:ident, multiply_add $multiply_add:ident, add $add:ident,
+        max $max:ident, min $min:ident
+    ) => {
+        /// # Safety
+        /// [`TileProduct::check`] was called for this output, and the tile is the lanes times
+        /// `VECTORS`.
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
+            product: &TileProduct<'_>,
+            rows: CutRows<'_, impl Weights>,
+            output: &mut [f32],
+        ) {
+            let TileProduct { strip, input, start, finish, stride, .. } = *product;
+            for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
+                let range = rows.range(row);
+                let output = &mut output[..$lanes * VECTORS];
+                let mut acc = [[$zero(); VECTORS]; WEIGHTS];
+                let from = match start {
+                    Start::Zero => None,
+                    Start::Output if range.is_empty() && finish.is_none() => continue,
+                    Start::Output => Some(&*output),
+                    Start::Sums(sums) => Some(&sums[row * $lanes * VECTORS..][..$lanes * VECTORS]),
+                };
+                for (acc, part) in
+                    acc[0].iter_mut().zip(from.unwrap_or(&[]).as_chunks::<$lanes>().0)
+                {
+                    // SAFETY: the reference covers as many bytes; no alignment is needed.
+                    *acc = unsafe { $load(part.as_ptr()) };
+                }
+                let add = |acc: &mut [$vector; VECTORS], weight: usize| {
+                    // SAFETY: it is in the row's range.
+                    let (offset, value) = unsafe { rows.get(weight) };
+                    let value = $set(value);
+                    for (vector, acc) in acc.iter_mut().enumerate() {
+                        // SAFETY: the caller checked that a tile from every offset is there.
+                        let x =
+                            unsafe { $load(input.as_ptr().byte_add(offset).add($lanes * vector)) };
+                        *acc = $multiply_add(value, x, *acc);
+                    }
+                };
+                let mut weight = range.start;
+                while weight + WEIGHTS <= range.end {
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        add(acc, weight + i);
+                    }
+                    weight += WEIGHTS;
+                }
+                // In this form every index is known, so that sums stay in registers.
+                for (i, acc) in acc.iter_mut().take(WEIGHTS - 1).enumerate() {
+                    if weight + i < range.end {
+                        add(acc, weight + i);
+                    }
+                }
+                for i in 1..WEIGHTS {
+                    for vector in 0..VECTORS {
+                        acc[0][vector] = $add(acc[0][vector], acc[i][vector]);
+                    }
+                }
+                if let Some(finish) = finish {
+                    let (scale, shift) = finish.row(row);
+                    let (scale, shift) = ($set(scale), $set(shift));
+                    let (floor, ceiling) = ($set(finish.floor), $set(finish.ceiling));
+                    for sum in &mut acc[0] {
+                        // In this order, NaN stays NaN.
+                        *sum = $min(ceiling, $max(floor, $multiply_add(*sum, scale, shift)));
+                    }
+                }
+                for (sum, part) in acc[0].iter().zip(output.as_chunks_mut::<$lanes>().0) {
+                    // SAFETY: the reference covers as many writable bytes.
+                    unsafe { $store(part.as_mut_ptr(), *sum) };
+                }
+            }
+        }
+    };
+}
+pub(super) use define_add_strip;

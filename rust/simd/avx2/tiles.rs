@@ -1,0 +1,87 @@
+//! Tiles of outputs in registers of eight.
+
+use super::super::scalar::Scalar;
+use super::super::tiles::{CutRows, Weights, define_add_strip};
+use super::super::{Kernels, Start, TileProduct};
+use std::arch::x86_64::*;
+
+define_add_strip!(
+    "avx2,fma", __m256, 8, zero _mm256_setzero_ps, set _mm256_set1_ps, load _mm256_loadu_ps,
+    store _mm256_storeu_ps, multiply_add _mm256_fmadd_ps, add _mm256_add_ps, max _mm256_max_ps,
+    min _mm256_min_ps
+);
+
+/// [`Kernels::place`], and where `JOIN`, [`Kernels::join`], for up to 16 taps.
+///
+/// The channel of a column is (col + ½) / n in single precision. Its error, at most
+/// col / n · 2⁻²³, is less than the distance to a whole number, 1 / 2n, for columns under 2²²;
+/// larger ones go the plain way.
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn place<const JOIN: bool>(
+    cols: &mut [u32],
+    symbols: &[u16],
+    taps: &[u32],
+    channel: u32,
+    base: u32,
+) -> (u32, u16) {
+    assert!(!JOIN || cols.len() == symbols.len(), "join: columns and symbols");
+    let mut entries = [0; 16];
+    entries[..taps.len()].copy_from_slice(taps);
+    // SAFETY: 64 bytes are there; loadu needs no alignment.
+    let (low, high) = unsafe {
+        let at = entries.as_ptr().cast::<__m256i>();
+        (_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1)))
+    };
+    let count = _mm256_set1_epi32(taps.len() as i32);
+    let reciprocal = _mm256_set1_ps(1.0 / taps.len() as f32);
+    let half = _mm256_set1_ps(0.5 / taps.len() as f32);
+    let (channels, bases) = (_mm256_set1_epi32(channel as i32), _mm256_set1_epi32(base as i32));
+    let (mut reaches, mut largest) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+    let mut plain = (0, 0);
+    let mut plainly = |cols: &mut [u32], symbols: &[u16]| {
+        let (reach, symbol) = match JOIN {
+            true => Scalar.join(cols, symbols, taps, channel, base),
+            false => (Scalar.place(cols, taps, channel, base), 0),
+        };
+        plain = (reach.max(plain.0), symbol.max(plain.1));
+    };
+    let (chunks, rest) = cols.as_chunks_mut::<8>();
+    let (symbol_chunks, symbol_rest) = symbols.as_chunks::<8>();
+    for (i, chunk) in chunks.iter_mut().enumerate() {
+        if chunk.iter().any(|&col| col >= 1 << 22) {
+            plainly(chunk, if JOIN { &symbol_chunks[i] } else { &[] });
+            continue;
+        }
+        // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
+        let col = unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) };
+        let quotient = _mm256_fmadd_ps(_mm256_cvtepi32_ps(col), reciprocal, half);
+        let number = _mm256_cvttps_epi32(quotient);
+        let tap = _mm256_sub_epi32(col, _mm256_mullo_epi32(number, count));
+        let from_low = _mm256_permutevar8x32_epi32(low, tap);
+        let from_high = _mm256_permutevar8x32_epi32(high, tap);
+        let is_high = _mm256_cmpgt_epi32(tap, _mm256_set1_epi32(7));
+        let mut place = _mm256_add_epi32(
+            _mm256_add_epi32(bases, _mm256_mullo_epi32(number, channels)),
+            _mm256_blendv_epi8(from_low, from_high, is_high),
+        );
+        reaches = _mm256_max_epu32(reaches, place);
+        if JOIN {
+            // SAFETY: the reference covers 16 bytes; loadu needs no alignment.
+            let symbol =
+                unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(symbol_chunks[i].as_ptr().cast())) };
+            largest = _mm256_max_epu32(largest, symbol);
+            place = _mm256_or_si256(_mm256_slli_epi32(place, 2), _mm256_slli_epi32(symbol, 24));
+        }
+        // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
+        unsafe { _mm256_storeu_si256(chunk.as_mut_ptr().cast(), place) };
+    }
+    plainly(rest, symbol_rest);
+    let (mut reach_lanes, mut symbol_lanes) = ([0u32; 8], [0u32; 8]);
+    // SAFETY: 32 writable bytes are there, twice; storeu needs no alignment.
+    unsafe {
+        _mm256_storeu_si256(reach_lanes.as_mut_ptr().cast(), reaches);
+        _mm256_storeu_si256(symbol_lanes.as_mut_ptr().cast(), largest);
+    }
+    let symbol = symbol_lanes.into_iter().fold(0, u32::max) as u16;
+    (reach_lanes.into_iter().fold(plain.0, u32::max), symbol.max(plain.1))
+}
