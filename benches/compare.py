@@ -12,6 +12,7 @@ timed: the error of ours must be at most 4 times that of torch in float32.
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -75,7 +76,38 @@ def measure(name: str, model: nn.Module, sparsity: float, folder: Path) -> dict[
         x = rng.standard_normal((batch, 3, 32, 32)).astype(np.float32)
         row["batches"][batch] = compare(dense, ours, x)
     row["resident_nbytes"] = {form: network.nbytes for form, network in ours.items()}
+    row["memory"] = {
+        form: memory(files["speed" if form == "packed" else "size"], form) for form in OURS
+    }
     return row
+
+
+# Bytes of memory in use before a network is loaded, after, and after runs of one image: what a
+# process with NumPy alone has, without the pages of the file that the system keeps.
+_MEMORY = """
+import sys, numpy, tersenet
+def nbytes():
+    with open("/proc/self/smaps_rollup") as file:
+        return 1024 * sum(int(l.split()[1]) for l in file if l.startswith("Anonymous:"))
+x = numpy.ones((1, 3, 32, 32), numpy.float32)
+before = nbytes()
+network = tersenet.Network.load(sys.argv[1], resident=sys.argv[2])
+loaded = nbytes()
+for _ in range(3):
+    network.run(x, threads=1)
+print(loaded - before, nbytes() - before, network.nbytes)
+"""
+
+
+def memory(path: Path, form: str) -> dict[str, int] | None:
+    """What a process grows by when it loads a network and runs it; None where Linux is not."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        return None
+    resident = "compressed" if form == "packed" else form
+    command = [sys.executable, "-c", _MEMORY, str(path), resident]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded, running, weights = map(int, done.stdout.split())
+    return {"loaded_nbytes": loaded, "running_nbytes": running, "weights_nbytes": weights}
 
 
 def compare(dense: nn.Module, ours: dict[str, Any], x: np.ndarray) -> dict[str, Any]:
@@ -120,6 +152,9 @@ def main() -> None:
                 record["networks"].append(row)
                 percents = ", ".join(f"{g} {p:.2f} %" for g, p in row["file_percent"].items())
                 print(f"\n{name}, {sparsity:.0%} sparse: file for {percents} of dense f32")
+                for form, found in row["memory"].items():
+                    if found is not None:
+                        print(f"  {form:12} {found}")
                 for batch, result in row["batches"].items():
                     for label, time in result["times"].items():
                         print(f"  batch {batch:2}  {label:24} {time['median_ms']:9.3f} ms")

@@ -173,12 +173,64 @@ pub fn take_varint(bytes: &mut &[u8]) -> Result<u64> {
     Err(Error::truncated("varint", bytes.len() as u64 + 1, bytes.len() as u64))
 }
 
+/// Row m: the places of the set bits of m, then zeros.
+static PLACES: [[u8; 8]; 256] = {
+    let mut table = [[0; 8]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (mut bit, mut found) = (0, 0);
+        while bit < 8 {
+            if byte >> bit & 1 == 1 {
+                table[byte][found] = bit as u8;
+                found += 1;
+            }
+            bit += 1;
+        }
+        byte += 1;
+    }
+    table
+};
+
+/// Appends the places of the set bits of `bytes`, from the lowest bit of the first on.
+///
+/// # Panics
+/// When there are 2³² bits or more.
+pub fn push_set_bits(bytes: &[u8], out: &mut Vec<u32>) {
+    assert!(bytes.len() < 1 << 29, "push_set_bits: {} bytes", bytes.len());
+    let mut at = out.len();
+    let count: usize = bytes.iter().map(|byte| byte.count_ones() as usize).sum();
+    let end = at + count;
+    // Every byte writes eight places, of which the next overwrites those that are none.
+    out.resize(end + 7, 0);
+    for (base, &byte) in (0u32..).step_by(8).zip(bytes) {
+        let places = PLACES[usize::from(byte)].map(|place| base + u32::from(place));
+        let count = byte.count_ones() as usize;
+        if let Some(room) = out[at..].first_chunk_mut() {
+            *room = places;
+        } else {
+            out[at..at + count].copy_from_slice(&places[..count]);
+        }
+        at += count;
+    }
+    out.truncate(end);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn set_bits_are_where_a_shift_finds_them(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            let is_set = |i: &u32| bytes[*i as usize / 8] >> (i % 8) & 1 == 1;
+            let mut found = vec![7];
+            push_set_bits(&bytes, &mut found);
+            prop_assert_eq!(found[0], 7);
+            let expected: Vec<u32> = (0..8 * bytes.len() as u32).filter(is_set).collect();
+            prop_assert_eq!(&found[1..], &expected);
+        }
+
         #[test]
         fn packed_fields_come_back(width in 0u32..=57, seeds in prop::collection::vec(any::<u64>(), 0..200)) {
             let values: Vec<u64> = seeds.iter().map(|s| s & ((1u64 << width) - 1)).collect();

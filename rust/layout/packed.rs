@@ -15,20 +15,20 @@
 //! ```
 //!
 //! For size, gap fields take the width with the fewest bits for the block, and symbols ⌈log2 k⌉
-//! bits. For speed, symbols take 8 or 16 bits (none for k = 1), and columns are words of a bitmap
-//! where at least a seventh of a block's bits is set and k ≤ 256, else whole columns, so that a
-//! product reads them as they lie. A product with a vector, 4096 × 4096, k = 32, one Zen 4 core, ms:
+//! bits. For speed, symbols take 8 or 16 bits (none for k = 1), and columns are whole, so that a
+//! product reads them as they lie; or words of a bitmap where k ≤ 256 and so many of a block's bits
+//! are set that the instruction set of this machine multiplies faster from them
+//! ([`crate::simd::Kernels::words_percent`]). A product with a vector, 4096 × 4096, k = 32, one Zen 4
+//! core with AVX-512, ms:
 //!
 //! ```text
 //!   sparse             0 %   60 %   80 %   84 %   86 %   88 %   90 %   95 %   99 %
-//!   words, AVX-512    1.29   0.86   0.85   0.86   0.86   0.86   0.85
-//!   columns, AVX-512         2.80   1.07   0.97   0.85   0.73   0.51   0.27   0.07
-//!   words, AVX2       3.49   1.90   1.42   1.53   1.52   1.39   1.22
-//!   columns, AVX2            2.98   1.56   1.69   1.35   1.01   0.69   0.36   0.08
+//!   words             1.29   0.86   0.85   0.86   0.86   0.86   0.85
+//!   columns                  2.80   1.07   0.97   0.85   0.73   0.51   0.27   0.07
 //! ```
 //!
-//! A dense layer takes 3.5 to 4.2 there, from memory. A batch is multiplied from columns, which a
-//! block's words are turned into: 32 members at 60, 80, 90, 95, 99 % take 10.2, 5.6, 2.5, 1.4, 0.47.
+//! On AVX2 columns are faster up to about half of the bits. A batch is multiplied from columns, which
+//! a block's words are turned into.
 //!
 //! Space: ⌈log2 k⌉ bits of symbol a kept weight, and a gap of about a bit more than its entropy or
 //! one bit an entry. Time: one pass; a row in the middle of a block of gaps costs the rows
@@ -45,7 +45,7 @@ use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::offsets::{Offsets, STRIDE};
 use crate::rows::{RowBlock, Rows, Shape};
-use crate::simd::{Lanes, SymbolRows};
+use crate::simd::{self, Lanes, SymbolRows};
 use std::ops::Range;
 
 pub(super) const SPEC: LayoutSpec = LayoutSpec {
@@ -61,8 +61,6 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
 const BITMAP: u8 = 0;
 const MAX_GAP_WIDTH: u8 = 31;
 const WORDS: u8 = 64;
-/// From one kept weight in so many on, a product from words is faster than one from columns.
-const WORDS_ARE_FASTER: u64 = 7;
 /// Added to the width of columns that are stored as they are.
 const ABSOLUTE: u8 = 128;
 const ABSOLUTE_16: u8 = ABSOLUTE | 16;
@@ -84,7 +82,7 @@ fn encode(rows: &Rows, encoding: &Encoding) -> Result<Encoded> {
     let (mut forms, mut lengths, mut positions) = (Vec::new(), Vec::new(), Vec::new());
     for start in (0..shape.nrows).step_by(STRIDE) {
         let block = start..shape.nrows.min(start + STRIDE);
-        let form = choose_form(rows, block.clone(), encoding.goal);
+        let form = choose_form(rows, block.clone(), encoding.goal)?;
         let bytes = encode_columns(rows, block, form);
         forms.push(form);
         lengths.push(bytes.len() as u64);
@@ -120,7 +118,7 @@ fn gaps(cols: &[u32]) -> impl Iterator<Item = u32> {
 }
 
 /// The form with the fewest bits for the block; the bitmap where they are equal.
-fn choose_form(rows: &Rows, block: Range<usize>, goal: Goal) -> u8 {
+fn choose_form(rows: &Rows, block: Range<usize>, goal: Goal) -> Result<u8> {
     let ncols = rows.shape().ncols;
     let bitmap_bits = (block.len() as u64) * ncols as u64;
     let nnz = (rows.indptr()[block.end] - rows.indptr()[block.start]) as u64;
@@ -128,12 +126,12 @@ fn choose_form(rows: &Rows, block: Range<usize>, goal: Goal) -> u8 {
         let width = if ncols <= 1 << 16 { 16 } else { 32 };
         let words_bits = block.len() as u64 * (ncols as u64).next_multiple_of(64);
         // Kernels take symbols of a byte; others are decoded, and columns decode faster.
-        let is_dense = nnz * WORDS_ARE_FASTER >= words_bits && nnz > 0;
+        let is_dense = nnz * 100 >= words_bits * simd::active()?.words_percent() && nnz > 0;
         let has_bytes = rows.k().is_some_and(|k| k <= 256);
-        return if is_dense && has_bytes { WORDS } else { ABSOLUTE | width };
+        return Ok(if is_dense && has_bytes { WORDS } else { ABSOLUTE | width });
     }
     if nnz >= bitmap_bits {
-        return BITMAP;
+        return Ok(BITMAP);
     }
     let mut counts: Vec<u64> = Vec::new();
     for gap in block.flat_map(|row| gaps(rows.row_cols(row))) {
@@ -148,11 +146,8 @@ fn choose_form(rows: &Rows, block: Range<usize>, goal: Goal) -> u8 {
         fields.sum::<u64>() * u64::from(width)
     };
     let widest = bits::bit_width(counts.len() as u64).clamp(1, u32::from(MAX_GAP_WIDTH)) as u8;
-    (1..=widest)
-        .map(|width| (gap_bits(width), width))
-        .chain([(bitmap_bits, BITMAP)])
-        .min()
-        .map_or(BITMAP, |(_, form)| form)
+    let widths = (1..=widest).map(|width| (gap_bits(width), width));
+    Ok(widths.chain([(bitmap_bits, BITMAP)]).min().map_or(BITMAP, |(_, form)| form))
 }
 
 fn encode_columns(rows: &Rows, block: Range<usize>, form: u8) -> Vec<u8> {
@@ -262,6 +257,15 @@ impl Packed {
             }
             for row in rows {
                 let (len, bits_at) = (self.row_nnz.length(row) as usize, (row - first) * pitch);
+                if form == WORDS {
+                    let before = out.cols.len();
+                    bits::push_set_bits(&bytes[bits_at / 8..][..pitch / 8], &mut out.cols);
+                    if out.cols.len() - before != len {
+                        return damaged(row, "a bitmap with another number of kept weights");
+                    }
+                    out.end_row();
+                    continue;
+                }
                 let cols = new_row(out, len);
                 let mut kept = 0;
                 for base in (0..pitch).step_by(56) {
