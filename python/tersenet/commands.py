@@ -2,7 +2,8 @@
 
 Each command turns its options into one call of the package and shows the answer; whatever goes
 wrong is an exception that `cli` reports. Torch and scikit-learn are loaded only by the commands
-that need them, so that `tersenet --help` is quick.
+that need them, so that `tersenet --help` is quick. Those that run networks are in
+`network_commands`, what they print goes through `console`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from tersenet import __version__, dtypes, io
+from tersenet import __version__, array_files, dtypes, io, network_commands
 from tersenet.cli import DAMAGED, FINE, Settings, message
 from tersenet.console import listed, note, progress, say, show, table, written_shape
 from tersenet.dtypes import Array
@@ -32,6 +33,7 @@ app = typer.Typer(
     name="tersenet",
     help="Prune and quantize networks, store them losslessly compressed, look at such files.",
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
@@ -266,6 +268,10 @@ def verify(source: Stored) -> None:
         raise typer.Exit(DAMAGED) from error
 
 
+app.command()(network_commands.run)
+app.command()(network_commands.bench)
+
+
 def _plan(path: Path | None, options: dict[str, Any]) -> Plan | None:
     if path is None:
         return Plan.of(**options) if options else None
@@ -293,10 +299,7 @@ def _facts(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _npy_matrix(path: Path) -> Array:
-    try:
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise FormatError(f"{path}: no array of numbers that NumPy can read: {error}") from error
+    array = array_files.load(path)
     return _as_matrix(array, array.dtype.name, str(path))
 
 

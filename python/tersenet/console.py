@@ -8,11 +8,13 @@ from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 _WIDTH_IN_A_FILE = 200
 _NAMES_SHOWN = 5
+_NAME_WIDTH = 10  # at least, on a narrow terminal
 _TEXTS = ("type", "shape", "layout")
 
 
@@ -22,8 +24,20 @@ def say(text: str) -> None:
 
 
 def show(table: Table) -> None:
-    """Print a table of the answer, as wide as the terminal."""
-    _stdout().print(table)
+    """Print a table of the answer, as wide as the terminal.
+
+    Names are folded where it is narrow; numbers are never cut, so a terminal too narrow for them
+    breaks the lines.
+    """
+    console = _stdout()
+    names, *others = table.columns
+    if all(column.no_wrap for column in others):
+        names.max_width = _NAME_WIDTH
+        unbounded = console.options.update(width=_WIDTH_IN_A_FILE)
+        needed = Measurement.get(console, unbounded, table).maximum
+        names.max_width = None
+        console = Console(width=max(console.width, needed))
+    console.print(table)
 
 
 def note(text: str) -> None:
