@@ -2,28 +2,24 @@
 
 Each command turns its options into one call of the package and shows the answer; whatever goes
 wrong is an exception that `cli` reports. Torch and scikit-learn are loaded only by the commands
-that need them, so that `tersenet --help` is quick.
+that need them, so that `tersenet --help` is quick. Those that run networks are in
+`network_commands`, what they print goes through `console`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from tersenet import __version__, dtypes, io
+from tersenet import __version__, array_files, dtypes, io, network_commands
 from tersenet.cli import DAMAGED, FINE, Settings, message
+from tersenet.console import listed, note, progress, say, show, table, written_shape
 from tersenet.dtypes import Array
 from tersenet.errors import FormatError
 from tersenet.plan import Plan
@@ -32,13 +28,12 @@ if TYPE_CHECKING:
     from tersenet._core import Goal
 
 _INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
-_WIDTH_IN_A_FILE = 200
-_NAMES_SHOWN = 5
 
 app = typer.Typer(
     name="tersenet",
     help="Prune and quantize networks, store them losslessly compressed, look at such files.",
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
@@ -61,7 +56,7 @@ def run(arguments: Sequence[str], settings: Settings) -> int:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        _say(f"tersenet {__version__}")
+        say(f"tersenet {__version__}")
         raise typer.Exit
 
 
@@ -94,11 +89,11 @@ def demo(
     """Train, prune, quantize, compress, save, load and run a small network, and compare."""
     from tersenet import demo
 
-    with _progress() as advance:
+    with progress() as advance:
         result = demo.run(
             seed=seed, goal=_goal(goal), keep=keep, epochs=epochs or None, progress=advance
         )
-    _console().print(demo.table(result))
+    show(demo.table(result))
 
 
 @app.command()
@@ -143,7 +138,7 @@ def compress(
         "seed": seed,
     }
     chosen = _plan(plan, {name: v for name, v in options.items() if v is not None})
-    with _progress() as advance:
+    with progress() as advance:
         report = compress_file(
             source,
             output,
@@ -155,15 +150,15 @@ def compress(
             progress=advance,
         )
     if report.left_out:
-        _note(f"left out, no tensors of the model: {_listed(report.left_out)}")
-    table = _table("tensor", "type", "shape", "layout", "density", "k", "bytes", "of dense")
+        note(f"left out, no tensors of the model: {listed(report.left_out)}")
+    shown = table("tensor", "type", "shape", "layout", "density", "k", "bytes", "of dense")
     plain = [row for row in report.rows if row.layout is None and row.reason is None]
     for row in report.rows:
         if row not in plain:
-            table.add_row(
+            shown.add_row(
                 row.name,
                 row.dtype,
-                _shape(row.shape),
+                written_shape(row.shape),
                 _pair(row.layout, row.coder),
                 "" if row.nnz is None else f"{row.nnz / prod(row.shape):.2%}",
                 f"{row.k:,}" if row.k else "",
@@ -171,15 +166,15 @@ def compress(
                 f"{row.nbytes / row.dense_nbytes:.2%}",
             )
     for name, first in report.aliases.items():
-        table.add_row(name, "", "", f"= {first}")
-    _console().print(table)
+        shown.add_row(name, "", "", f"= {first}")
+    show(shown)
     if plain:
         nbytes = sum(row.nbytes for row in plain)
-        _say(f"{len(plain)} other tensors, as they are: {nbytes:,} bytes")
+        say(f"{len(plain)} other tensors, as they are: {nbytes:,} bytes")
     if dropped := sum(row.dropped for row in report.rows):
-        _say(f"{dropped:,} weights became zero when they were quantized")
+        say(f"{dropped:,} weights became zero when they were quantized")
     share = report.target_nbytes / max(report.source_nbytes, 1)
-    _say(f"{output}: {report.target_nbytes:,} bytes, {share:.2%} of {report.source_nbytes:,}")
+    say(f"{output}: {report.target_nbytes:,} bytes, {share:.2%} of {report.source_nbytes:,}")
 
 
 @app.command()
@@ -192,7 +187,7 @@ def decompress(
     if output.exists() and output.samefile(source):
         raise ValueError(f"decompress: {output} is the source, expected another file to write")
     nbytes = io.to_safetensors(source, output)
-    _say(f"{output}: {nbytes:,} bytes, {source.stat().st_size:,} compressed")
+    say(f"{output}: {nbytes:,} bytes, {source.stat().st_size:,} compressed")
 
 
 @app.command()
@@ -212,30 +207,30 @@ def inspect(
         metadata = file.metadata()
     if as_json:
         answer = {"path": str(source), **totals, "metadata": metadata, "tensors": facts}
-        _say(json.dumps(answer, indent=2))
+        say(json.dumps(answer, indent=2))
         return
-    table = _table("tensor", "type", "shape", "layout", "density", "bytes", "bits each")
+    shown = table("tensor", "type", "shape", "layout", "density", "bytes", "bits each")
     for name, fact in facts.items():
         size, alias = prod(fact["shape"]), fact.get("alias_of")
         is_matrix = fact["kind"] == "matrix" and alias is None and size > 0
-        table.add_row(
+        shown.add_row(
             name,
             fact["dtype"],
-            _shape(fact["shape"]),
+            written_shape(fact["shape"]),
             _pair(fact.get("layout"), fact.get("coder")) if alias is None else f"= {alias}",
             f"{fact['nnz'] / size:.2%}" if is_matrix else "",
             f"{fact['nbytes']:,}" if alias is None else "",
             f"{8 * fact['nbytes'] / size:.3f}" if alias is None and size else "",
         )
-    _console().print(table)
+    show(shown)
     share = totals["file_nbytes"] / max(totals["dense_nbytes"], 1)
     rest = totals["file_nbytes"] - totals["tensors_nbytes"]
-    _say(
+    say(
         f"{len(facts)} tensors, {totals['file_nbytes']:,} bytes, {share:.2%} of "
         f"{totals['dense_nbytes']:,} dense; header, codebooks and checksums are {rest:,} of them"
     )
     for key, value in metadata.items():
-        _say(f"{key} = {value}")
+        say(f"{key} = {value}")
 
 
 @app.command()
@@ -258,7 +253,7 @@ def compare(
         matrix = _checkpoint_matrix(source, tensor)
     else:
         raise ValueError(f"{source}: ending {ending!r}, expected .npy or .safetensors")
-    _say(str(compare(matrix, threads)))
+    say(str(compare(matrix, threads)))
 
 
 @app.command()
@@ -267,10 +262,14 @@ def verify(source: Stored) -> None:
     try:
         with io.open(source) as file:
             file.verify()
-            _say(f"{source}: fine, {len(file)} tensors, {file.nbytes:,} bytes")
+            say(f"{source}: fine, {len(file)} tensors, {file.nbytes:,} bytes")
     except FormatError as error:
-        _note(message(error))
+        note(message(error))
         raise typer.Exit(DAMAGED) from error
+
+
+app.command()(network_commands.run)
+app.command()(network_commands.bench)
 
 
 def _plan(path: Path | None, options: dict[str, Any]) -> Plan | None:
@@ -300,10 +299,7 @@ def _facts(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _npy_matrix(path: Path) -> Array:
-    try:
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise FormatError(f"{path}: no array of numbers that NumPy can read: {error}") from error
+    array = array_files.load(path)
     return _as_matrix(array, array.dtype.name, str(path))
 
 
@@ -316,7 +312,7 @@ def _checkpoint_matrix(path: Path, tensor: str | None) -> Array:
         tensor = names[0]
     if tensor not in checkpoint.entries:
         found = "no --tensor" if tensor is None else f"--tensor {tensor}"
-        raise ValueError(f"{path}: {found}, expected one of {_listed(names)}")
+        raise ValueError(f"{path}: {found}, expected one of {listed(names)}")
     return _as_matrix(checkpoint.get(tensor), checkpoint.entries[tensor].dtype, tensor)
 
 
@@ -330,65 +326,8 @@ def _as_matrix(array: Array, dtype: str, what: str) -> Array:
     return np.require(values.reshape(array.shape[0], -1), np.float32, ("C", "A"))
 
 
-def _table(name: str, *columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column(name, overflow="fold")
-    for column in columns:
-        is_text = column in ("type", "shape", "layout")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
-    return table
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
-
-
 def _pair(layout: str | None, coder: str | None) -> str:
     """Name a layout, and its coder where that is not the plain one."""
     if layout is None:
         return "plain"
     return layout if coder in (None, "fixed") else f"{layout}, {coder}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    more = len(names) - _NAMES_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown or "none"
-
-
-def _console() -> Console:
-    """Return stdout: as wide as the terminal, or wide enough for a table in a file."""
-    return Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_FILE)
-
-
-def _say(text: str) -> None:
-    _console().print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _note(text: str) -> None:
-    console = Console(stderr=True)
-    console.print(f"tersenet: {text}", markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show bars on a terminal's stderr, one for each thing that is done, until the end."""
-    console = Console(stderr=True)
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    tasks: dict[str, TaskID] = {}
-
-    def advance(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bars.add_task(what)
-        bars.update(tasks[what], completed=done, total=max(total, 1))
-
-    with bars:
-        yield advance

@@ -21,10 +21,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from builtins import open as open_file
 from collections.abc import Iterator
-from contextlib import suppress
 from math import prod
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeGuard
 
@@ -42,6 +40,7 @@ from tersenet.dtypes import (
 )
 from tersenet.errors import FormatError
 from tersenet.files import File, Limits, Path, Typed, Value, write
+from tersenet.replacing import Replacing
 
 if TYPE_CHECKING:
     from tersenet._core import Goal
@@ -242,7 +241,7 @@ def to_safetensors(source: Path, target: Path, *, limits: Limits | None = None) 
             }
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        with _Replacing(target) as out:
+        with Replacing(target) as out:
             out.write(len(text).to_bytes(8, "little") + text)
             for name in order:
                 out.write(_dense_bytes(file.get(name), infos[name]["dtype"]))
@@ -274,37 +273,3 @@ def _dense_bytes(value: Value, dtype: str) -> bytes:
     if isinstance(value, CompressedMatrix):
         value = narrowed(value.decompress(), dtype)
     return to_bytes(value)
-
-
-class _Replacing:
-    """A file that takes its name only when all of it is written and synced."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = os.fspath(path)
-        self._folder = os.path.dirname(self._path) or "."
-
-    def __enter__(self) -> BinaryIO:
-        self._beside = f"{self._path}.{secrets.token_hex(8)}"
-        self._file: BinaryIO = open_file(self._beside, "xb")
-        return self._file
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            with self._file as file:
-                if kind is None:
-                    file.flush()
-                    os.fsync(file.fileno())
-            if kind is None:
-                os.replace(self._beside, self._path)
-                _sync_folder(self._folder)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(self._beside)
-
-
-def _sync_folder(folder: str) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

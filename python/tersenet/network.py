@@ -110,6 +110,18 @@ class Network:
         }
 
     @property
+    def noutputs(self) -> int:
+        """The number of arrays that a run makes."""
+        return self._core.outputs[0]
+
+    @property
+    def signature(self) -> str:
+        """The inputs as people write them: "x: float32 [batch, 3, 32, 32]"."""
+        return ", ".join(
+            f"{name}: {dtype} {_written(shape)}" for name, (dtype, shape) in self.inputs.items()
+        )
+
+    @property
     def nbytes(self) -> int:
         """The bytes of all weights as they are held now; a shared one counts once."""
         return self._core.nbytes
@@ -120,10 +132,7 @@ class Network:
 
     def __repr__(self) -> str:
         """Name the path, the inputs and the size."""
-        inputs = ", ".join(
-            f"{name}: {dtype} {_written(shape)}" for name, (dtype, shape) in self.inputs.items()
-        )
-        return f"Network({self.path!r}, {inputs}, {self.nbytes:,} bytes)"
+        return f"Network({self.path!r}, {self.signature}, {self.nbytes:,} bytes)"
 
     def _checked(self, arrays: Sequence[Any]) -> list[npt.NDArray[Any]]:
         inputs = self.inputs

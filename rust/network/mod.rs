@@ -127,7 +127,9 @@ impl Network {
     /// [`Reader::get`].
     pub fn load(reader: &Reader, resident: Resident, limits: &Limits) -> Result<Self> {
         let bytes = reader.graph().ok_or_else(|| {
-            Error::invalid("container: weights without a network's graph, expected one")
+            Error::invalid(
+                "container: tensors without a network's graph, expected a file of tersenet.export",
+            )
         })?;
         let graph = Graph::from_bytes(bytes)?;
         let built = building::build(&graph, reader, resident)?;

@@ -300,6 +300,8 @@ BAD = [
     (["decompress", "all.terse", "-o", "o.pt"], "ending '.pt', expected .safetensors"),
     (["decompress", "text.terse", "-o", "o.safetensors"], "text.terse: not a tersenet container"),
     (["decompress", "flipped.terse", "-o", "o.safetensors"], "flipped.terse"),
+    (["decompress", "all.terse", "-o", "no/o.safetensors"],
+     "no/o.safetensors: No such file or directory"),
     (["inspect", "text.terse"], "text.terse: not a tersenet container"),
     (["inspect", "missing.terse"], "missing.terse: No such file"),
     (["compare", "layers.safetensors"], "no --tensor, expected one of"),
