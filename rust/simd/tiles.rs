@@ -446,9 +446,10 @@ macro_rules! define_add_strip {
                     let value = $set(value);
                     for (vector, acc) in acc.iter_mut().enumerate() {
                         // SAFETY: the caller checked that a tile from every offset is there.
-                        let x =
-                            unsafe { $load(input.as_ptr().byte_add(offset).add($lanes * vector)) };
-                        *acc = $multiply_add(value, x, *acc);
+                        unsafe {
+                            let x = $load(input.as_ptr().byte_add(offset).add($lanes * vector));
+                            *acc = $multiply_add(value, x, *acc);
+                        }
                     }
                 };
                 let mut weight = range.start;
