@@ -21,7 +21,7 @@ const PIECE_WORDS: usize = 64;
 type Buffer = [f32; PIECE_WORDS * 64 + 8];
 
 /// Row m: the places of the set bits of m, then zeros.
-static SET_BITS: [[u32; 8]; 256] = {
+pub(super) static SET_BITS: [[u32; 8]; 256] = {
     let mut table = [[0; 8]; 256];
     let mut byte = 0;
     while byte < 256 {

@@ -4,6 +4,7 @@
 //! 16·i, those under 16 keep their number and all others get the top bit, for which a shuffle gives
 //! zero; the eight are put together by or.
 
+use super::symbols::SET_BITS;
 use crate::simd::tans::{ESCAPE, ElementCode, ElementCursor, Elements, STATES, TANS_LANES, Table};
 use std::arch::x86_64::*;
 
@@ -200,6 +201,31 @@ fn rank_group(
     _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(halves[0], halves[1]))
 }
 
+/// Appends those of eight elements whose bits are set in `kept`.
+///
+/// # Panics
+/// When there is no room for all of them.
+#[target_feature(enable = "avx2,popcnt")]
+#[inline]
+fn append(out: &mut Elements, positions: __m256i, ranks: __m128i, kept: u8) {
+    let to_positions: &mut [u32; 8] =
+        out.positions[out.len..].first_chunk_mut().expect("room was checked");
+    let to_ranks: &mut [u16; 8] = out.ranks[out.len..].first_chunk_mut().expect("room was checked");
+    // SAFETY: the table's row is 32 readable bytes, and the references cover 32 and 16 writable
+    // ones; no alignment is needed.
+    unsafe {
+        let places = _mm256_loadu_si256(SET_BITS[usize::from(kept)].as_ptr().cast());
+        let found = _mm256_permutevar8x32_epi32(positions, places);
+        _mm256_storeu_si256(to_positions.as_mut_ptr().cast(), found);
+        // Number i of 16 bits is bytes 2i and 2i + 1.
+        let (low, high) = (_mm256_castsi256_si128(places), _mm256_extracti128_si256::<1>(places));
+        let pairs = _mm_mullo_epi16(_mm_packus_epi32(low, high), _mm_set1_epi16(0x0202));
+        let order = _mm_add_epi16(pairs, _mm_set1_epi16(0x0100));
+        _mm_storeu_si128(to_ranks.as_mut_ptr().cast(), _mm_shuffle_epi8(ranks, order));
+    }
+    out.len += kept.count_ones() as usize;
+}
+
 /// Decodes up to `nsteps` whole steps, and gives how many: fewer where a stream ends before a step's
 /// reach.
 #[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
@@ -226,7 +252,6 @@ pub(super) fn decode_elements<const NARROW: bool>(
     // One less than the next position: a kept element is at the sum of gaps and of the elements up
     // to itself, less one.
     let mut base = _mm256_set1_epi32(cursor.position.wrapping_sub(1) as i32);
-    let mut found = ([0u32; TANS_LANES], [0u16; TANS_LANES]);
     let mut done = 0;
     while done < nsteps {
         let fits = |has: bool, bytes: &[u8], at: usize| !has || at / 8 + REACH <= bytes.len();
@@ -291,35 +316,19 @@ pub(super) fn decode_elements<const NARROW: bool>(
             }
         }
 
-        let is_whole = escapes == 0 && code.pruned.is_none();
-        let (to_positions, to_ranks): (&mut [u32; TANS_LANES], &mut [u16; TANS_LANES]) = if is_whole
-        {
-            (
-                out.positions[out.len..].first_chunk_mut().expect("room was checked"),
-                out.ranks[out.len..].first_chunk_mut().expect("room was checked"),
-            )
-        } else {
-            (&mut found.0, &mut found.1)
-        };
-        for b in 0..4 {
-            // SAFETY: groups 0 to 3 of 16 numbers are in the arrays of 64.
-            unsafe {
-                let to = to_positions.as_mut_ptr().add(16 * b);
-                _mm256_storeu_si256(to.cast(), positions[b][0]);
-                _mm256_storeu_si256(to.add(8).cast(), positions[b][1]);
-                _mm256_storeu_si256(to_ranks.as_mut_ptr().add(16 * b).cast(), ranks[b]);
+        let of = |b: u32| _pext_u64(escapes, 0x1111_1111_1111_1111 << b) << (16 * b);
+        let mut kept = !(of(0) | of(1) | of(2) | of(3));
+        if let Some(pruned) = code.pruned {
+            let pruned = _mm256_set1_epi16(pruned as i16);
+            for (b, &ranks) in ranks.iter().enumerate() {
+                let is_pruned = _mm256_movemask_epi8(_mm256_cmpeq_epi16(ranks, pruned)) as u32;
+                kept &= !(u64::from(_pext_u32(is_pruned, 0x5555_5555)) << (16 * b));
             }
         }
-        if is_whole {
-            out.len += TANS_LANES;
-        } else {
-            let of = |b: u32| _pext_u64(escapes, 0x1111_1111_1111_1111 << b) << (16 * b);
-            let dropped = of(0) | of(1) | of(2) | of(3);
-            for (element, (&position, &rank)) in found.0.iter().zip(&found.1).enumerate() {
-                out.positions[out.len] = position;
-                out.ranks[out.len] = rank;
-                let is_kept = dropped >> element & 1 == 0 && code.pruned != Some(rank);
-                out.len += usize::from(is_kept);
+        for (b, (positions, ranks)) in positions.into_iter().zip(ranks).enumerate() {
+            let ranks = [_mm256_castsi256_si128(ranks), _mm256_extracti128_si256::<1>(ranks)];
+            for (half, (positions, ranks)) in positions.into_iter().zip(ranks).enumerate() {
+                append(out, positions, ranks, (kept >> (16 * b + 8 * half)) as u8);
             }
         }
         done += 1;
