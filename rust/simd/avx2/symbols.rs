@@ -42,11 +42,11 @@ static SET_BITS: [[u32; 8]; 256] = {
 /// The codebook's first 32 values by bytes: byte b of value 16h + i is byte i of each half of
 /// `planes[b][h]`.
 #[derive(Clone, Copy)]
-struct Planes([[__m256i; 2]; 4]);
+pub(super) struct Planes([[__m256i; 2]; 4]);
 
 impl Planes {
     #[target_feature(enable = "avx2")]
-    fn new(codebook: &[f32; 256]) -> Self {
+    pub(super) fn new(codebook: &[f32; 256]) -> Self {
         let (sixteens, _) = codebook.as_chunks::<16>();
         let mut planes = [[_mm256_setzero_si256(); 2]; 4];
         for (b, plane) in planes.iter_mut().enumerate() {
@@ -60,7 +60,7 @@ impl Planes {
     /// The values of 32 symbols under 32, in order.
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn look_up(self, symbols: __m256i) -> [__m256; 4] {
+    pub(super) fn look_up(self, symbols: __m256i) -> [__m256; 4] {
         // Interleaving keeps to halves, so fours 2q and 2q + 1 go to place q of either half.
         let order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
         let symbols = _mm256_permutevar8x32_epi32(symbols, order);
@@ -85,7 +85,7 @@ impl Planes {
 }
 
 #[target_feature(enable = "avx2")]
-fn load_bytes(bytes: &[u8; 32]) -> __m256i {
+pub(super) fn load_bytes(bytes: &[u8; 32]) -> __m256i {
     // SAFETY: the reference covers 32 readable bytes; loadu needs no alignment.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
