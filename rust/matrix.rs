@@ -12,8 +12,9 @@ use crate::bits;
 use crate::codebook::Codebook;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
-use crate::layout::{self, Columns, Encoding, Goal, Layout, LayoutSpec, Parts};
+use crate::layout::{self, Buffers, Columns, Encoding, Goal, Layout, LayoutSpec, Parts, Spread};
 use crate::rows::{RowBlock, Rows, Shape, Values, filled};
+use crate::simd::{Kernels, dense_rows};
 use crate::threads;
 use std::sync::Arc;
 
@@ -344,6 +345,23 @@ impl CompressedMatrix {
         self.decode_symbols(rows, block)?;
         block.look_up(self.codebook_values());
         Ok(())
+    }
+
+    /// Decodes `rows` into dense ones: [`Layout::decode_dense`] into the start of `out`, which grows.
+    pub(crate) fn decode_dense(
+        &self,
+        kernels: &'static dyn Kernels,
+        rows: std::ops::Range<usize>,
+        buffers: &mut Buffers,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let pitch = dense_rows::pitch(self.shape.ncols);
+        let len = rows.len().saturating_mul(pitch);
+        if out.len() < len {
+            *out = filled(0.0, rows.len(), pitch)?;
+        }
+        let spread = Spread { codebook: self.codebook_values(), pitch, kernels };
+        self.layout.decode_dense(&spread, rows, buffers, &mut out[..len])
     }
 
     /// Rows that are best decoded together; ranges of rows should start at a multiple of it.

@@ -12,9 +12,13 @@
 //! that is half again as fast as all panels for each block. Cutting rows into strips of columns
 //! for the first-level cache gained nothing: each strip of a row starts anew.
 //!
+//! Where most weights are kept, a batch is the convolution of as many images of one place, whose
+//! engine multiplies dense rows, a block of them at a time (`convolution/density.rs`).
+//!
 //! Work is cut into blocks of rows, and each output is summed by one thread in one order, so the
 //! result has the same bits for any number of threads.
 
+use crate::convolution::{self, Geometry};
 use crate::error::{Error, Result};
 use crate::layout::{Buffers, PanelProduct, Product};
 use crate::lines::Lines;
@@ -77,6 +81,10 @@ impl CompressedMatrix {
             return self.matvec_on(kernels, x, threads);
         }
         let Shape { nrows, ncols } = self.shape();
+        if convolution::batch_is_faster_dense(kernels, self, batch) {
+            let shape = [batch, ncols, 1, 1];
+            return Ok(self.conv_on(kernels, x, shape, &Geometry::POINT, None, threads)?.0);
+        }
         let block_rows = self.block_rows();
         let mut y = filled(0.0, batch, nrows)?;
         let groups = batch.div_ceil(LANES);

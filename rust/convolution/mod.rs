@@ -13,6 +13,10 @@
 //!         finish (scale, shift, activation) and store
 //! ```
 //!
+//! Where most weights are kept, blocks are decoded into dense rows instead, a MiB or 64 rows at a
+//! time, and several rows share the loads of their inputs (`density.rs`, `simd/dense_rows.rs`). A
+//! pruned weight is multiplied there, so inputs that are not all finite go the other way.
+//!
 //! Every output is summed in the order of its row's weights, whoever computes it, so any number of
 //! threads gives the same bits. Threads share the groups of images, or the rows where there are
 //! fewer groups than threads.
@@ -20,16 +24,20 @@
 //! Price: the unfolded input of one group a thread; the decoded rows of one block, or of the whole
 //! layer where a schedule is kept.
 
+mod density;
 mod unfolding;
 
 use crate::error::{Error, Result};
+use crate::layout::Buffers;
 use crate::lines::Lines;
 use crate::matrix::CompressedMatrix;
 use crate::rows::{RowBlock, filled};
 use crate::simd::{
-    self, Decoded, Finish, Kernels, Places, SMALLEST_TILE, Start, Taps, TileProduct,
+    self, Decoded, Finish, Kernels, LARGEST_TILE, Places, SMALLEST_TILE, Start, Taps, TileProduct,
 };
 use crate::threads;
+use density::Decoding;
+pub(crate) use density::batch_is_faster_dense;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Mutex;
 use unfolding::Unfolding;
@@ -95,6 +103,8 @@ impl<'a> From<Finish<'a>> for Epilogue<'a> {
 pub struct Plan {
     unfolding: Unfolding,
     places: Places,
+    /// Where dense rows are faster: their places, and how many of them are decoded at a time.
+    dense: Option<(Places, usize)>,
     /// `[images, channels, height, width]`.
     input: [usize; 4],
     nrows: usize,
@@ -113,6 +123,10 @@ const STRIP_WEIGHTS: usize = 32;
 const SMALL_TILE_STRIPS: usize = 4;
 /// Kept weights that are decoded at a time: 2 MiB with their offsets.
 const BLOCK_WEIGHTS: usize = 1 << 18;
+/// Weights of dense rows that are decoded at a time: 1 MiB.
+const DENSE_WEIGHTS: usize = 1 << 18;
+/// Columns that a strip of dense rows has at least: 16 outputs of each are half a first-level cache.
+const DENSE_STRIP_COLS: usize = 256;
 /// So much smaller are blocks where they need not serve several groups of images.
 const SMALLER_BLOCKS: usize = 4;
 /// Multiply–adds that a thread is worth.
@@ -130,6 +144,30 @@ impl Plan {
         input: [usize; 4],
         geometry: &Geometry,
     ) -> Result<Self> {
+        Self::for_decoding(kernels, matrix, input, geometry, Decoding::EachRun)
+    }
+
+    /// As [`Plan::new`], where all calls will get scheduled weights, unless they are multiplied as
+    /// dense rows ([`Plan::is_dense`]).
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn for_schedule(
+        kernels: &'static dyn Kernels,
+        matrix: &CompressedMatrix,
+        input: [usize; 4],
+        geometry: &Geometry,
+    ) -> Result<Self> {
+        Self::for_decoding(kernels, matrix, input, geometry, Decoding::Once)
+    }
+
+    fn for_decoding(
+        kernels: &'static dyn Kernels,
+        matrix: &CompressedMatrix,
+        input: [usize; 4],
+        geometry: &Geometry,
+        decoding: Decoding,
+    ) -> Result<Self> {
         let (nrows, ncols) = (matrix.shape().nrows, matrix.shape().ncols);
         let (groups, channels) = (geometry.groups, input[1]);
         let taps = geometry.kernel[0].checked_mul(geometry.kernel[1]);
@@ -142,7 +180,17 @@ impl Plan {
                 geometry.kernel
             )));
         }
-        let unfolding = Unfolding::new(input, geometry, kernels.tile())?;
+        let mut unfolding = Unfolding::new(input, geometry, kernels.tile())?;
+        let [height, width] = unfolding.outputs();
+        let outputs = input[0].saturating_mul(height * width);
+        let is_point = outputs == input[0];
+        let is_dense =
+            groups == 1 && density::dense_is_faster(kernels, matrix, outputs, is_point, decoding);
+        if is_dense && is_point {
+            // A batch of vectors is unfolded as a whole, unless it is large: else it would be for
+            // every block of rows.
+            unfolding = Unfolding::new(input, geometry, LARGEST_TILE).unwrap_or(unfolding);
+        }
         let tile = tile_size(unfolding.positions(), kernels.tile());
         let narrowest = STRIP_NUMBERS / unfolding.footprint(tile).max(1);
         let weights = STRIP_WEIGHTS
@@ -165,7 +213,14 @@ impl Plan {
         let unit = matrix.block_rows();
         let block_rows =
             (BLOCK_WEIGHTS * nrows.max(1) / matrix.nnz().max(1)).max(unit) / unit * unit;
-        Ok(Self { unfolding, places, input, nrows, nnz: matrix.nnz(), tile, block_rows })
+        let dense = is_dense.then(|| {
+            let strip = (narrowest * taps.unwrap_or(1)).max(DENSE_STRIP_COLS);
+            let count = ncols.div_ceil(strip).max(1);
+            let strip = ncols.div_ceil(count).max(1);
+            let rows = (DENSE_WEIGHTS / ncols.max(1)).max(unit) / unit * unit;
+            (Places { strip, count, ..places.clone() }, rows)
+        });
+        Ok(Self { unfolding, places, dense, input, nrows, nnz: matrix.nnz(), tile, block_rows })
     }
 
     /// The shape of the output: `[images, nrows, height, width]`.
@@ -180,8 +235,14 @@ impl Plan {
     /// As [`CompressedMatrix::to_rows`].
     pub fn schedule(&self, kernels: &dyn Kernels, matrix: &CompressedMatrix) -> Result<Taps> {
         let (mut taps, mut block) = (Taps::default(), RowBlock::default());
-        self.decode(kernels, matrix, 0..self.nrows, &mut block, &mut taps)?;
+        self.decode_taps(kernels, matrix, 0..self.nrows, &mut block, &mut taps)?;
         Ok(taps)
+    }
+
+    /// Whether stored weights are multiplied as dense rows, so that decoding them before does not
+    /// pay. Inputs that are not finite are multiplied with kept weights all the same.
+    pub fn is_dense(&self) -> bool {
+        self.dense.is_some()
     }
 
     /// Computes the output `y` `[images, nrows, height, width]` from the input `x`.
@@ -211,13 +272,20 @@ impl Plan {
         let [height, width] = self.unfolding.outputs();
         let outputs = self.input[0] * height * width;
         let work = self.nnz.saturating_mul(outputs) / THREAD_PRODUCTS;
-        let call = Call { kernels, weights, epilogue, threads: threads.min(work).max(1) };
+        let dense = self.dense.as_ref().filter(|_| {
+            // A pruned weight contributes nothing, so it must not meet what is not finite.
+            matches!(weights, Weights::Stored(_)) && density::all_finite(x)
+        });
+        let places = dense.map_or(&self.places, |(places, _)| places);
+        let (is_dense, threads) = (dense.is_some(), threads.min(work).max(1));
+        let call = Call { kernels, weights, places, is_dense, epilogue, threads };
+        let decoded_rows = dense.map_or(self.block_rows, |&(_, rows)| rows);
         let groups = self.input[0].div_ceil(self.unfolding.group);
         if groups == 1 {
             return self.run_rows(&call, x, y);
         }
         let block_rows = match weights {
-            Weights::Stored(_) => self.block_rows,
+            Weights::Stored(_) => decoded_rows,
             Weights::Scheduled(_) => self.nrows,
         };
         for start in (0..self.nrows).step_by(block_rows) {
@@ -246,8 +314,26 @@ impl Plan {
         Ok(())
     }
 
-    /// Decodes `rows` into `taps`.
+    /// Decodes `rows` into the taps of the scratch memory, in the form that the call takes.
     fn decode(
+        &self,
+        call: &Call<'_>,
+        matrix: &CompressedMatrix,
+        rows: Range<usize>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let Scratch { buffers, weights, taps, .. } = scratch;
+        if !call.is_dense {
+            return self.decode_taps(call.kernels, matrix, rows, &mut buffers.block, taps);
+        }
+        let sizes = [rows.len(), matrix.shape().ncols];
+        matrix.decode_dense(call.kernels, rows, buffers, weights)?;
+        taps.fill_dense(call.kernels, weights, sizes, call.places);
+        Ok(())
+    }
+
+    /// Decodes the kept weights of `rows` into `taps`.
+    fn decode_taps(
         &self,
         kernels: &dyn Kernels,
         matrix: &CompressedMatrix,
@@ -275,8 +361,7 @@ impl Plan {
         let mut parts: Vec<_> =
             ranges.map(|r| (rows.start + r.start..rows.start + r.end, lend())).collect();
         threads::for_each(call.threads, parts.iter_mut().collect(), |(rows, scratch)| {
-            let Scratch { block, taps, .. } = &mut **scratch;
-            self.decode(call.kernels, matrix, rows.clone(), block, taps)
+            self.decode(call, matrix, rows.clone(), scratch)
         })?;
         Ok(parts)
     }
@@ -290,20 +375,24 @@ impl Plan {
             Weights::Stored(matrix) => matrix.block_rows(),
             Weights::Scheduled(_) => 8,
         };
-        let step = (self.block_rows / SMALLER_BLOCKS).next_multiple_of(unit);
+        let step = match &self.dense {
+            Some((_, rows)) if call.is_dense => *rows,
+            _ => (self.block_rows / SMALLER_BLOCKS).next_multiple_of(unit),
+        };
         let work = |rows: Range<usize>, mut maps: Maps<'_>| {
             let mut scratch = lend();
-            let Scratch { block, taps, sums, runs, .. } = &mut *scratch;
             let matrix = match call.weights {
                 Weights::Stored(matrix) => matrix,
                 Weights::Scheduled(taps) => {
+                    let Scratch { sums, runs, .. } = &mut *scratch;
                     let segment = Segment { taps, first: 0, rows };
                     return self.tiles(call, &[segment], unfolded, (sums, runs), &mut maps);
                 }
             };
             for start in rows.clone().step_by(step) {
                 let mine = start..rows.end.min(start + step);
-                self.decode(call.kernels, matrix, mine.clone(), block, taps)?;
+                self.decode(call, matrix, mine.clone(), &mut scratch)?;
+                let Scratch { taps, sums, runs, .. } = &mut *scratch;
                 let segment = Segment { taps, first: start, rows: 0..mine.len() };
                 maps.first = start - rows.start;
                 self.tiles(call, &[segment], unfolded, (sums, runs), &mut maps)?;
@@ -440,8 +529,8 @@ impl Plan {
             // The last strip stores outputs in their place, where a whole tile of them is one run.
             let is_direct = self.unfolding.is_one_run() && start + size <= positions;
             let sums = &mut sums[..nrows * size];
-            for strip in 0..self.places.count {
-                let is_last = strip + 1 == self.places.count;
+            for strip in 0..call.places.count {
+                let is_last = strip + 1 == call.places.count;
                 let mut done = 0;
                 for segment in segments {
                     let rows = &segment.rows;
@@ -531,6 +620,9 @@ fn tile_size(left: usize, largest: usize) -> usize {
 struct Call<'a> {
     kernels: &'static dyn Kernels,
     weights: Weights<'a>,
+    places: &'a Places,
+    /// Whether stored weights are decoded into dense rows.
+    is_dense: bool,
     epilogue: &'a Epilogue<'a>,
     threads: usize,
 }
@@ -584,7 +676,9 @@ struct Segment<'a> {
 /// Memory that calls use in turns.
 #[derive(Debug, Default)]
 struct Scratch {
-    block: RowBlock,
+    buffers: Buffers,
+    /// Dense rows.
+    weights: Vec<f32>,
     taps: Taps,
     unfolded: Lines,
     sums: Lines,

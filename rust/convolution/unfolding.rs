@@ -361,9 +361,14 @@ impl Unfolding {
         let images = x.len() / image;
         match &self.copies {
             Copies::Transposed => {
-                for (number, x) in x.chunks_exact(image).enumerate() {
-                    let out = out.iter_mut().skip(number).step_by(self.channel);
-                    out.zip(&x[channels.clone()]).for_each(|(out, x)| *out = *x);
+                // A line of each image at a time, to lines that stay in the cache.
+                let starts = channels.clone().step_by(LINE);
+                for (start, out) in starts.zip(out.chunks_mut(LINE * self.channel)) {
+                    let line = start..channels.end.min(start + LINE);
+                    for (number, x) in x.chunks_exact(image).enumerate() {
+                        let out = out.iter_mut().skip(number).step_by(self.channel);
+                        out.zip(&x[line.clone()]).for_each(|(out, x)| *out = *x);
+                    }
                 }
             }
             Copies::Planes(shifts) => {

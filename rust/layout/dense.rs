@@ -6,7 +6,7 @@
 //!
 //! An entry +0.0 is pruned: it contributes nothing to a product even where x is not finite.
 
-use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, Product};
+use super::{Buffers, Encoded, Encoding, Layout, LayoutSpec, Parts, Product, Spread};
 use crate::array::Array;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
@@ -79,6 +79,20 @@ impl Layout for Dense {
                 }
             }
             out.end_row();
+        }
+        Ok(())
+    }
+
+    fn decode_dense(
+        &self,
+        spread: &Spread<'_>,
+        rows: Range<usize>,
+        _: &mut Buffers,
+        out: &mut [f32],
+    ) -> Result<()> {
+        for (row, out) in rows.zip(out.chunks_exact_mut(spread.pitch)) {
+            let entries = &self.values.as_slice()[row * self.ncols..][..self.ncols];
+            out[..self.ncols].copy_from_slice(entries);
         }
         Ok(())
     }

@@ -235,6 +235,38 @@ impl PanelProduct<'_> {
     }
 }
 
+/// How rows are decoded into dense ones.
+#[derive(Clone, Copy)]
+pub struct Spread<'a> {
+    /// The values of symbols; empty where the layout holds values.
+    pub codebook: &'a [f32],
+    /// Numbers from one row to the next: [`dense_rows::pitch`] of the columns.
+    pub pitch: usize,
+    /// The instruction set.
+    pub kernels: &'static dyn Kernels,
+}
+
+impl Spread<'_> {
+    /// Puts decoded rows into `out`, +0.0 where no weight is kept.
+    fn put(&self, block: &RowBlock, out: &mut [f32]) {
+        for (row, out) in out.chunks_exact_mut(self.pitch).enumerate() {
+            let kept = block.indptr[row]..block.indptr[row + 1];
+            let cols = &block.cols[kept.clone()];
+            out.fill(0.0);
+            match block.values.get(kept.clone()) {
+                Some(values) if block.values.len() == block.cols.len() => {
+                    cols.iter().zip(values).for_each(|(&col, &value)| out[col as usize] = value);
+                }
+                _ => {
+                    for (&col, &symbol) in cols.iter().zip(&block.symbols[kept]) {
+                        out[col as usize] = self.codebook[usize::from(symbol)];
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Buffers that a product reuses from block to block.
 #[derive(Debug, Default)]
 pub struct Buffers {
@@ -295,6 +327,26 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
                 *y = product.kernels.sparse_dot(cols, values, product.x);
             }
         }
+        Ok(())
+    }
+
+    /// Decodes `rows` into dense ones: the first `ncols` of each `spread.pitch` numbers of `out`,
+    /// which has so many for every row; those after them may be anything.
+    ///
+    /// The default decodes the rows into a small buffer and puts every weight to its place.
+    ///
+    /// # Errors
+    /// As [`Layout::decode`].
+    fn decode_dense(
+        &self,
+        spread: &Spread<'_>,
+        rows: Range<usize>,
+        buffers: &mut Buffers,
+        out: &mut [f32],
+    ) -> Result<()> {
+        buffers.block.reserve(rows.len(), rows.len().saturating_mul(spread.pitch))?;
+        self.decode(rows, &mut buffers.block)?;
+        spread.put(&buffers.block, out);
         Ok(())
     }
 

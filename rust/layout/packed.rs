@@ -30,13 +30,15 @@
 //! On AVX2 columns are faster up to about half of the bits. A batch is multiplied from columns, which
 //! a block's words are turned into.
 //!
+//! Where most weights are kept, a batch is multiplied by dense rows, into which words are spread.
+//!
 //! Space: ⌈log2 k⌉ bits of symbol a kept weight, and a gap of about a bit more than its entropy or
 //! one bit an entry. Time: one pass; a row in the middle of a block of gaps costs the rows
 //! before it.
 
 use super::{
-    Buffers, Encoded, Encoding, Goal, Layout, LayoutSpec, PanelProduct, Parts, Product, check_rows,
-    decode_and_add_panels,
+    Buffers, Encoded, Encoding, Goal, Layout, LayoutSpec, PanelProduct, Parts, Product, Spread,
+    check_rows, decode_and_add_panels,
 };
 use crate::array::Array;
 use crate::bits::{self, BitReader, BitWriter};
@@ -397,7 +399,7 @@ impl Packed {
         zeros
     }
 
-    /// The words of `rows`, which lie in one block of that form.
+    /// The words of `rows`, which lie in one block of whole words.
     fn words(&self, rows: &Range<usize>) -> &[[u8; 8]] {
         let (block, row_words) = (rows.start / STRIDE, self.shape.ncols.div_ceil(64));
         let bytes = &self.positions.as_slice()[self.ends.start(block) as usize..];
@@ -479,6 +481,50 @@ impl Layout for Packed {
                 let (cols, values) = buffer.row(row);
                 *y = product.kernels.sparse_dot(cols, values, product.x);
             }
+        }
+        Ok(())
+    }
+
+    /// Bitmaps whose rows are whole words are spread as they lie, where symbols have up to 8 bits.
+    fn decode_dense(
+        &self,
+        spread: &Spread<'_>,
+        rows: Range<usize>,
+        buffers: &mut Buffers,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let codebook = small_codebook(spread.codebook);
+        let mut row = rows.start;
+        while row < rows.end {
+            let part = row..rows.end.min((row / STRIDE + 1) * STRIDE);
+            let out = &mut out[(row - rows.start) * spread.pitch..][..part.len() * spread.pitch];
+            row = part.end;
+            let form = self.forms.as_slice()[part.start / STRIDE];
+            let is_words = form == WORDS || form == BITMAP && self.shape.ncols.is_multiple_of(64);
+            let Buffers { block, symbols, .. } = buffers;
+            if !is_words || self.symbol_width > 8 {
+                block.reserve(part.len(), out.len())?;
+                self.decode(part, block)?;
+                spread.put(block, out);
+                continue;
+            }
+            let (counts, at) = self.counts(&part);
+            let symbols = match self.symbol_width {
+                0 | 8 => self.stored_symbols(at, &counts, symbols),
+                _ => {
+                    let kept: usize = counts.iter().map(|&count| count as usize).sum();
+                    block.clear();
+                    self.decode_symbols(at..at + kept, &mut block.symbols);
+                    symbols.clear();
+                    symbols.extend(block.symbols.iter().map(|&symbol| symbol as u8));
+                    symbols
+                }
+            };
+            let k = spread.codebook.len();
+            let kept = SymbolRows { counts: &counts, symbols, codebook: &codebook, k };
+            let row_words = self.shape.ncols.div_ceil(64);
+            let words = self.words(&part);
+            spread.kernels.spread_bitmap(&kept, words, row_words, spread.pitch, out);
         }
         Ok(())
     }

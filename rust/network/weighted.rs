@@ -11,7 +11,8 @@
 //! registers; so do activations that are bounds. Others follow on what was just stored.
 //!
 //! Weights are decoded block by block in each run; a network that is resident as "cached" or
-//! "dense" decodes them once for each of the last few shapes that it ran.
+//! "dense" decodes them once for each of the last few shapes that it ran, but for those that most
+//! weights are kept of and that dense rows are faster at: these are a decoded block at a time.
 
 use super::Resident;
 use super::activation::Activation;
@@ -187,7 +188,9 @@ impl Layer {
         {
             return Ok(known.clone());
         }
-        let plan = convolution::Plan::new(kernels, &self.matrix, input, &self.geometry)?;
+        let new =
+            if self.is_kept { convolution::Plan::for_schedule } else { convolution::Plan::new };
+        let plan = new(kernels, &self.matrix, input, &self.geometry)?;
         let prepared = Arc::new(Prepared { input, plan, taps: OnceLock::new() });
         if let Ok(mut plans) = self.plans.try_lock() {
             if plans.len() == MAX_PLANS {
@@ -237,7 +240,7 @@ impl Operator for Layer {
             return Ok(());
         }
         let prepared = self.prepared(kernels, input)?;
-        let weights = if self.is_kept {
+        let weights = if self.is_kept && !prepared.plan.is_dense() {
             if prepared.taps.get().is_none() {
                 let taps = prepared.plan.schedule(kernels, &self.matrix)?;
                 let _ = prepared.taps.set(taps);

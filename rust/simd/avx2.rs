@@ -3,6 +3,7 @@
 //! Inputs are gathered by plain, checked loads: on most CPUs faster than the gather instruction.
 #![allow(unsafe_code)]
 
+mod dense_rows;
 mod panels;
 mod symbols;
 pub(super) mod tans;
@@ -82,6 +83,18 @@ impl Kernels for Avx2 {
         unsafe { symbols::set_bits(words, row_words, cols) }
     }
 
+    fn spread_bitmap(
+        &self,
+        rows: &SymbolRows<'_>,
+        words: &[[u8; 8]],
+        row_words: usize,
+        pitch: usize,
+        out: &mut [f32],
+    ) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { dense_rows::spread_bitmap(rows, words, row_words, pitch, out) }
+    }
+
     fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32 {
         assert_eq!(w.len(), x.len(), "dense_dot: weights and inputs");
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
@@ -130,6 +143,8 @@ impl Kernels for Avx2 {
         match product.strip.rows() {
             Rows::Wide(rows) => add_strip_of(product, rows, output),
             Rows::Joined(rows) => add_strip_of(product, rows, output),
+            // SAFETY: `self` exists only where `detect` found AVX2 and FMA; checked above.
+            Rows::Dense(rows) => unsafe { dense_rows::add_rows(product, rows, output) },
         }
     }
 

@@ -3,6 +3,7 @@
 //! What is not faster here than on AVX2 is left to it.
 #![allow(unsafe_code)]
 
+mod dense_rows;
 mod panels;
 mod symbols;
 mod tans;
@@ -89,6 +90,18 @@ impl Kernels for Avx512 {
         unsafe { symbols::set_bits(words, row_words, cols) }
     }
 
+    fn spread_bitmap(
+        &self,
+        rows: &SymbolRows<'_>,
+        words: &[[u8; 8]],
+        row_words: usize,
+        pitch: usize,
+        out: &mut [f32],
+    ) {
+        // SAFETY: `self` exists only where `detect` found the instructions.
+        unsafe { dense_rows::spread_bitmap(rows, words, row_words, pitch, out) }
+    }
+
     fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32 {
         self.avx2.dense_dot(w, x)
     }
@@ -140,6 +153,8 @@ impl Kernels for Avx512 {
         match product.strip.rows() {
             Rows::Wide(rows) => add_strip(product, rows, output),
             Rows::Joined(rows) => add_strip(product, rows, output),
+            // SAFETY: `self` exists only where `detect` found AVX-512; checked above.
+            Rows::Dense(rows) => unsafe { dense_rows::add_rows(product, rows, output) },
         }
     }
 

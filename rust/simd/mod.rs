@@ -12,6 +12,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod dense;
+pub mod dense_rows;
 mod scalar;
 pub mod tans;
 mod tiles;
@@ -112,6 +113,21 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// row is `row_words` ≤ 1024 little-endian words.
     fn set_bits(&self, words: &[[u8; 8]], row_words: usize, cols: &mut Vec<[u8; 2]>);
 
+    /// Writes rows as dense ones, a row at each multiple of `pitch`: the value of each set bit of its
+    /// `row_words` little-endian words at its column, +0.0 at the others, 64 columns a word.
+    ///
+    /// # Panics
+    /// When there are fewer symbols than bits; and where a row ends outside `out` it may panic or
+    /// leave columns as they are.
+    fn spread_bitmap(
+        &self,
+        rows: &SymbolRows<'_>,
+        words: &[[u8; 8]],
+        row_words: usize,
+        pitch: usize,
+        out: &mut [f32],
+    );
+
     /// `Σ w[i] · x[i]` over the entries of w that are not +0.0.
     ///
     /// # Panics
@@ -155,6 +171,12 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// Outputs of the tile that [`Kernels::add_strip`] is fastest at: a power of two, no larger
     /// than [`LARGEST_TILE`].
     fn tile(&self) -> usize;
+
+    /// Whether [`Kernels::add_strip`] loads the inputs of a column once for several dense rows, and
+    /// so is faster at them than at taps of as many weights.
+    fn shares_inputs(&self) -> bool {
+        true
+    }
 
     /// Sums `Σ value · input[offset + p]` over the weights of each row, for p in [0, size), finishes
     /// the sums and stores them in `output`, a row at each multiple of the stride.

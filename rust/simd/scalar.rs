@@ -3,7 +3,7 @@
 
 use super::tans::{self, ElementCode, ElementCursor, Elements, TANS_LANES};
 use super::tiles::{CutRows, Rows, Weights};
-use super::{Kernels, Lanes, Start, SymbolRows, TileProduct, counted};
+use super::{Kernels, Lanes, Start, SymbolRows, TileProduct, counted, dense_rows};
 
 /// No instruction set at all.
 pub struct Scalar;
@@ -87,6 +87,28 @@ impl Kernels for Scalar {
         }
     }
 
+    fn spread_bitmap(
+        &self,
+        rows: &SymbolRows<'_>,
+        words: &[[u8; 8]],
+        row_words: usize,
+        pitch: usize,
+        out: &mut [f32],
+    ) {
+        let mut symbols = rows.symbols.iter();
+        for (words, out) in words.chunks_exact(row_words.max(1)).zip(out.chunks_mut(pitch.max(1))) {
+            for (word, out) in words.iter().zip(out.chunks_exact_mut(64)) {
+                let word = u64::from_le_bytes(*word);
+                for (bit, out) in out.iter_mut().enumerate() {
+                    *out = match word >> bit & 1 {
+                        1 => rows.codebook[usize::from(*symbols.next().expect("a symbol a bit"))],
+                        _ => 0.0,
+                    };
+                }
+            }
+        }
+    }
+
     fn dense_dot(&self, w: &[f32], x: &[f32]) -> f32 {
         assert_eq!(w.len(), x.len(), "dense_dot: weights and inputs");
         w.iter().zip(x).filter(|(w, _)| w.to_bits() != 0).map(|(w, x)| w * x).sum()
@@ -134,11 +156,16 @@ impl Kernels for Scalar {
         64
     }
 
+    fn shares_inputs(&self) -> bool {
+        false
+    }
+
     fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
         product.check(output);
         match product.strip.rows() {
             Rows::Wide(rows) => add_strip(product, rows, output),
             Rows::Joined(rows) => add_strip(product, rows, output),
+            Rows::Dense(rows) => dense_rows::add_rows(product, rows, output),
         }
     }
 

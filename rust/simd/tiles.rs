@@ -16,6 +16,7 @@
 #![allow(unsafe_code)]
 
 use super::Kernels;
+use super::dense_rows::{self, Dense, DenseRows};
 
 /// Outputs of the largest tile of any instruction set.
 pub const LARGEST_TILE: usize = 256;
@@ -70,9 +71,21 @@ pub struct Taps {
     cuts: Vec<u32>,
     wide: Wide,
     joined: Joined,
-    is_joined: bool,
+    dense: Dense,
+    form: Form,
+    /// Columns of a strip, where rows are dense.
+    strip: usize,
     /// No offset is above it.
     reach: u32,
+}
+
+/// Where the weights are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Form {
+    #[default]
+    Wide,
+    Joined,
+    Dense,
 }
 
 /// Weights as they are.
@@ -136,7 +149,8 @@ impl Taps {
             self.cuts[places.count * nrows + row] = end as u32;
         }
         let is_small = codebook.len() <= 256 && places.end <= JOINED_PLACES;
-        self.is_joined = !has_values && is_small;
+        let is_joined = !has_values && is_small;
+        self.form = if is_joined { Form::Joined } else { Form::Wide };
         self.reach = 0;
         let mut largest = 0;
         let mut row = 0;
@@ -146,7 +160,7 @@ impl Taps {
             let base = u32::try_from(group * places.group_step).expect("taps: under 2^32 places");
             let range = indptr[row]..indptr[next];
             let cols = &mut cols[range.clone()];
-            let reach = if self.is_joined {
+            let reach = if is_joined {
                 let symbols = &symbols[range];
                 let (reach, symbol) =
                     kernels.join(cols, symbols, &places.taps, places.channel, base);
@@ -158,7 +172,7 @@ impl Taps {
             self.reach = self.reach.max(reach);
             row = next;
         }
-        if self.is_joined {
+        if is_joined {
             assert!((self.reach as usize) < JOINED_PLACES, "taps: place {}", self.reach);
             assert!(cols.is_empty() || usize::from(largest) < codebook.len(), "taps: symbols");
             self.joined.codebook.0[..codebook.len()].copy_from_slice(codebook);
@@ -174,6 +188,29 @@ impl Taps {
         std::mem::swap(&mut self.wide.values, values);
     }
 
+    /// Takes dense rows of `ncols` columns from `weights`, a row at each multiple of their
+    /// [`dense_rows::pitch`]; the vector is exchanged for the last one. All rows share their inputs.
+    ///
+    /// # Panics
+    /// When there are fewer weights, several groups of rows, or 2³² places.
+    pub fn fill_dense(
+        &mut self,
+        kernels: &dyn Kernels,
+        weights: &mut Vec<f32>,
+        [nrows, ncols]: [usize; 2],
+        places: &Places,
+    ) {
+        assert!(weights.len() >= nrows * dense_rows::pitch(ncols), "taps: dense rows");
+        assert!(places.group_step == 0 || places.group_rows >= nrows, "taps: one group of rows");
+        self.cuts.clear();
+        (self.form, self.nrows, self.strip) = (Form::Dense, nrows, places.strip);
+        let offsets = &mut self.dense.offsets;
+        offsets.clear();
+        offsets.extend(0..u32::try_from(ncols).expect("taps: under 2^32 columns"));
+        self.reach = kernels.place(offsets, &places.taps, places.channel, 0);
+        std::mem::swap(&mut self.dense.weights, weights);
+    }
+
     /// The number of rows.
     pub fn nrows(&self) -> usize {
         self.nrows
@@ -181,11 +218,20 @@ impl Taps {
 
     /// Bytes in use.
     pub fn nbytes(&self) -> usize {
-        let weights = match self.is_joined {
-            true => 4 * self.joined.entries.len() + size_of::<Values>(),
-            false => 8 * self.wide.offsets.len(),
+        let weights = match self.form {
+            Form::Wide => 8 * self.wide.offsets.len(),
+            Form::Joined => 4 * self.joined.entries.len() + size_of::<Values>(),
+            Form::Dense => 4 * (self.dense.offsets.len() + self.dense.weights.len()),
         };
         4 * self.cuts.len() + weights
+    }
+
+    /// Whether nothing reads the input.
+    fn is_empty(&self) -> bool {
+        match self.form {
+            Form::Dense => self.dense.offsets.is_empty(),
+            _ => self.cuts.last().is_none_or(|&end| end == 0),
+        }
     }
 
     /// Strip `number` of rows `start .. end`.
@@ -194,12 +240,25 @@ impl Taps {
     /// When there are fewer.
     pub fn strip(&self, number: usize, start: usize, end: usize) -> Strip<'_> {
         assert!(start <= end && end <= self.nrows, "taps: rows {start} to {end}");
-        let (starts, ends) = (number * self.nrows, (number + 1) * self.nrows);
-        Strip {
-            starts: &self.cuts[starts + start..starts + end],
-            ends: &self.cuts[ends + start..ends + end],
-            taps: self,
-        }
+        let (first, last) = (number * self.nrows, (number + 1) * self.nrows);
+        let cuts =
+            || (&self.cuts[first + start..first + end], &self.cuts[last + start..last + end]);
+        let rows = match self.form {
+            Form::Wide => {
+                let (starts, ends) = cuts();
+                Rows::Wide(CutRows { starts, ends, taps: &self.wide })
+            }
+            Form::Joined => {
+                let (starts, ends) = cuts();
+                Rows::Joined(CutRows { starts, ends, taps: &self.joined })
+            }
+            Form::Dense => {
+                let ncols = self.dense.offsets.len();
+                let at = |number: usize| (number * self.strip).min(ncols);
+                Rows::Dense(DenseRows::new(&self.dense, at(number)..at(number + 1), start..end))
+            }
+        };
+        Strip { rows, nrows: end - start, taps: self }
     }
 }
 
@@ -219,40 +278,46 @@ fn find(cols: &[u32], limit: u32, parts: usize) -> usize {
 /// One strip of some rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Strip<'a> {
-    starts: &'a [u32],
-    /// As many as `starts`.
-    ends: &'a [u32],
+    rows: Rows<'a>,
+    nrows: usize,
     taps: &'a Taps,
 }
 
 impl<'a> Strip<'a> {
     /// The rows, in the form that they have.
     pub(super) fn rows(&self) -> Rows<'a> {
-        let (starts, ends) = (self.starts, self.ends);
-        match self.taps.is_joined {
-            true => Rows::Joined(CutRows { starts, ends, taps: &self.taps.joined }),
-            false => Rows::Wide(CutRows { starts, ends, taps: &self.taps.wide }),
-        }
+        self.rows
     }
 
     /// The number of rows.
     pub fn nrows(&self) -> usize {
-        self.starts.len()
+        self.nrows
     }
 }
 
 /// The rows of a strip.
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Rows<'a> {
     Wide(CutRows<'a, Wide>),
     Joined(CutRows<'a, Joined>),
+    Dense(DenseRows<'a>),
 }
 
 /// The ranges of rows among weights of one form.
+#[derive(Debug)]
 pub(super) struct CutRows<'a, T> {
     starts: &'a [u32],
     ends: &'a [u32],
     taps: &'a T,
 }
+
+impl<T> Clone for CutRows<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for CutRows<'_, T> {}
 
 impl<T: Weights> CutRows<'_, T> {
     /// The range of weights of a row, which are there.
@@ -385,8 +450,7 @@ impl TileProduct<'_> {
         let is_size = size.is_power_of_two() && (SMALLEST_TILE..=LARGEST_TILE).contains(size);
         assert!(is_size, "add_strip: a tile of {size}");
         assert!(
-            taps.cuts.last().is_none_or(|&end| end == 0)
-                || taps.reach as usize + size <= input.len(),
+            taps.is_empty() || taps.reach as usize + size <= input.len(),
             "add_strip: a tile of {size} at {} of {}",
             taps.reach,
             input.len()

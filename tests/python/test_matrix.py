@@ -99,6 +99,39 @@ def test_products_are_within_the_bound_of_float64(w, pair, batch):
         assert (np.abs(m.matvec(x[0]) - exact[0]) <= bound(x[:1], w)[0]).all()
 
 
+@given(
+    st.sampled_from([1, 5, 64, 67, 130]),
+    st.sampled_from([1, 7, 63, 64, 130, 2048, 2100]),
+    st.sampled_from([1, 2, 17, 32, 33, 256, 300]),
+    st.sampled_from([0.35, 0.45, 0.55, 0.9, 1.0]),
+    st.sampled_from([2, 3, 8, 9, 16, 33, 128, 257]),
+    pairs,
+    st.sampled_from(["size", "speed"]),
+    st.integers(0, 1000),
+)
+def test_hardly_pruned_matrices_multiply_batches_within_the_bound(
+    nrows, ncols, k, density, batch, pair, goal, seed
+):
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal(k).astype(np.float32)[rng.integers(0, k, (nrows, ncols))]
+    w[rng.random(w.shape) >= density] = 0
+    m = CompressedMatrix.compress(w, *pair, goal=goal)
+    x = rng.standard_normal((batch, ncols)).astype(np.float32)
+    y = m.matmul(x, threads=1)
+    exact = x.astype(np.float64) @ w.astype(np.float64).T
+    assert (np.abs(y - exact) <= bound(x, w)).all()
+    assert all(same_bits(m.matmul(x, threads=threads), y) for threads in (2, 3, 8))
+    # What is not finite reaches the rows that keep its column, in its own member of the batch.
+    member, col = rng.integers(batch), rng.integers(ncols)
+    x[member, col] = rng.choice(np.float32([np.inf, -np.inf, np.nan]))
+    z = m.matmul(x, threads=1)
+    reached = np.zeros(z.shape, bool)
+    reached[member] = w[:, col] != 0
+    assert np.array_equal(np.isfinite(z), ~reached)
+    assert (np.abs(z - exact) <= bound(np.where(np.isfinite(x), x, 4), w))[~reached].all()
+    assert same_bits(m.matmul(x, threads=3), z)
+
+
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_pruned_weight_contributes_nothing_where_x_is_not_finite(pair: tuple[str, str]):
     w = np.float32([[0, 2, 0], [0, 0, 0], [1, 0, 0]])

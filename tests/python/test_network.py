@@ -31,6 +31,24 @@ def test_every_way_to_hold_the_weights_computes_the_same(path, resident, mmap):
     check(network, tersenet.decompress(small_net()), (SmallNet.example(),))
 
 
+@pytest.mark.parametrize("resident", RESIDENT)
+@pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.5])
+def test_hardly_pruned_layers_compute_the_same(tmp_path, resident, sparsity):
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(3, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 70, 3, stride=2), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(70 * 7 * 7, 66), nn.GELU(), nn.Linear(66, 10)]
+    model = nn.Sequential(*layers).eval()
+    plan = tersenet.Plan.of(sparsity=sparsity, quantizer="uq", k=32)
+    small = tersenet.compress(model, plan)
+    x = torch.randn(130, 3, 16, 16)
+    tersenet.export(small, x[:2], tmp_path / "dense.terse")
+    network = tersenet.Network.load(tmp_path / "dense.terse", resident)
+    check(network, tersenet.decompress(small), (x,))
+    expected = network.run(x.numpy(), threads=1)
+    for threads in (2, 3, 8):
+        assert np.array_equal(network.run(x.numpy(), threads=threads), expected)
+
+
 def test_compressed_weights_take_the_least_memory(path):
     compressed, dense = (tersenet.Network.load(path, r) for r in ("compressed", "dense"))
     assert compressed.nbytes < dense.nbytes

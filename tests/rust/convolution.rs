@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use tersenet::convolution::{Geometry, Plan, Weights};
-use tersenet::layout::LAYOUTS;
+use tersenet::layout::{Goal, LAYOUTS};
 use tersenet::rows::Shape;
 use tersenet::simd::{self, Finish};
 use tersenet::{CompressedMatrix, Request};
@@ -156,6 +156,70 @@ fn any_number_of_images_of_one_place_is_a_product() {
                 let terms = x[image * ncols..].iter().zip(&w[row * ncols..(row + 1) * ncols]);
                 // Eighths, so that every sum is exact.
                 assert_eq!(y, terms.map(|(x, w)| x * w).sum::<f32>(), "{images} images, {at}");
+            }
+        }
+    }
+}
+
+/// Most weights kept, so that dense rows are multiplied; and what must not come of it.
+#[test]
+fn a_hardly_pruned_convolution_is_the_definition_and_keeps_pruned_weights_out() {
+    let three = Geometry { kernel: [3, 3], padding: [[1, 1]; 2], ..Geometry::POINT };
+    let cases = [
+        ([5, 7, 9, 11], three, 70),
+        ([3, 6, 4, 4], three, 130),
+        ([2, 5, 12, 17], Geometry { stride: [2, 2], ..three }, 65),
+        ([70, 90, 1, 1], Geometry::POINT, 67),
+        ([300, 33, 1, 1], Geometry::POINT, 9),
+    ];
+    let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+    for (shape, geometry, nrows) in cases {
+        let ncols = shape[1] * geometry.kernel[0] * geometry.kernel[1];
+        let mut w = numbers(nrows * ncols, 17, 0.9);
+        // Nothing reads channel 2 in row 1.
+        let taps = ncols / shape[1];
+        w[ncols + 2 * taps..][..taps].fill(0.0);
+        let mut case = Case {
+            x: numbers(shape.iter().product(), 23, 1.0),
+            shape,
+            w,
+            nrows,
+            bias: None,
+            geometry,
+            layout: 0,
+        };
+        for layout in LAYOUTS {
+            let request = Request { layout: Some(layout), goal: Goal::Speed, ..Request::default() };
+            let matrix =
+                CompressedMatrix::compress(&case.w, Shape::new(nrows, ncols).unwrap(), &request)
+                    .unwrap();
+            for kernels in simd::available() {
+                let plan = Plan::new(kernels, &matrix, shape, &geometry).unwrap();
+                assert_eq!(plan.is_dense(), kernels.name() != "scalar");
+                let run = |x: &[f32], threads| {
+                    matrix.conv_on(kernels, x, shape, &geometry, None, threads).unwrap().0
+                };
+                case.x[0] = 0.5;
+                let y = run(&case.x, 1);
+                for threads in [2, 3, 8] {
+                    assert_eq!(bits(&run(&case.x, threads)), bits(&y));
+                }
+                let [images, _, height, width] = plan.output();
+                let area = height * width;
+                assert_eq!(y.len(), images * nrows * area);
+                for (at, &y) in y.iter().enumerate().step_by(7) {
+                    let (image, row) = (at / area / nrows, at / area % nrows);
+                    let (sum, _) = exact(&case, image, row, at % area / width, at % width);
+                    assert_eq!(f64::from(y), sum, "eighths, so that every sum is exact");
+                }
+                // An infinity where row 1 is pruned, in the first image.
+                case.x[2 * shape[2] * shape[3]] = f32::INFINITY;
+                let z = run(&case.x, 1);
+                assert_eq!(bits(&run(&case.x, 3)), bits(&z));
+                assert!(z[..nrows * area].iter().any(|z| !z.is_finite()));
+                assert_eq!(z[area..2 * area], y[area..2 * area], "{}", layout.name);
+                assert_eq!(z[nrows * area..], y[nrows * area..]);
+                case.x[2 * shape[2] * shape[3]] = 0.25;
             }
         }
     }

@@ -14,6 +14,9 @@ use super::super::{SymbolRows, counted};
 use super::{horizontal_sum, load};
 use std::arch::x86_64::*;
 
+/// Kept weights of a row from which on shuffles are faster than loads one by one.
+const WORTH_SHUFFLES: usize = 384;
+
 /// Columns of a row that are gathered before they are multiplied: what stays in the cache.
 const PIECE_WORDS: usize = 64;
 
@@ -41,11 +44,11 @@ pub(super) static SET_BITS: [[u32; 8]; 256] = {
 /// The codebook's first 32 values by bytes: byte b of value 16h + i is byte i of each half of
 /// `planes[b][h]`.
 #[derive(Clone, Copy)]
-struct Planes([[__m256i; 2]; 4]);
+pub(super) struct Planes([[__m256i; 2]; 4]);
 
 impl Planes {
     #[target_feature(enable = "avx2")]
-    fn new(codebook: &[f32; 256]) -> Self {
+    pub(super) fn new(codebook: &[f32; 256]) -> Self {
         let (sixteens, _) = codebook.as_chunks::<16>();
         let mut planes = [[_mm256_setzero_si256(); 2]; 4];
         for (b, plane) in planes.iter_mut().enumerate() {
@@ -59,7 +62,7 @@ impl Planes {
     /// The values of 32 symbols under 32, in order.
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn look_up(self, symbols: __m256i) -> [__m256; 4] {
+    pub(super) fn look_up(self, symbols: __m256i) -> [__m256; 4] {
         // Interleaving keeps to halves, so fours 2q and 2q + 1 go to place q of either half.
         let order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
         let symbols = _mm256_permutevar8x32_epi32(symbols, order);
@@ -84,7 +87,7 @@ impl Planes {
 }
 
 #[target_feature(enable = "avx2")]
-fn load_bytes(bytes: &[u8; 32]) -> __m256i {
+pub(super) fn load_bytes(bytes: &[u8; 32]) -> __m256i {
     // SAFETY: the reference covers 32 readable bytes; loadu needs no alignment.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
@@ -109,7 +112,9 @@ pub(super) fn column_dots(rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y:
         // SAFETY: every column of the row is inside x.
         *y = unsafe {
             match rows.k {
-                0..=32 => gathered_dot(cols, symbols, planes, x),
+                0..=32 if cols.len() >= WORTH_SHUFFLES => {
+                    gathered_dot(cols, symbols, rows.codebook, planes, x)
+                }
                 _ => one_by_one(cols, symbols, rows.codebook, x),
             }
         };
@@ -150,7 +155,13 @@ unsafe fn inputs_at(cols: &[[u8; 2]; 8], x: &[f32]) -> __m256 {
 /// Every column is inside x.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-unsafe fn gathered_dot(cols: &[[u8; 2]], symbols: &[u8], planes: Planes, x: &[f32]) -> f32 {
+unsafe fn gathered_dot(
+    cols: &[[u8; 2]],
+    symbols: &[u8],
+    codebook: &[f32; 256],
+    planes: Planes,
+    x: &[f32],
+) -> f32 {
     let (col_chunks, col_rest) = cols.as_chunks::<32>();
     let (symbol_chunks, symbol_rest) = symbols.as_chunks::<32>();
     let mut sums = [_mm256_setzero_ps(); 4];
@@ -163,21 +174,10 @@ unsafe fn gathered_dot(cols: &[[u8; 2]], symbols: &[u8], planes: Planes, x: &[f3
             sums[i] = _mm256_fmadd_ps(values[i], inputs, sums[i]);
         }
     }
-    if !col_rest.is_empty() {
-        let (mut last_symbols, mut last_cols) = ([0; 32], [col_rest[0]; 32]);
-        last_symbols[..symbol_rest.len()].copy_from_slice(symbol_rest);
-        last_cols[..col_rest.len()].copy_from_slice(col_rest);
-        let values = planes.look_up(load_bytes(&last_symbols));
-        let (eights, _) = last_cols.as_chunks::<8>();
-        for (i, eight) in eights.iter().enumerate().take(col_rest.len().div_ceil(8)) {
-            let mask = first_lanes(col_rest.len() - 8 * i);
-            // SAFETY: the caller says so; what fills up is a column of the row.
-            let inputs = _mm256_and_ps(unsafe { inputs_at(eight, x) }, mask);
-            sums[i] = _mm256_fmadd_ps(_mm256_and_ps(values[i], mask), inputs, sums[i]);
-        }
-    }
     let [a, b, c, d] = sums;
-    horizontal_sum(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)))
+    let sum = horizontal_sum(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)));
+    // SAFETY: the caller says so.
+    sum + unsafe { one_by_one(col_rest, symbol_rest, codebook, x) }
 }
 
 /// Σ value · input over one row, for any number of values.

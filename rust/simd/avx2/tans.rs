@@ -201,6 +201,29 @@ fn rank_group(
     _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(halves[0], halves[1]))
 }
 
+/// Appends a whole step.
+///
+/// # Panics
+/// When there is no room for it.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn store_all(out: &mut Elements, positions: [[__m256i; 2]; 4], ranks: [__m256i; 4]) {
+    let to_positions: &mut [u32; TANS_LANES] =
+        out.positions[out.len..].first_chunk_mut().expect("room was checked");
+    let to_ranks: &mut [u16; TANS_LANES] =
+        out.ranks[out.len..].first_chunk_mut().expect("room was checked");
+    for b in 0..4 {
+        // SAFETY: groups 0 to 3 of 16 numbers are in the arrays of 64.
+        unsafe {
+            let to = to_positions.as_mut_ptr().add(16 * b);
+            _mm256_storeu_si256(to.cast(), positions[b][0]);
+            _mm256_storeu_si256(to.add(8).cast(), positions[b][1]);
+            _mm256_storeu_si256(to_ranks.as_mut_ptr().add(16 * b).cast(), ranks[b]);
+        }
+    }
+    out.len += TANS_LANES;
+}
+
 /// Appends those of eight elements whose bits are set in `kept`.
 ///
 /// # Panics
@@ -324,6 +347,11 @@ pub(super) fn decode_elements<const NARROW: bool>(
                 let is_pruned = _mm256_movemask_epi8(_mm256_cmpeq_epi16(ranks, pruned)) as u32;
                 kept &= !(u64::from(_pext_u32(is_pruned, 0x5555_5555)) << (16 * b));
             }
+        }
+        if kept == u64::MAX {
+            store_all(out, positions, ranks);
+            done += 1;
+            continue;
         }
         for (b, (positions, ranks)) in positions.into_iter().zip(ranks).enumerate() {
             let ranks = [_mm256_castsi256_si128(ranks), _mm256_extracti128_si256::<1>(ranks)];

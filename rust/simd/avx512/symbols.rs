@@ -16,7 +16,7 @@ use super::super::{SymbolRows, counted};
 use std::arch::x86_64::*;
 
 /// The codebook in registers: as it is, and by bytes.
-struct Tables {
+pub(super) struct Tables {
     floats: [__m512; 2],
     /// Byte b of value 64q + i is byte i of `planes[b][q]`.
     planes: [[__m512i; 4]; 4],
@@ -24,7 +24,7 @@ struct Tables {
 
 impl Tables {
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    fn new(codebook: &[f32; 256]) -> Self {
+    pub(super) fn new(codebook: &[f32; 256]) -> Self {
         let mut planes = [[_mm512_setzero_si512(); 4]; 4];
         for (b, plane) in planes.iter_mut().enumerate() {
             for (part, values) in plane.iter_mut().zip(codebook.as_chunks::<64>().0) {
@@ -54,7 +54,7 @@ fn load_bytes(bytes: &[u8; 64]) -> __m512i {
 
 /// The order of bytes that [`look_up`] takes: for shifts, or for interleaving.
 #[target_feature(enable = "avx512f")]
-fn byte_order<const K: usize>() -> __m512i {
+pub(super) fn byte_order<const K: usize>() -> __m512i {
     load_bytes(&std::array::from_fn(|i| {
         let from = if K <= 32 {
             16 * (i % 4) + i / 4
@@ -69,7 +69,7 @@ fn byte_order<const K: usize>() -> __m512i {
 /// The values of 64 symbols in [`byte_order`], in the order of their columns; symbols under K.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline]
-fn look_up<const K: usize>(tables: &Tables, symbols: __m512i) -> [__m512; 4] {
+pub(super) fn look_up<const K: usize>(tables: &Tables, symbols: __m512i) -> [__m512; 4] {
     if K <= 32 {
         let [low, high] = tables.floats;
         return [
@@ -135,10 +135,7 @@ fn bitmap_dots_of<const K: usize>(
     for (words, y) in words.chunks_exact(row_words).zip(y) {
         let mut sums = [_mm512_setzero_ps(); 4];
         let mut add = |word: u64, x: &[f32; 64]| {
-            let symbols = match rows.symbols[at.min(rows.symbols.len())..].first_chunk() {
-                Some(symbols) => load_bytes(symbols),
-                None => load_last(&rows.symbols[at.min(rows.symbols.len())..]),
-            };
+            let symbols = load_first(&rows.symbols[at.min(rows.symbols.len())..]);
             at += word.count_ones() as usize;
             let symbols = _mm512_maskz_expand_epi8(word, symbols);
             let values = look_up::<K>(&tables, _mm512_permutexvar_epi8(order, symbols));
@@ -156,6 +153,16 @@ fn bitmap_dots_of<const K: usize>(
         }
         let [a, b, c, d] = sums;
         *y = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)));
+    }
+}
+
+/// The first 64 bytes, or all there are and zeros.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn load_first(bytes: &[u8]) -> __m512i {
+    match bytes.first_chunk() {
+        Some(bytes) => load_bytes(bytes),
+        None => load_last(bytes),
     }
 }
 

@@ -1,0 +1,117 @@
+//! Where most weights are kept: from which density on dense rows are faster than kept weights.
+//!
+//! Kept weights cost as much as there are of them, dense rows as much as there are entries; each is
+//! a line in the number of outputs (members of the batch, or pixels of all images):
+//!
+//! ```text
+//!   kept weights   density · (decode + outputs · multiply)    taps in a convolution
+//!   dense rows               decode + outputs · multiply      simd/dense_rows.rs
+//! ```
+//!
+//! Time of kept weights ÷ time of dense rows, one thread of a Zen 3 core, AVX2, k = 32, laid out for
+//! speed, the least of interleaved runs; dense rows are worth it where that is over 1:
+//!
+//! ```text
+//!   kept                                100 %   80 %   60 %   50 %   40 %   30 %
+//!   conv 64 → 64, 32 × 32,   batch 1      1.3    1.1    0.9    0.7    0.6    0.5
+//!                            batch 8      1.1    0.9    0.8    0.6    0.6    0.4
+//!     its taps kept,         batch 1      1.2    1.0    0.8           0.6
+//!   256 → 256, 16 × 16,      batch 1      1.6    1.3    1.1    0.9    0.8    0.6
+//!                            batch 8      1.3    1.1    0.9    0.8    0.6    0.5
+//!   512 → 512, 4 × 4,        batch 1      2.9    2.9    2.1    1.8    1.7    1.4
+//!                            batch 8      1.8    1.4    1.1    0.9    0.8    0.6
+//!                            batch 32     1.0    0.9    0.7    0.7    0.5
+//!   matmul, 512 × 512,       batch 8      1.8    1.5    1.3    1.1    1.0    0.9
+//!                            batch 16     1.4    1.2    1.0    0.9    0.8    0.7
+//!                            batch 32     1.4    1.3    1.1    1.0    0.8    0.6
+//!                            batch 128    1.7    1.6    1.3    1.2    1.0    0.7
+//!   matmul, 4096 × 4096,     batch 8      1.9    1.6    1.8    1.9    1.5    1.2
+//!                            batch 16     1.6    1.3    1.6    2.1    1.4    1.0
+//!                            batch 32     1.6    1.5    1.6    1.7    1.1    0.9
+//!                            batch 128    2.1    2.1    1.5    2.0    1.2    1.0
+//! ```
+//!
+//! A batch of vectors has no pixels that lie together, so its kept weights come out worse: from
+//! about half on, and where rows are so wide that the inputs of a panel leave the second-level
+//! cache, from two fifths on. Layouts that are entropy-coded or hold columns are decoded in more
+//! time either way, and cross at about the same densities.
+//!
+//! Only ratios of costs count here. With AVX-512 both lines are half as steep where the CPU
+//! multiplies twice 512 bits a cycle; where it does so once, taps lose less to their loads, and the
+//! lines cross a little later.
+
+use crate::matrix::CompressedMatrix;
+use crate::simd::{Kernels, LARGEST_TILE};
+
+/// How the weights of a layer come to a product that does not take dense rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decoding {
+    /// Block by block, each time.
+    EachRun,
+    /// Before, once.
+    Once,
+}
+
+/// Nanoseconds an entry, and an entry and output: dense rows.
+const DENSE: [f64; 2] = [0.5, 0.028];
+/// The same for a kept weight as a tap.
+const TAPS: [f64; 2] = [2.2, 0.033];
+/// The density from which on a batch of vectors is multiplied as dense rows.
+const BATCH_DENSITY: f64 = 0.48;
+/// The same for rows of [`WIDE_COLS`] and more.
+const WIDE_BATCH_DENSITY: f64 = 0.38;
+/// 32 inputs a column are half a second-level cache of 512 KiB.
+const WIDE_COLS: usize = 2048;
+
+/// Numbers of the dense rows that have to be decoded together, at most: 16 MiB.
+const MAX_BLOCK: usize = 1 << 22;
+
+/// Whether `outputs` of a convolution, of one place if `is_point`, take less time from dense rows.
+pub(super) fn dense_is_faster(
+    kernels: &dyn Kernels,
+    matrix: &CompressedMatrix,
+    outputs: usize,
+    is_point: bool,
+    decoding: Decoding,
+) -> bool {
+    let shape = matrix.shape();
+    let is_small = shape.ncols.saturating_mul(matrix.block_rows()) <= MAX_BLOCK;
+    if !kernels.shares_inputs() || outputs < 2 || !is_small {
+        return false;
+    }
+    let density = matrix.nnz() as f64 / shape.entries().max(1) as f64;
+    let crossing = match decoding {
+        _ if is_point && shape.ncols >= WIDE_COLS => WIDE_BATCH_DENSITY,
+        Decoding::EachRun if is_point => BATCH_DENSITY,
+        _ => {
+            let line = |[decode, multiply]: [f64; 2]| decode + outputs as f64 * multiply;
+            let taps = match decoding {
+                Decoding::EachRun => TAPS,
+                Decoding::Once => [0.0, TAPS[1]],
+            };
+            line(DENSE) / line(taps)
+        }
+    };
+    density >= crossing
+}
+
+/// Whether a batch of vectors takes less time as a convolution of one place with dense rows, and
+/// can be one.
+pub(crate) fn batch_is_faster_dense(
+    kernels: &dyn Kernels,
+    matrix: &CompressedMatrix,
+    batch: usize,
+) -> bool {
+    // Places have 32 bits.
+    let inputs = batch.max(LARGEST_TILE).saturating_mul(matrix.shape().ncols);
+    inputs < 1 << 31 && dense_is_faster(kernels, matrix, batch, true, Decoding::EachRun)
+}
+
+/// Whether no number is infinite or NaN.
+pub(super) fn all_finite(x: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    // In parts without a branch, for wide registers.
+    x.chunks(1 << 12).all(|x| {
+        x.iter().fold(true, |is_finite, x| is_finite & (x.to_bits() & EXPONENT != EXPONENT))
+    })
+}
