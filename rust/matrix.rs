@@ -27,6 +27,9 @@ pub struct CompressedMatrix {
     pub(crate) layout: Arc<dyn Layout>,
 }
 
+/// One part in so many bytes is not worth a slower layout.
+const TRIFLE: usize = 200;
+
 /// Which layout and coder to take; none of either leaves the choice to [`Request::goal`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Request {
@@ -111,6 +114,8 @@ impl CompressedMatrix {
             }
             (_, Goal::Speed) => &["packed"],
         };
+        // The first multiply fastest; so later ones have to be smaller by more than a trifle.
+        let is_smaller = |a: &Self, b: &Self| a.nbytes() < b.nbytes() - b.nbytes() / TRIFLE;
         let mut best: Option<Self> = None;
         for spec in names.iter().map(|name| layout::by_name(name)) {
             let spec = spec?;
@@ -118,7 +123,7 @@ impl CompressedMatrix {
                 continue;
             }
             let candidate = Self::encode(rows, spec, request)?;
-            if best.as_ref().is_none_or(|best| candidate.nbytes() < best.nbytes()) {
+            if best.as_ref().is_none_or(|best| is_smaller(&candidate, best)) {
                 best = Some(candidate);
             }
         }

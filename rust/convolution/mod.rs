@@ -284,32 +284,32 @@ impl Plan {
         if groups == 1 {
             return self.run_rows(&call, x, y);
         }
-        let block_rows = match weights {
-            Weights::Stored(_) => decoded_rows,
-            Weights::Scheduled(_) => self.nrows,
+        let mut multiply = |segments: &[Segment<'_>]| match groups >= call.threads {
+            true => self.run_groups(&call, segments, x, y),
+            false => self.run_groups_by_rows(&call, segments, x, y),
         };
-        for start in (0..self.nrows).step_by(block_rows) {
-            let rows = start..self.nrows.min(start + block_rows);
-            let decoded = match weights {
-                Weights::Stored(matrix) => self.decode_parts(&call, matrix, rows.clone())?,
-                Weights::Scheduled(_) => Vec::new(),
-            };
-            let mut segments: Vec<Segment<'_>> = decoded
-                .iter()
-                .map(|(rows, scratch)| Segment {
-                    taps: &scratch.taps,
-                    first: rows.start,
-                    rows: 0..rows.len(),
-                })
-                .collect();
-            if let Weights::Scheduled(taps) = weights {
-                segments.push(Segment { taps, first: 0, rows });
+        let matrix = match weights {
+            Weights::Stored(matrix) => matrix,
+            Weights::Scheduled(taps) => {
+                return multiply(&[Segment { taps, first: 0, rows: 0..self.nrows }]);
             }
-            if groups >= call.threads {
-                self.run_groups(&call, &segments, x, y)?;
-            } else {
-                self.run_groups_by_rows(&call, &segments, x, y)?;
+        };
+        for start in (0..self.nrows).step_by(decoded_rows) {
+            let rows = start..self.nrows.min(start + decoded_rows);
+            if call.threads == 1 {
+                let mut scratch = lend();
+                self.decode(&call, matrix, rows.clone(), &mut scratch)?;
+                let (taps, first) = (&scratch.taps, rows.start);
+                multiply(&[Segment { taps, first, rows: 0..rows.len() }])?;
+                continue;
             }
+            let decoded = self.decode_parts(&call, matrix, rows)?;
+            let segments = decoded.iter().map(|(rows, scratch)| Segment {
+                taps: &scratch.taps,
+                first: rows.start,
+                rows: 0..rows.len(),
+            });
+            multiply(&segments.collect::<Vec<_>>())?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Networks: the graph's bytes, plans, a few operators against hand computations, and errors.
 
+use crate::allocations::allocated;
 use proptest::prelude::*;
 use std::sync::Arc;
 use tersenet::array::Owner;
@@ -521,4 +522,18 @@ fn errors_name_the_node_or_the_input_with_what_was_found_and_expected() {
     assert!(text.contains("0 ints, expected 1 to 1"), "{text}");
     let (kind, text) = of(vec![node("expand", &[0], &[], &[1 << 40, 2, 3], &[])], &[]);
     assert_eq!(kind, ErrorKind::LimitExceeded, "{text}");
+}
+
+#[test]
+fn a_second_run_allocates_nothing() {
+    let x = sparse(3 * 28 * 28, 7);
+    let dims = [3, 1, 28, 28];
+    let arguments = [Argument { dims: &dims, elements: Elements::Float32(&x) }];
+    for resident in ["compressed", "cached", "dense"] {
+        let network = load(lenet_container(), Resident::by_name(resident).unwrap()).unwrap();
+        let mut y = vec![0.0; 30];
+        let mut run = || network.run_into(&arguments, &mut [&mut y], 1).unwrap();
+        (0..2).for_each(|_| run());
+        assert_eq!(allocated(run), (0, 0), "{resident}");
+    }
 }

@@ -8,11 +8,14 @@
 //!
 //! Spreading the values to their columns instead took a quarter longer. Up to 32 values are looked
 //! up by byte shuffles, one for each byte of a value and half of the codebook; more are loaded one
-//! by one. The columns of a row are compared with the length of x before they are used.
+//! by one. Columns are compared with the length of x before they are used, many at a time.
 
 use super::super::{SymbolRows, counted};
 use super::{horizontal_sum, load};
 use std::arch::x86_64::*;
+
+/// Columns that are compared with the length of x at a time, which then are in the cache.
+const CHECKED_COLS: usize = 1024;
 
 /// Kept weights of a row from which on shuffles are faster than loads one by one.
 const WORTH_SHUFFLES: usize = 384;
@@ -104,11 +107,16 @@ fn first_lanes(count: usize) -> __m256 {
 pub(super) fn column_dots(rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y: &mut [f32]) {
     let cols = counted(rows, cols, y.len());
     let planes = Planes::new(rows.codebook);
-    let mut at = 0;
+    let (mut at, mut checked) = (0, 0);
     for (&count, y) in rows.counts.iter().zip(y) {
         let range = at..at + count as usize;
+        if range.end > checked {
+            let next = cols.len().min(range.end.max(checked + CHECKED_COLS));
+            let are_inside = is_inside(&cols[checked..next], x.len());
+            assert!(are_inside, "column_dots: a column outside x of {}", x.len());
+            checked = next;
+        }
         let (cols, symbols) = (&cols[range.clone()], &rows.symbols[range.clone()]);
-        assert!(is_inside(cols, x.len()), "column_dots: a column outside x of {}", x.len());
         // SAFETY: every column of the row is inside x.
         *y = unsafe {
             match rows.k {
