@@ -249,7 +249,11 @@ impl Coded {
             match self.symbols.as_slice() {
                 [] => out.symbols.extend_from_slice(run.ranks),
                 symbols => {
-                    out.symbols.extend(run.ranks.iter().map(|&rank| symbols[usize::from(rank)]));
+                    let start = out.symbols.len();
+                    out.symbols.resize(start + run.ranks.len(), 0);
+                    for (symbol, &rank) in out.symbols[start..].iter_mut().zip(run.ranks) {
+                        *symbol = symbols[usize::from(rank)];
+                    }
                 }
             }
         })?;
