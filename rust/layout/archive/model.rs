@@ -1,0 +1,413 @@
+//! What the archive expects of a matrix, entry by entry.
+
+use super::levels::Levels;
+use super::network::{MAX_COLS, Network};
+use super::references::{PIECE, References};
+use crate::entropy::mixing::{
+    BinaryCoder, LOGIT_ONE, Predictor, PredictorSize, Slot, log2_quarters,
+};
+use crate::error::Result;
+use crate::rows::filled;
+use std::ops::Range;
+
+/// Inputs of the mixer of kept or pruned: five slots and the network's logit.
+const KEPT_INPUTS: usize = 6;
+/// First slots of the contexts of kept or pruned.
+const KEPT_SLOTS: [usize; 6] = [0, 256, 256 + 2048, 2432, 2432 + 4096, 2432 + 4096 + 32_768];
+/// Inputs of the mixer of values: eight slots and a constant.
+const VALUE_INPUTS: usize = 9;
+/// Bits of a magnitude's rank that are mixed; those below have one slot each.
+const MIXED_BITS: u32 = 9;
+/// The least logit that is not pruned for certain, where no reference keeps anything.
+const CERTAIN_LOGIT: i32 = -4 * LOGIT_ONE;
+/// The least density that is not, where there is no network.
+const CERTAIN_DENSITY: usize = 6;
+
+/// A density or magnitude beside what is expected, in quarters of an octave: 16 is as expected.
+#[inline(always)]
+fn bucket(found: i32, expected: i32) -> usize {
+    (found - expected + 16).clamp(0, 31) as usize
+}
+
+/// Codes one magnitude's or sign's bits: contexts that stay the same for all bits of a value.
+struct ValueContexts {
+    hashes: [u32; VALUE_INPUTS - 1],
+    column: usize,
+    line: usize,
+    kernel: usize,
+    first: usize,
+    signs: usize,
+    last_signs: usize,
+    position: usize,
+}
+
+/// The state of a model, the same in an encoder and a decoder.
+#[derive(Debug)]
+pub(super) struct Model<'a> {
+    levels: &'a Levels,
+    /// Positions of a convolution's kernel, next to each other in a line; 1 without.
+    taps: usize,
+    /// The length of a side of the kernel.
+    side: usize,
+    kept: Predictor<KEPT_INPUTS>,
+    values: Predictor<VALUE_INPUTS>,
+    slot_bits: u32,
+    /// Pruned for certain, by logit and density.
+    certain: Vec<Slot>,
+    /// The low bits of magnitudes, by sign and place in the tree.
+    low_bits: Vec<Slot>,
+    /// Lines that keep nothing, by whether the one before does.
+    empty: [Slot; 2],
+    was_empty: bool,
+    references: References,
+    network: Option<Network>,
+    nlines: u64,
+    /// Magnitudes so far: of each column, each channel, and all; entries so far.
+    columns: Vec<u64>,
+    channels: Vec<u64>,
+    total: u64,
+    entries: u64,
+    /// The density of each column.
+    densities: Vec<u8>,
+    kept_cols: Vec<(u32, i16)>,
+    last_values: Vec<u32>,
+}
+
+impl<'a> Model<'a> {
+    /// A model of `nlines` lines of `ncols` entries.
+    ///
+    /// # Errors
+    /// `LimitExceeded` when the memory cannot be had.
+    pub(super) fn new(
+        levels: &'a Levels,
+        nlines: usize,
+        ncols: usize,
+        taps: usize,
+    ) -> Result<Self> {
+        let k = levels.symbols.len();
+        let bits = usize::BITS - k.leading_zeros();
+        let slot_bits = (bits + 6).clamp(13, 18);
+        let half = Slot::new(1 << 15);
+        let low_bits = if bits > MIXED_BITS { 2 << bits } else { 0 };
+        Ok(Self {
+            levels,
+            taps,
+            side: if taps.isqrt().pow(2) == taps { taps.isqrt() } else { taps },
+            kept: Predictor::new(PredictorSize {
+                slots: KEPT_SLOTS[5],
+                sets: [32 * 9, 32],
+                maps: [256, 1024],
+            }),
+            values: Predictor::new(PredictorSize {
+                slots: (VALUE_INPUTS - 1) << slot_bits,
+                sets: [512, 64],
+                maps: [512, 64],
+            }),
+            slot_bits,
+            certain: vec![Slot::new(2048); 32 * 32],
+            low_bits: vec![half; low_bits],
+            empty: [Slot::new(1 << 10), half],
+            was_empty: false,
+            references: References::new(nlines, ncols),
+            network: (ncols <= MAX_COLS).then(|| Network::new(ncols)).transpose()?,
+            nlines: 0,
+            columns: filled(0, ncols, 1)?,
+            channels: filled(0, ncols / taps, 1)?,
+            total: 0,
+            entries: 0,
+            densities: filled(16, ncols, 1)?,
+            kept_cols: Vec::new(),
+            last_values: filled(0, ncols, 1)?,
+        })
+    }
+
+    /// Codes a line of entries: 0 where pruned, else the value's rank plus 1.
+    ///
+    /// # Errors
+    /// `Truncated` when a decoder's bytes end long before; `LimitExceeded` for memory.
+    pub(super) fn code_line<C: BinaryCoder>(
+        &mut self,
+        coder: &mut C,
+        line: &mut [u32],
+    ) -> Result<()> {
+        let is_empty = !C::DECODES && line.iter().all(|&entry| entry == 0);
+        let slot = &mut self.empty[usize::from(self.was_empty)];
+        self.was_empty = slot.code(coder, is_empty.into()) == 1;
+        self.nlines += 1;
+        self.entries += line.len() as u64;
+        if self.was_empty {
+            line.fill(0);
+            coder.check()?;
+            self.end_line(0, line);
+            return Ok(());
+        }
+        self.references.start_line();
+        if let Some(network) = &mut self.network {
+            network.start_line();
+        }
+        self.kept_cols.clear();
+        let mut state = LineState::new(self.mean());
+        for start in (0..line.len()).step_by(PIECE) {
+            let piece = start..line.len().min(start + PIECE);
+            self.references.start_piece(start / PIECE);
+            self.code_piece(coder, line, piece.clone(), &mut state);
+            if piece.end < line.len() {
+                self.references.end_piece(start / PIECE, &line[piece]);
+            }
+        }
+        coder.check()?;
+        if let Some(network) = &mut self.network {
+            network.end_line(&self.kept_cols);
+        }
+        self.references.end_line(line)?;
+        self.end_line(state.magnitude, line);
+        Ok(())
+    }
+
+    /// About 4·log2 of 64 times the mean magnitude of an entry so far.
+    fn mean(&self) -> i32 {
+        log2_quarters((self.total * 64 + 10_240) / (self.entries + 16) + 1)
+    }
+
+    fn code_piece<C: BinaryCoder>(
+        &mut self,
+        coder: &mut C,
+        line: &mut [u32],
+        piece: Range<usize>,
+        state: &mut LineState,
+    ) {
+        for col in piece.clone() {
+            let at = col - piece.start;
+            let (channel, position) =
+                if self.taps == 1 { (col, 0) } else { (col / self.taps, col % self.taps) };
+            if position == 0 {
+                state.kernel = 0;
+            }
+            let line_density =
+                bucket(state.log_magnitude, log2_quarters(16 * col as u64 + 64) + state.mean - 40);
+            let column_density = usize::from(self.densities[col]);
+            let (density, kernel, neighbours) = if self.taps == 1 {
+                (column_density, 0, 0)
+            } else {
+                self.kernel_contexts(line, col, channel, position, state)
+            };
+            let (logit, level) = match &self.network {
+                Some(network) => (network.logit(col), network.level(col)),
+                None => (0, 0),
+            };
+            let logit_bucket = ((logit + 2048) >> 7) as usize;
+            let is_certain = !self.references.is_kept(at)
+                && if self.network.is_some() {
+                    logit < CERTAIN_LOGIT
+                } else {
+                    density < CERTAIN_DENSITY
+                };
+            let given = u32::from(line[col] != 0);
+            if is_certain {
+                let slot = &mut self.certain[logit_bucket * 32 + density];
+                if slot.code(coder, given) == 0 {
+                    line[col] = 0;
+                    state.flags <<= 1;
+                    continue;
+                }
+            }
+            let hints = self.references.hints(at);
+            let [a, b, c] = hints.entries;
+            let held = usize::from(a != 0) * 4 + usize::from(b != 0) * 2 + usize::from(c != 0);
+            let mut bit = 1;
+            if !is_certain {
+                let pair =
+                    (u32::from(a) << 8).wrapping_add(b.into()).wrapping_mul(0x9e37_79b1) >> 20;
+                let by_place = if self.taps == 1 {
+                    (2 * col + usize::from(a != 0)) & 0x7fff
+                } else {
+                    (kernel * 64 + position.min(63)) * 8 + neighbours
+                };
+                let slots = [
+                    KEPT_SLOTS[0] + logit_bucket * 8 + held,
+                    KEPT_SLOTS[1] + (density * 32 + line_density) * 2 + usize::from(a != 0),
+                    KEPT_SLOTS[2] + (state.flags & 15) * 8 + held,
+                    KEPT_SLOTS[3] + pair as usize,
+                    KEPT_SLOTS[4] + by_place,
+                    0,
+                ];
+                let sets = [(held * 4 + hints.lead) * 9 + position.min(8), line_density];
+                let maps = [logit_bucket * 8 + held, column_density * 32 + density];
+                bit = self.kept.code(coder, &slots, logit, sets, maps, given);
+            }
+            state.flags = state.flags << 1 | bit as usize;
+            if bit == 0 {
+                line[col] = 0;
+            } else {
+                let first = if a != 0 {
+                    a
+                } else if b != 0 {
+                    b
+                } else {
+                    c
+                };
+                let expected = (((level + 64) >> 6).clamp(-120, 120) + 128) as u32;
+                let levels = self.levels;
+                let contexts = ValueContexts {
+                    hashes: [
+                        0,
+                        (u32::from(a) << 16) ^ (u32::from(b) << 8) ^ u32::from(c),
+                        (column_density * 32 + line_density) as u32,
+                        state.last,
+                        ((density * 32 + line_density) * 8 + kernel / 4) as u32,
+                        expected,
+                        (expected >> 1) * 64 + column_density as u32,
+                        (expected >> 1) * 256 + u32::from(first),
+                    ],
+                    column: column_density,
+                    line: line_density,
+                    kernel,
+                    first: levels.sign(a.into()),
+                    signs: levels.sign(a.into()) * 3 + levels.sign(b.into()),
+                    last_signs: levels.sign(self.last_values[col]) * 3 + levels.sign(state.last),
+                    position: position.min(8),
+                };
+                let entry = self.code_value(coder, &contexts, line[col]);
+                line[col] = entry;
+                self.last_values[col] = entry;
+                state.last = entry;
+                let (magnitude, signed) =
+                    (u64::from(levels.magnitudes[entry as usize]), levels.signed(entry));
+                if let Some(network) = &mut self.network {
+                    network.keep(col, signed);
+                }
+                self.kept_cols.push((col as u32, signed));
+                self.columns[col] += magnitude;
+                self.channels[channel] += magnitude;
+                state.add(magnitude);
+            }
+            self.references.learn(at, line[col]);
+        }
+    }
+
+    /// The density of the channel, of this kernel so far, and which neighbours are kept.
+    #[inline(always)]
+    fn kernel_contexts(
+        &self,
+        line: &[u32],
+        col: usize,
+        channel: usize,
+        position: usize,
+        state: &LineState,
+    ) -> (usize, usize, usize) {
+        let seen = (self.nlines - 1) * self.taps as u64 + position as u64;
+        let density = bucket(
+            log2_quarters(self.channels[channel] + 10),
+            log2_quarters(16 * seen + 16) + state.mean - 40,
+        );
+        let kernel = if position == 0 {
+            0
+        } else {
+            let found = log2_quarters(state.kernel + 2);
+            (found - log2_quarters(16 * position as u64 + 64) - state.mean + 56).clamp(0, 30)
+                as usize
+                + 1
+        };
+        let is_kept =
+            |apart: usize, is_there: bool| usize::from(is_there && line[col - apart] != 0);
+        let neighbours = is_kept(self.side, position >= self.side) * 4
+            + is_kept(1, position % self.side > 0) * 2
+            + is_kept(self.taps, col >= self.taps);
+        (density, kernel, neighbours)
+    }
+
+    /// Codes the sign of a value, then its rank among those of that sign from the top bit down.
+    fn code_value<C: BinaryCoder>(
+        &mut self,
+        coder: &mut C,
+        contexts: &ValueContexts,
+        entry: u32,
+    ) -> u32 {
+        let negatives = self.levels.negatives;
+        let positives = self.levels.symbols.len() - negatives;
+        let mut is_positive = positives > 0;
+        if negatives > 0 && positives > 0 {
+            let given = u32::from(entry as usize > negatives);
+            let sets = [contexts.signs * 9 + contexts.position, contexts.kernel];
+            let maps = [contexts.signs * 9 + contexts.last_signs, contexts.column];
+            is_positive = self.code_bit(coder, contexts, 1, sets, maps, given) == 1;
+        }
+        let (rank, count) = if is_positive {
+            ((entry as usize).wrapping_sub(negatives + 1), positives)
+        } else {
+            (negatives.wrapping_sub(entry as usize), negatives)
+        };
+        let sign = usize::from(!is_positive);
+        let agrees = usize::from(contexts.first == 1 + usize::from(is_positive));
+        let nbits = usize::BITS - (count - 1).leading_zeros();
+        let (mut node, mut base) = (1, 0);
+        for bit in (0..nbits).rev() {
+            if base + (1 << bit) >= count {
+                node *= 2;
+                continue;
+            }
+            let given = (rank >> bit) as u32 & 1;
+            let found = if nbits - bit > MIXED_BITS {
+                self.low_bits[node * 2 + sign].code(coder, given)
+            } else {
+                let sets = [96 + (node.min(63) * 2 + sign) * 2 + agrees, 32 + contexts.line];
+                let maps = [96 + node.min(127) * 2 + sign, 32 + contexts.line];
+                self.code_bit(coder, contexts, (2 + 2 * node + sign) as u32, sets, maps, given)
+            };
+            node = node * 2 + found as usize;
+            base += (found as usize) << bit;
+        }
+        (if is_positive { negatives + 1 + base } else { negatives - base }) as u32
+    }
+
+    fn code_bit<C: BinaryCoder>(
+        &mut self,
+        coder: &mut C,
+        contexts: &ValueContexts,
+        node: u32,
+        sets: [usize; 2],
+        maps: [usize; 2],
+        given: u32,
+    ) -> u32 {
+        let mut slots = [0; VALUE_INPUTS];
+        for (i, (slot, &hash)) in slots.iter_mut().zip(&contexts.hashes).enumerate() {
+            let mixed = (hash ^ node.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca6b);
+            let mixed = (mixed ^ mixed >> 15).wrapping_mul(0xc2b2_ae35);
+            *slot = (i << self.slot_bits) + (mixed >> (32 - self.slot_bits)) as usize;
+        }
+        self.values.code(coder, &slots, LOGIT_ONE, sets, maps, given)
+    }
+
+    fn end_line(&mut self, magnitude: u64, line: &[u32]) {
+        self.total += magnitude;
+        let expected = log2_quarters(16 * self.nlines + 8) + self.mean() - 40;
+        for (density, &column) in self.densities[..line.len()].iter_mut().zip(&self.columns) {
+            *density = bucket(log2_quarters(column + 5), expected) as u8;
+        }
+    }
+}
+
+/// What is known of a line as it is coded.
+struct LineState {
+    magnitude: u64,
+    log_magnitude: i32,
+    /// Magnitudes of this kernel.
+    kernel: u64,
+    /// The value kept last.
+    last: u32,
+    /// A bit for each entry so far, the last one lowest.
+    flags: usize,
+    mean: i32,
+}
+
+impl LineState {
+    fn new(mean: i32) -> Self {
+        Self { magnitude: 0, log_magnitude: log2_quarters(32), kernel: 0, last: 0, flags: 0, mean }
+    }
+
+    fn add(&mut self, magnitude: u64) {
+        self.magnitude = self.magnitude + magnitude;
+        self.kernel = self.kernel + magnitude;
+        self.log_magnitude = log2_quarters(self.magnitude + 32);
+    }
+}
