@@ -56,11 +56,11 @@ impl Slot {
 
 /// The least probability of a bit that a slot codes alone, and of one that is mixed, of 65,536.
 const LEAST_ALONE: u32 = 3;
-const LEAST_MIXED: u32 = 24;
+const LEAST_MIXED: u32 = 8;
 /// Bins of a map, half a logit apart: logits −10 to 10.
 const BINS: usize = 41;
-/// Weights start with this share of one, of 65,536.
-const FIRST_WEIGHT: i32 = 16_384;
+/// The sum of the weights that a predictor starts with, of 65,536.
+const FIRST_WEIGHTS: i32 = 72_000;
 /// A set of weights learns 40 · 32 / (32 + n) faster at its n-th bit, up to this one.
 const EARLY_BITS: i32 = 4096;
 
@@ -71,8 +71,8 @@ pub struct PredictorSize {
     pub slots: usize,
     /// Sets of weights, of either kind.
     pub sets: [usize; 2],
-    /// Contexts of the two maps.
-    pub maps: [usize; 2],
+    /// Contexts of the map.
+    pub maps: usize,
 }
 
 /// Predicts bits from `N` slots and one more logit, `INPUTS` = N + 1 in all.
@@ -81,22 +81,22 @@ pub struct Predictor<const INPUTS: usize> {
     slots: Vec<Slot>,
     weights: [Vec<[i32; INPUTS]>; 2],
     told: Vec<u16>,
-    maps: [Vec<u16>; 2],
+    map: Vec<u16>,
 }
 
 impl<const INPUTS: usize> Predictor<INPUTS> {
     /// A predictor that has learnt nothing.
     pub fn new(size: PredictorSize) -> Self {
-        let map = |contexts: usize| {
-            let bins = (0..BINS as i32).map(|bin| squash((bin - 20) * LOGIT_ONE / 2) as u16);
-            let bins: Vec<u16> = bins.collect();
-            bins.repeat(contexts)
-        };
+        let bins = (0..BINS as i32).map(|bin| squash((bin - 20) * LOGIT_ONE / 2) as u16);
+        let bins: Vec<u16> = bins.collect();
         Self {
             slots: vec![Slot::new(1 << 15); size.slots],
-            weights: [vec![[FIRST_WEIGHT; INPUTS]; size.sets[0]], vec![[0; INPUTS]; size.sets[1]]],
+            weights: [
+                vec![[FIRST_WEIGHTS / INPUTS as i32; INPUTS]; size.sets[0]],
+                vec![[0; INPUTS]; size.sets[1]],
+            ],
             told: vec![0; size.sets[0]],
-            maps: size.maps.map(map),
+            map: bins.repeat(size.maps),
         }
     }
 
@@ -109,7 +109,7 @@ impl<const INPUTS: usize> Predictor<INPUTS> {
         slots: &[usize; INPUTS],
         logit: i32,
         sets: [usize; 2],
-        maps: [usize; 2],
+        map: usize,
         bit: u32,
     ) -> u32 {
         let mut inputs = [logit; INPUTS];
@@ -125,20 +125,17 @@ impl<const INPUTS: usize> Predictor<INPUTS> {
         let mixed = (sum >> 16).clamp(-2559, 2559) as i32;
         let p_mixed = squash(mixed) as i32;
         let (bin, part) = (((mixed + 2560) >> 7) as usize, (mixed + 2560) & 127);
-        let mut p = 2 * p_mixed;
-        for (map, context) in self.maps.iter().zip(maps) {
-            let bins = &map[context * BINS + bin..][..2];
-            p += (i32::from(bins[0]) * (128 - part) + i32::from(bins[1]) * part) >> 7;
-        }
-        let p = (p >> 2).clamp(LEAST_MIXED as i32, (65_536 - LEAST_MIXED) as i32) as u32;
+        let at = map * BINS + bin;
+        let [low, high] = [self.map[at], self.map[at + 1]].map(i32::from);
+        let p_mapped = (low * (128 - part) + high * part) >> 7;
+        let p = ((p_mixed + p_mapped) >> 1).clamp(LEAST_MIXED as i32, (65_536 - LEAST_MIXED) as i32)
+            as u32;
         let bit = coder.code(bit, p);
-        for (map, context) in self.maps.iter_mut().zip(maps) {
-            let bin = &mut map[context * BINS + bin + (part >> 6) as usize];
-            *bin = (i32::from(*bin) + ((bit as i32 * 65_535 - i32::from(*bin)) >> 5)) as u16;
-        }
+        let bin = &mut self.map[at + (part >> 6) as usize];
+        *bin = (i32::from(*bin) + ((bit as i32 * 65_535 - i32::from(*bin)) >> 5)) as u16;
         let told = i32::from(self.told[sets[0]]);
         self.told[sets[0]] += u16::from(told < EARLY_BITS);
-        let early = if told < EARLY_BITS { 40 * 32 / (32 + told) } else { 0 };
+        let early = if told < EARLY_BITS { 80 * 32 / (32 + told) } else { 0 };
         let error = (((bit as i32) << 16) - p_mixed) * (24 + early) >> 8;
         for i in 0..INPUTS {
             let step = (inputs[i] * error + (1 << 13)) >> 14;

@@ -1,7 +1,7 @@
 //! What the archive expects of a matrix, entry by entry.
 
 use super::levels::Levels;
-use super::network::{MAX_COLS, Network};
+use super::network::{MAX_COLS, MIN_LINES, Network};
 use super::references::{PIECE, References};
 use crate::entropy::mixing::{
     BinaryCoder, LOGIT_ONE, Predictor, PredictorSize, Slot, log2_quarters,
@@ -10,12 +10,12 @@ use crate::error::Result;
 use crate::rows::filled;
 use std::ops::Range;
 
-/// Inputs of the mixer of kept or pruned: five slots and the network's logit.
-const KEPT_INPUTS: usize = 6;
+/// Inputs of the mixer of kept or pruned: four slots and the network's logit.
+const KEPT_INPUTS: usize = 5;
 /// First slots of the contexts of kept or pruned.
-const KEPT_SLOTS: [usize; 6] = [0, 256, 256 + 2048, 2432, 2432 + 4096, 2432 + 4096 + 32_768];
-/// Inputs of the mixer of values: eight slots and a constant.
-const VALUE_INPUTS: usize = 9;
+const KEPT_SLOTS: [usize; 5] = [0, 256, 2304, 2432, 2432 + 32_768];
+/// Inputs of the mixer of values: seven slots and a constant.
+const VALUE_INPUTS: usize = 8;
 /// Bits of a magnitude's rank that are mixed; those below have one slot each.
 const MIXED_BITS: u32 = 9;
 /// The least logit that is not pruned for certain, where no reference keeps anything.
@@ -32,7 +32,6 @@ fn bucket(found: i32, expected: i32) -> usize {
 /// Codes one magnitude's or sign's bits: contexts that stay the same for all bits of a value.
 struct ValueContexts {
     hashes: [u32; VALUE_INPUTS - 1],
-    column: usize,
     line: usize,
     kernel: usize,
     first: usize,
@@ -94,14 +93,14 @@ impl<'a> Model<'a> {
             taps,
             side: if taps.isqrt().pow(2) == taps { taps.isqrt() } else { taps },
             kept: Predictor::new(PredictorSize {
-                slots: KEPT_SLOTS[5],
+                slots: KEPT_SLOTS[4],
                 sets: [32 * 9, 32],
-                maps: [256, 1024],
+                maps: 256,
             }),
             values: Predictor::new(PredictorSize {
                 slots: (VALUE_INPUTS - 1) << slot_bits,
                 sets: [512, 64],
-                maps: [512, 64],
+                maps: 512,
             }),
             slot_bits,
             certain: vec![Slot::new(2048); 32 * 32],
@@ -109,7 +108,9 @@ impl<'a> Model<'a> {
             empty: [Slot::new(1 << 10), half],
             was_empty: false,
             references: References::new(nlines, ncols),
-            network: (ncols <= MAX_COLS).then(|| Network::new(ncols)).transpose()?,
+            network: (ncols <= MAX_COLS && nlines >= MIN_LINES)
+                .then(|| Network::new(ncols))
+                .transpose()?,
             nlines: 0,
             columns: filled(0, ncols, 1)?,
             channels: filled(0, ncols / taps, 1)?,
@@ -211,13 +212,10 @@ impl<'a> Model<'a> {
                     continue;
                 }
             }
-            let hints = self.references.hints(at);
-            let [a, b, c] = hints.entries;
+            let [a, b, c] = self.references.hints(at);
             let held = usize::from(a != 0) * 4 + usize::from(b != 0) * 2 + usize::from(c != 0);
             let mut bit = 1;
             if !is_certain {
-                let pair =
-                    (u32::from(a) << 8).wrapping_add(b.into()).wrapping_mul(0x9e37_79b1) >> 20;
                 let by_place = if self.taps == 1 {
                     (2 * col + usize::from(a != 0)) & 0x7fff
                 } else {
@@ -227,13 +225,12 @@ impl<'a> Model<'a> {
                     KEPT_SLOTS[0] + logit_bucket * 8 + held,
                     KEPT_SLOTS[1] + (density * 32 + line_density) * 2 + usize::from(a != 0),
                     KEPT_SLOTS[2] + (state.flags & 15) * 8 + held,
-                    KEPT_SLOTS[3] + pair as usize,
-                    KEPT_SLOTS[4] + by_place,
+                    KEPT_SLOTS[3] + by_place,
                     0,
                 ];
-                let sets = [(held * 4 + hints.lead) * 9 + position.min(8), line_density];
-                let maps = [logit_bucket * 8 + held, column_density * 32 + density];
-                bit = self.kept.code(coder, &slots, logit, sets, maps, given);
+                let sets = [held * 9 + position.min(8), line_density];
+                let map = logit_bucket * 8 + held;
+                bit = self.kept.code(coder, &slots, logit, sets, map, given);
             }
             state.flags = state.flags << 1 | bit as usize;
             if bit == 0 {
@@ -252,14 +249,12 @@ impl<'a> Model<'a> {
                     hashes: [
                         0,
                         (u32::from(a) << 16) ^ (u32::from(b) << 8) ^ u32::from(c),
-                        (column_density * 32 + line_density) as u32,
                         state.last,
                         ((density * 32 + line_density) * 8 + kernel / 4) as u32,
                         expected,
                         (expected >> 1) * 64 + column_density as u32,
                         (expected >> 1) * 256 + u32::from(first),
                     ],
-                    column: column_density,
                     line: line_density,
                     kernel,
                     first: levels.sign(a.into()),
@@ -329,8 +324,8 @@ impl<'a> Model<'a> {
         if negatives > 0 && positives > 0 {
             let given = u32::from(entry as usize > negatives);
             let sets = [contexts.signs * 9 + contexts.position, contexts.kernel];
-            let maps = [contexts.signs * 9 + contexts.last_signs, contexts.column];
-            is_positive = self.code_bit(coder, contexts, 1, sets, maps, given) == 1;
+            let map = contexts.signs * 9 + contexts.last_signs;
+            is_positive = self.code_bit(coder, contexts, 1, sets, map, given) == 1;
         }
         let (rank, count) = if is_positive {
             ((entry as usize).wrapping_sub(negatives + 1), positives)
@@ -351,8 +346,8 @@ impl<'a> Model<'a> {
                 self.low_bits[node * 2 + sign].code(coder, given)
             } else {
                 let sets = [96 + (node.min(63) * 2 + sign) * 2 + agrees, 32 + contexts.line];
-                let maps = [96 + node.min(127) * 2 + sign, 32 + contexts.line];
-                self.code_bit(coder, contexts, (2 + 2 * node + sign) as u32, sets, maps, given)
+                let map = 96 + node.min(127) * 2 + sign;
+                self.code_bit(coder, contexts, (2 + 2 * node + sign) as u32, sets, map, given)
             };
             node = node * 2 + found as usize;
             base += (found as usize) << bit;
@@ -366,7 +361,7 @@ impl<'a> Model<'a> {
         contexts: &ValueContexts,
         node: u32,
         sets: [usize; 2],
-        maps: [usize; 2],
+        map: usize,
         given: u32,
     ) -> u32 {
         let mut slots = [0; VALUE_INPUTS];
@@ -375,7 +370,7 @@ impl<'a> Model<'a> {
             let mixed = (mixed ^ mixed >> 15).wrapping_mul(0xc2b2_ae35);
             *slot = (i << self.slot_bits) + (mixed >> (32 - self.slot_bits)) as usize;
         }
-        self.values.code(coder, &slots, LOGIT_ONE, sets, maps, given)
+        self.values.code(coder, &slots, LOGIT_ONE, sets, map, given)
     }
 
     fn end_line(&mut self, magnitude: u64, line: &[u32]) {

@@ -18,6 +18,8 @@ use crate::rows::filled;
 
 /// The widest line that has a network.
 pub(super) const MAX_COLS: usize = 1024;
+/// The fewest lines that it learns enough from.
+pub(super) const MIN_LINES: usize = 192;
 /// Fractional bits of a stored logit beside the 8 of one.
 const LOGIT_BITS: i32 = 4;
 /// Fractional bits of a stored level.
@@ -27,6 +29,7 @@ const LEVEL_BITS: i32 = 5;
 #[derive(Debug)]
 pub(super) struct Network {
     ncols: usize,
+    nlines: i32,
     weights: Vec<i16>,
     level_weights: Vec<i16>,
     bias: Vec<i16>,
@@ -54,6 +57,7 @@ impl Network {
         let zeros = || vec![0; ncols];
         Ok(Self {
             ncols,
+            nlines: 0,
             weights: filled(0, ncols, ncols)?,
             level_weights: filled(0, ncols, ncols)?,
             bias: zeros(),
@@ -106,11 +110,13 @@ impl Network {
             energy += i64::from(level) * i64::from(level);
         }
         // A twentieth: 4,096 is the logit 1, 32,768 the error 1.
+        self.nlines += 1;
+        let rate = 100 + 200_000 / (256 + self.nlines);
         for error in &mut self.errors {
-            *error = ((i32::from(*error) * 205 + (1 << 14)) >> 15) as i16;
+            *error = ((i32::from(*error) * rate + (1 << 14)) >> 15) as i16;
         }
         add(&mut self.bias, &self.errors);
-        add_scaled(&mut self.level_bias, &self.level_errors, 655);
+        add_scaled(&mut self.level_bias, &self.level_errors, 1311);
         for &(col, level) in kept {
             let col = col as usize;
             let later = col * self.ncols + col + 1..(col + 1) * self.ncols;
