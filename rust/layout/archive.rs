@@ -11,6 +11,7 @@ mod lines;
 mod model;
 mod network;
 mod references;
+mod values;
 
 use super::{Buffers, Encoded, Encoding, Layout, LayoutSpec, PanelProduct, Parts, Product, packed};
 use crate::array::Array;

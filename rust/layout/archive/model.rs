@@ -3,6 +3,7 @@
 use super::levels::Levels;
 use super::network::{MAX_COLS, MIN_LINES, Network};
 use super::references::{PIECE, References};
+use super::values::{ValueContexts, ValueModel};
 use crate::entropy::mixing::{
     BinaryCoder, LOGIT_ONE, Predictor, PredictorSize, Slot, log2_quarters,
 };
@@ -14,10 +15,6 @@ use std::ops::Range;
 const KEPT_INPUTS: usize = 5;
 /// First slots of the contexts of kept or pruned.
 const KEPT_SLOTS: [usize; 5] = [0, 256, 2304, 2432, 2432 + 32_768];
-/// Inputs of the mixer of values: seven slots and a constant.
-const VALUE_INPUTS: usize = 8;
-/// Bits of a magnitude's rank that are mixed; those below have one slot each.
-const MIXED_BITS: u32 = 9;
 /// The least logit that is not pruned for certain, where no reference keeps anything.
 const CERTAIN_LOGIT: i32 = -4 * LOGIT_ONE;
 /// The least density that is not, where there is no network.
@@ -29,17 +26,6 @@ fn bucket(found: i32, expected: i32) -> usize {
     (found - expected + 16).clamp(0, 31) as usize
 }
 
-/// Codes one magnitude's or sign's bits: contexts that stay the same for all bits of a value.
-struct ValueContexts {
-    hashes: [u32; VALUE_INPUTS - 1],
-    line: usize,
-    kernel: usize,
-    first: usize,
-    signs: usize,
-    last_signs: usize,
-    position: usize,
-}
-
 /// The state of a model, the same in an encoder and a decoder.
 #[derive(Debug)]
 pub(super) struct Model<'a> {
@@ -49,12 +35,9 @@ pub(super) struct Model<'a> {
     /// The length of a side of the kernel.
     side: usize,
     kept: Predictor<KEPT_INPUTS>,
-    values: Predictor<VALUE_INPUTS>,
-    slot_bits: u32,
+    values: ValueModel,
     /// Pruned for certain, by logit and density.
     certain: Vec<Slot>,
-    /// The low bits of magnitudes, by sign and place in the tree.
-    low_bits: Vec<Slot>,
     /// Lines that keep nothing, by whether the one before does.
     empty: [Slot; 2],
     was_empty: bool,
@@ -83,11 +66,6 @@ impl<'a> Model<'a> {
         ncols: usize,
         taps: usize,
     ) -> Result<Self> {
-        let k = levels.symbols.len();
-        let bits = usize::BITS - k.leading_zeros();
-        let slot_bits = (bits + 6).clamp(13, 18);
-        let half = Slot::new(1 << 15);
-        let low_bits = if bits > MIXED_BITS { 2 << bits } else { 0 };
         Ok(Self {
             levels,
             taps,
@@ -97,15 +75,9 @@ impl<'a> Model<'a> {
                 sets: [32 * 9, 32],
                 maps: 256,
             }),
-            values: Predictor::new(PredictorSize {
-                slots: (VALUE_INPUTS - 1) << slot_bits,
-                sets: [512, 64],
-                maps: 512,
-            }),
-            slot_bits,
-            certain: vec![Slot::new(2048); 32 * 32],
-            low_bits: vec![half; low_bits],
-            empty: [Slot::new(1 << 10), half],
+            values: ValueModel::new(levels.symbols.len()),
+            certain: vec![Slot::new(1 << 11); 32 * 32],
+            empty: [Slot::new(1 << 10), Slot::new(1 << 15)],
             was_empty: false,
             references: References::new(nlines, ncols),
             network: (ncols <= MAX_COLS && nlines >= MIN_LINES)
@@ -236,33 +208,17 @@ impl<'a> Model<'a> {
             if bit == 0 {
                 line[col] = 0;
             } else {
-                let first = if a != 0 {
-                    a
-                } else if b != 0 {
-                    b
-                } else {
-                    c
-                };
-                let expected = (((level + 64) >> 6).clamp(-120, 120) + 128) as u32;
-                let levels = self.levels;
                 let contexts = ValueContexts {
-                    hashes: [
-                        0,
-                        (u32::from(a) << 16) ^ (u32::from(b) << 8) ^ u32::from(c),
-                        state.last,
-                        ((density * 32 + line_density) * 8 + kernel / 4) as u32,
-                        expected,
-                        (expected >> 1) * 64 + column_density as u32,
-                        (expected >> 1) * 256 + u32::from(first),
-                    ],
-                    line: line_density,
+                    hints: [a, b, c].map(u32::from),
+                    expected: (((level + 64) >> 6).clamp(-120, 120) + 128) as u32,
+                    densities: [density, line_density, column_density],
                     kernel,
-                    first: levels.sign(a.into()),
-                    signs: levels.sign(a.into()) * 3 + levels.sign(b.into()),
-                    last_signs: levels.sign(self.last_values[col]) * 3 + levels.sign(state.last),
                     position: position.min(8),
+                    last: state.last,
+                    last_in_column: self.last_values[col],
                 };
-                let entry = self.code_value(coder, &contexts, line[col]);
+                let levels = self.levels;
+                let entry = self.values.code(coder, levels, &contexts, line[col]);
                 line[col] = entry;
                 self.last_values[col] = entry;
                 state.last = entry;
@@ -311,68 +267,6 @@ impl<'a> Model<'a> {
         (density, kernel, neighbours)
     }
 
-    /// Codes the sign of a value, then its rank among those of that sign from the top bit down.
-    fn code_value<C: BinaryCoder>(
-        &mut self,
-        coder: &mut C,
-        contexts: &ValueContexts,
-        entry: u32,
-    ) -> u32 {
-        let negatives = self.levels.negatives;
-        let positives = self.levels.symbols.len() - negatives;
-        let mut is_positive = positives > 0;
-        if negatives > 0 && positives > 0 {
-            let given = u32::from(entry as usize > negatives);
-            let sets = [contexts.signs * 9 + contexts.position, contexts.kernel];
-            let map = contexts.signs * 9 + contexts.last_signs;
-            is_positive = self.code_bit(coder, contexts, 1, sets, map, given) == 1;
-        }
-        let (rank, count) = if is_positive {
-            ((entry as usize).wrapping_sub(negatives + 1), positives)
-        } else {
-            (negatives.wrapping_sub(entry as usize), negatives)
-        };
-        let sign = usize::from(!is_positive);
-        let agrees = usize::from(contexts.first == 1 + usize::from(is_positive));
-        let nbits = usize::BITS - (count - 1).leading_zeros();
-        let (mut node, mut base) = (1, 0);
-        for bit in (0..nbits).rev() {
-            if base + (1 << bit) >= count {
-                node *= 2;
-                continue;
-            }
-            let given = (rank >> bit) as u32 & 1;
-            let found = if nbits - bit > MIXED_BITS {
-                self.low_bits[node * 2 + sign].code(coder, given)
-            } else {
-                let sets = [96 + (node.min(63) * 2 + sign) * 2 + agrees, 32 + contexts.line];
-                let map = 96 + node.min(127) * 2 + sign;
-                self.code_bit(coder, contexts, (2 + 2 * node + sign) as u32, sets, map, given)
-            };
-            node = node * 2 + found as usize;
-            base += (found as usize) << bit;
-        }
-        (if is_positive { negatives + 1 + base } else { negatives - base }) as u32
-    }
-
-    fn code_bit<C: BinaryCoder>(
-        &mut self,
-        coder: &mut C,
-        contexts: &ValueContexts,
-        node: u32,
-        sets: [usize; 2],
-        map: usize,
-        given: u32,
-    ) -> u32 {
-        let mut slots = [0; VALUE_INPUTS];
-        for (i, (slot, &hash)) in slots.iter_mut().zip(&contexts.hashes).enumerate() {
-            let mixed = (hash ^ node.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca6b);
-            let mixed = (mixed ^ mixed >> 15).wrapping_mul(0xc2b2_ae35);
-            *slot = (i << self.slot_bits) + (mixed >> (32 - self.slot_bits)) as usize;
-        }
-        self.values.code(coder, &slots, LOGIT_ONE, sets, map, given)
-    }
-
     fn end_line(&mut self, magnitude: u64, line: &[u32]) {
         self.total += magnitude;
         let expected = log2_quarters(16 * self.nlines + 8) + self.mean() - 40;
@@ -401,8 +295,8 @@ impl LineState {
     }
 
     fn add(&mut self, magnitude: u64) {
-        self.magnitude = self.magnitude + magnitude;
-        self.kernel = self.kernel + magnitude;
+        self.magnitude += magnitude;
+        self.kernel += magnitude;
         self.log_magnitude = log2_quarters(self.magnitude + 32);
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!   a line starts:         logit[j] = bias[j];  level[j] = level_bias[j]
 //!   column c is kept:      logit[j] += W[c][j];  level[j] += V[c][j] · its level      for all j > c
-//!   the line ends:         W[c][j] += error[j] / 20          for all kept c and j > c
+//!   the line ends:         W[c][j] += rate · error[j]        for all kept c and j > c
 //!                          V[c][j] += level error[j] · level of c · 0.3 / their energy
 //! ```
 //!
@@ -20,6 +20,8 @@ use crate::rows::filled;
 pub(super) const MAX_COLS: usize = 1024;
 /// The fewest lines that it learns enough from.
 pub(super) const MIN_LINES: usize = 192;
+/// Lines up to which the rate falls.
+const MAX_NLINES: i32 = 200_000;
 /// Fractional bits of a stored logit beside the 8 of one.
 const LOGIT_BITS: i32 = 4;
 /// Fractional bits of a stored level.
@@ -109,8 +111,8 @@ impl Network {
             self.level_errors[col] = (level << LEVEL_BITS).saturating_sub(self.levels[col]);
             energy += i64::from(level) * i64::from(level);
         }
-        // A twentieth: 4,096 is the logit 1, 32,768 the error 1.
-        self.nlines += 1;
+        // 4,096 is the logit 1, 32,768 the error 1: from a fifth at first down to a fortieth.
+        self.nlines = (self.nlines + 1).min(MAX_NLINES);
         let rate = 100 + 200_000 / (256 + self.nlines);
         for error in &mut self.errors {
             *error = ((i32::from(*error) * rate + (1 << 14)) >> 15) as i16;
