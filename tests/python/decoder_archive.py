@@ -27,7 +27,7 @@ PIECE = 32
 
 def clamp(x: int, low: int, high: int) -> int:
     """Return the nearest number in low … high."""
-    return low if x < low else high if x > high else x
+    return low if x < low else min(x, high)
 
 
 def _squash(x: int) -> int:
@@ -45,8 +45,10 @@ def squash(x: int) -> int:
 
 
 STRETCH = [
-    clamp(next((x for x in range(-3072, 3072) if SQUASH[x + 3072] >= 16 * q + 8), 3071), -2047, 2047)
-    for q in range(0, 4096)
+    clamp(
+        next((x for x in range(-3072, 3072) if SQUASH[x + 3072] >= 16 * q + 8), 3071), -2047, 2047
+    )
+    for q in range(4096)
 ]
 
 
@@ -161,7 +163,7 @@ class Predictor:
         i, j = y + 2560 >> 7, y + 2560 & 127
         r = bins[i] * (128 - j) + bins[i + 1] * j >> 7
         bit = bits.take(clamp(q + r >> 1, 8, 65_528))
-        bins[i + (j >> 6)] += bit * 65_535 - bins[i + (j >> 6)] >> 5
+        bins[i + (j >> 6)] += bit * 65_535 - bins[i + (j >> 6)] >> 6
         c = self.c.get(u, 0)
         e = (bit * 65_536 - q) * (24 + (2560 // (32 + c) if c < 4096 else 0)) >> 8
         self.c[u] = min(c + 1, 4096)
@@ -298,8 +300,8 @@ class Network:
         energy = 1024 + int((signed**2).sum())
         o = -(np.array([squash(int(x) >> 4) for x in self.l]) // 2) + 32_767 * kept
         o1 = np.clip(signed * 32 - self.l1, -32_768, 32_767)
-        o = o * (100 + 200_000 // (256 + min(self.q, 200_000))) + 16_384 >> 15
-        self.b, self.b1 = added(self.b, o), added(self.b1, o1 * 1311 >> 16)
+        o = o * (60 + 200_000 // (256 + min(self.q, 200_000))) + 16_384 >> 15
+        self.b, self.b1 = added(self.b, o), added(self.b1, o1 * 655 >> 16)
         for i in np.flatnonzero(kept).tolist():
             f = abs(int(signed[i])) * 10_066_329 // energy
             f = min(f, 32_767) * (1 if signed[i] > 0 else -1)
@@ -492,4 +494,3 @@ def archive(matrix: Matrix, codebook: np.ndarray, sections: list[bytes]) -> np.n
     bits.finish()
     refuse_if(found != nnz, "fewer than nnz entries")
     return symbols[out]
-

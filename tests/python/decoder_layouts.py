@@ -6,8 +6,8 @@
            ──▶ words, [nrows, ncols]: 0 or symbol + 1 ──codebook──▶ values      the others
 
 A function for each layout, in the order of the page; what several of them share is in
-decoder_sections.py, layout 8 in decoder_coded.py and layout 9 in decoder_archive.py. Values are bit patterns (u32) throughout, so
-that NaN payloads and −0.0 pass untouched.
+decoder_sections.py, layout 8 in decoder_coded.py and layout 9 in decoder_archive.py. Values are bit
+patterns (u32) throughout, so that NaN payloads and −0.0 pass untouched.
 """
 
 from __future__ import annotations

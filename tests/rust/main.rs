@@ -1,5 +1,6 @@
 //! Integration tests of the core, one module a topic.
 
+mod archive;
 mod container;
 mod convolution;
 mod hostile_sections;

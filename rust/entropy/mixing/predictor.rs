@@ -132,7 +132,7 @@ impl<const INPUTS: usize> Predictor<INPUTS> {
             as u32;
         let bit = coder.code(bit, p);
         let bin = &mut self.map[at + (part >> 6) as usize];
-        *bin = (i32::from(*bin) + ((bit as i32 * 65_535 - i32::from(*bin)) >> 5)) as u16;
+        *bin = (i32::from(*bin) + ((bit as i32 * 65_535 - i32::from(*bin)) >> 6)) as u16;
         let told = i32::from(self.told[sets[0]]);
         self.told[sets[0]] += u16::from(told < EARLY_BITS);
         let early = if told < EARLY_BITS { 80 * 32 / (32 + told) } else { 0 };

@@ -51,6 +51,8 @@ pub(super) struct Model<'a> {
     entries: u64,
     /// The density of each column.
     densities: Vec<u8>,
+    /// About 4·log2 of 16·j + 64, for column j.
+    log_places: Vec<u8>,
     kept_cols: Vec<(u32, i16)>,
     last_values: Vec<u32>,
 }
@@ -66,6 +68,10 @@ impl<'a> Model<'a> {
         ncols: usize,
         taps: usize,
     ) -> Result<Self> {
+        let mut log_places = filled(0, ncols, 1)?;
+        for (j, log) in (0..).zip(&mut log_places) {
+            *log = log2_quarters(16 * j + 64) as u8;
+        }
         Ok(Self {
             levels,
             taps,
@@ -79,7 +85,7 @@ impl<'a> Model<'a> {
             certain: vec![Slot::new(1 << 11); 32 * 32],
             empty: [Slot::new(1 << 10), Slot::new(1 << 15)],
             was_empty: false,
-            references: References::new(nlines, ncols),
+            references: References::new(nlines, ncols)?,
             network: (ncols <= MAX_COLS && nlines >= MIN_LINES)
                 .then(|| Network::new(ncols))
                 .transpose()?,
@@ -89,6 +95,7 @@ impl<'a> Model<'a> {
             total: 0,
             entries: 0,
             densities: filled(16, ncols, 1)?,
+            log_places,
             kept_cols: Vec::new(),
             last_values: filled(0, ncols, 1)?,
         })
@@ -157,7 +164,7 @@ impl<'a> Model<'a> {
                 state.kernel = 0;
             }
             let line_density =
-                bucket(state.log_magnitude, log2_quarters(16 * col as u64 + 64) + state.mean - 40);
+                bucket(state.log_magnitude, i32::from(self.log_places[col]) + state.mean - 40);
             let column_density = usize::from(self.densities[col]);
             let (density, kernel, neighbours) = if self.taps == 1 {
                 (column_density, 0, 0)

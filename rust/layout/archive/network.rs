@@ -111,14 +111,14 @@ impl Network {
             self.level_errors[col] = (level << LEVEL_BITS).saturating_sub(self.levels[col]);
             energy += i64::from(level) * i64::from(level);
         }
-        // 4,096 is the logit 1, 32,768 the error 1: from a fifth at first down to a fortieth.
+        // 4,096 is the logit 1, 32,768 the error 1: from a fifth at first down to a seventieth.
         self.nlines = (self.nlines + 1).min(MAX_NLINES);
-        let rate = 100 + 200_000 / (256 + self.nlines);
+        let rate = 60 + 200_000 / (256 + self.nlines);
         for error in &mut self.errors {
             *error = ((i32::from(*error) * rate + (1 << 14)) >> 15) as i16;
         }
         add(&mut self.bias, &self.errors);
-        add_scaled(&mut self.level_bias, &self.level_errors, 1311);
+        add_scaled(&mut self.level_bias, &self.level_errors, 655);
         for &(col, level) in kept {
             let col = col as usize;
             let later = col * self.ncols + col + 1..(col + 1) * self.ncols;

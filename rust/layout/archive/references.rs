@@ -84,15 +84,22 @@ pub(super) struct References {
 }
 
 impl References {
-    pub(super) fn new(nlines: usize, ncols: usize) -> Self {
-        Self {
+    /// Room for what a matrix of `nlines` lines of `ncols` entries may refer to.
+    ///
+    /// # Errors
+    /// `LimitExceeded` when the memory cannot be had.
+    pub(super) fn new(nlines: usize, ncols: usize) -> Result<Self> {
+        let (npieces, mut planes) = (ncols.div_ceil(PIECE), Vec::new());
+        planes.try_reserve_exact(npieces).map_err(|_| no_memory(1, ncols))?;
+        planes.resize(npieces, Vec::new());
+        Ok(Self {
             ncols,
             window: (MAX_ENTRIES / ncols.max(1)).clamp(ACTIVE, MAX_LINES).min(nlines.max(1)),
             nlines: 0,
             last: 0,
             newest: 0,
             entries: Vec::new(),
-            planes: vec![Vec::new(); ncols.div_ceil(PIECE)],
+            planes,
             alive: Vec::new(),
             nactive: 0,
             active: [0; ACTIVE],
@@ -101,7 +108,7 @@ impl References {
             kept: 0,
             best: [0, 1, 2],
             is_scored: false,
-        }
+        })
     }
 
     /// Starts a line: its references are the lines at the last places, from that stored last back.
@@ -243,13 +250,8 @@ impl References {
         let stored = line.iter().map(|&entry| entry.min(0xffff) as u16);
         let pieces = self.planes.iter_mut().zip(line.chunks(PIECE).map(planes));
         if self.nlines < self.window {
-            self.entries.try_reserve(self.ncols).map_err(|_| {
-                let (n, ncols) = (self.nlines + 1, self.ncols);
-                Error::new(
-                    ErrorKind::LimitExceeded,
-                    format!("memory: {n} lines of {ncols} entries cannot be had"),
-                )
-            })?;
+            let room = self.entries.try_reserve(self.ncols);
+            room.map_err(|_| no_memory(self.nlines + 1, self.ncols))?;
             self.entries.extend(stored);
             pieces.for_each(|(planes, piece)| planes.push(piece));
             self.newest = self.nlines;
@@ -268,6 +270,11 @@ impl References {
         let entries = &self.entries[place * self.ncols..][..self.ncols];
         entries.iter().zip(line).all(|(&stored, &entry)| u32::from(stored) == entry.min(0xffff))
     }
+}
+
+fn no_memory(nlines: usize, ncols: usize) -> Error {
+    let what = format!("memory: {nlines} lines of {ncols} entries cannot be had");
+    Error::new(ErrorKind::LimitExceeded, what)
 }
 
 /// The places of the ones of a word.
