@@ -100,8 +100,13 @@ fn stored() -> Vec<(String, Stored)> {
             for &coder in layout.coders {
                 for goal in [Goal::Size, Goal::Speed] {
                     for columns in [Columns::Coded, Columns::Raw] {
-                        let request =
-                            Request { layout: Some(layout), coder: Some(coder), goal, columns };
+                        let request = Request {
+                            layout: Some(layout),
+                            coder: Some(coder),
+                            goal,
+                            columns,
+                            taps: 1,
+                        };
                         let matrix = CompressedMatrix::compress(&weights, shape, &request).unwrap();
                         let what = format!("{name} as {layout:?} {coder:?} {goal:?} {columns:?}");
                         all.push((what, Stored::of(&matrix)));

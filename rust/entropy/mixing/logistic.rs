@@ -96,11 +96,11 @@ mod tests {
     }
 
     #[test]
-    fn the_logarithm_is_off_by_less_than_a_quarter_of_an_octave() {
+    fn the_logarithm_is_under_by_less_than_three_eighths_of_an_octave() {
         for x in (1..5000).chain([u64::MAX, 1 << 63]) {
             let exact = 4.0 * (x as f64).log2();
             let found = f64::from(log2_quarters(x));
-            assert!(found <= exact && found > exact - 1.25, "{x}: {found} {exact}");
+            assert!(found <= exact && found > exact - 1.5, "{x}: {found} {exact}");
         }
         assert_eq!([1, 2, 3, 5, 7].map(log2_quarters), [0, 4, 6, 9, 11]);
     }
