@@ -136,7 +136,7 @@ impl<const INPUTS: usize> Predictor<INPUTS> {
         let told = i32::from(self.told[sets[0]]);
         self.told[sets[0]] += u16::from(told < EARLY_BITS);
         let early = if told < EARLY_BITS { 80 * 32 / (32 + told) } else { 0 };
-        let error = (((bit as i32) << 16) - p_mixed) * (24 + early) >> 8;
+        let error = ((((bit as i32) << 16) - p_mixed) * (24 + early)) >> 8;
         for i in 0..INPUTS {
             let step = (inputs[i] * error + (1 << 13)) >> 14;
             first[i] = first[i].wrapping_add(step);

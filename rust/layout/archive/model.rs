@@ -269,7 +269,7 @@ impl<'a> Model<'a> {
         let is_kept =
             |apart: usize, is_there: bool| usize::from(is_there && line[col - apart] != 0);
         let neighbours = is_kept(self.side, position >= self.side) * 4
-            + is_kept(1, position % self.side > 0) * 2
+            + is_kept(1, !position.is_multiple_of(self.side)) * 2
             + is_kept(self.taps, col >= self.taps);
         (density, kernel, neighbours)
     }
