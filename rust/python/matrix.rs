@@ -69,6 +69,7 @@ impl PyMatrix {
     /// Compresses symbols, uint16 [nrows, ncols], where `mask` is true; others are pruned.
     #[staticmethod]
     #[pyo3(signature = (symbols, codebook, mask, layout="auto", coder="auto", goal="size", *, columns="coded", taps=1))]
+    #[allow(clippy::too_many_arguments)] // As Python names them.
     fn from_symbols(
         symbols: &Bound<'_, PyAny>,
         codebook: &PyCodebook,

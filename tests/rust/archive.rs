@@ -41,7 +41,7 @@ fn noise(nrows: usize, ncols: usize, keep_one_of: u64, k: u64) -> (Vec<f32>, Sha
     let shape = Shape::new(nrows, ncols).unwrap();
     let weight = |_| {
         let symbol = (next() % k).min(next() % k);
-        if next() % keep_one_of == 0 { symbol as f32 + 1.0 } else { 0.0 }
+        if next().is_multiple_of(keep_one_of) { symbol as f32 + 1.0 } else { 0.0 }
     };
     ((0..shape.entries()).map(weight).collect(), shape)
 }
@@ -72,7 +72,7 @@ fn lines_that_are_alike_take_a_small_part_of_the_entropy_in_either_direction() {
         weights.extend_from_slice(&patterns[pattern..][..300]);
     }
     for weight in &mut weights {
-        if next() % 500 == 0 {
+        if next().is_multiple_of(500) {
             *weight = (next() % 9) as f32;
         }
     }

@@ -247,8 +247,8 @@ mod tests {
         // Halves: 1 leaves 0 … 7FFFFFFF, 0 leaves 40000000 … 7FFFFFFF: 40 is the shortest end.
         assert_eq!(encode(&[(1, 32_768), (0, 32_768)]), [0x40]);
         // All numbers, or the lower ones: no byte at all.
-        assert_eq!(encode(&[]), []);
-        assert_eq!(encode(&[(1, 32_768)]), []);
+        assert!(encode(&[]).is_empty());
+        assert!(encode(&[(1, 32_768)]).is_empty());
         // Eight ones of a half leave 0 … 00FFFFFF: the byte 00 is decided, and goes out.
         assert_eq!(encode(&[(1, 32_768); 8]), [0]);
     }
