@@ -16,6 +16,7 @@
 //! | symbol | index into the codebook: what entropy coders code |
 //! | layout | arrangement of one matrix in memory |
 //! | container | the bytes on disk (`.terse`) |
+//! | archive | the layout of the fewest bytes, for files |
 //! | graph | a network's operators in the order they run |
 //! | section | a named part of a tensor's bytes |
 //! | pack, encode, compress, save | fixed width, entropy, matrix or model, file |

@@ -31,7 +31,7 @@ pub struct CompressedMatrix {
 const TRIFLE: usize = 200;
 
 /// Which layout and coder to take; none of either leaves the choice to [`Request::goal`].
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Request {
     /// The layout, or none for the best one.
     pub layout: Option<&'static LayoutSpec>,
@@ -41,6 +41,21 @@ pub struct Request {
     pub goal: Goal,
     /// The arrangement of hac and shac.
     pub columns: Columns,
+    /// Positions of a convolution's kernel, next to each other in a row, which archive makes use of;
+    /// 1 without one.
+    pub taps: usize,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            layout: None,
+            coder: None,
+            goal: Goal::default(),
+            columns: Columns::default(),
+            taps: 1,
+        }
+    }
 }
 
 impl Request {
@@ -54,6 +69,7 @@ impl Request {
             coder: (coder != "auto").then(|| Coder::by_name(coder)).transpose()?,
             goal,
             columns,
+            taps: 1,
         })
     }
 }
@@ -90,7 +106,8 @@ impl CompressedMatrix {
                 names.join(" or ")
             )));
         }
-        let encoding = Encoding { coder, goal: request.goal, columns: request.columns };
+        let encoding =
+            Encoding { coder, goal: request.goal, columns: request.columns, taps: request.taps };
         let (layout, codebook) = (spec.encode)(rows, &encoding)?;
         Ok(Self { shape: rows.shape(), nnz: rows.nnz(), codebook, layout: layout.into() })
     }

@@ -49,6 +49,7 @@ class CompressedMatrix:
         goal: Goal = "size",
         *,
         columns: Columns = "coded",
+        taps: int = 1,
     ) -> CompressedMatrix:
         """Compress a dense matrix losslessly; equal weights give equal bytes.
 
@@ -62,10 +63,13 @@ class CompressedMatrix:
             goal: "size" or "speed".
             columns: "raw" stores hac and shac as published, "coded" also codes columns and row
                 ends.
+            taps: positions of a convolution's kernel, kh * kw, next to each other in a row: makes
+                archive smaller, and nothing else of it.
 
         Raises:
-            ValueError: for another type or rank, an unknown name or pair, or more than 65,536
-                distinct values in a layout other than dense and csr.
+            ValueError: for another type or rank, an unknown name or pair, more than 65,536
+                distinct values in a layout other than dense and csr, or taps that do not divide
+                ncols.
         """
 
     @staticmethod
@@ -78,6 +82,7 @@ class CompressedMatrix:
         goal: Goal = "size",
         *,
         columns: Columns = "coded",
+        taps: int = 1,
     ) -> CompressedMatrix:
         """Compress symbols of a codebook, which matrices may share and which keeps its order.
 
@@ -89,6 +94,7 @@ class CompressedMatrix:
             coder: as `compress`.
             goal: as `compress`.
             columns: as `compress`.
+            taps: as `compress`.
 
         Raises:
             ValueError: as `compress`, or for a kept symbol outside the codebook.
@@ -185,6 +191,7 @@ class CompressedMatrix:
         goal: Goal = "size",
         *,
         columns: Columns = "coded",
+        taps: int = 1,
     ) -> CompressedMatrix:
         """Return the same matrix in another layout, without a dense copy; as `compress`."""
 

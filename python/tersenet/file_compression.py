@@ -37,7 +37,7 @@ from tersenet import dtypes
 from tersenet._core import Codebook, CompressedMatrix
 from tersenet.checkpoint import Checkpoint, open_checkpoint
 from tersenet.dtypes import F32
-from tersenet.files import Path, Typed, write
+from tersenet.files import Path, Typed, laid_out, write
 from tersenet.plan import Plan, Rule
 from tersenet.pruning import PRUNERS, Mask
 from tersenet.pruning.streaming import Cutoff, global_cutoffs
@@ -281,7 +281,10 @@ class _Work:
             values = np.where(self._mask(name, values, cutoffs), values, np.float32(0))
         reason = None
         try:
-            matrix = self._matrix(values, quantized, self._pair(name))
+            pair = self._pair(name)
+            matrix = self._matrix(values, quantized, pair)
+            if pair == ("auto", "auto") and self.goal == "size":
+                matrix = laid_out(matrix, entry.shape, self.goal)
             if matrix.nbytes < entry.nbytes:
                 row = replace(row, nbytes=matrix.nbytes, nnz=matrix.nnz, k=len(matrix.codebook))
                 row = replace(row, layout=matrix.layout, coder=matrix.coder)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 Path = str | os.PathLike[str]
 Value = CompressedMatrix | Array
+# With more values most bits of a weight are noise, and the archive takes over 1 µs for each.
+_MAX_ARCHIVED = 4096
 Written = tuple[str, str, tuple[int, ...], CompressedMatrix | bytes]
 
 
@@ -265,10 +268,26 @@ def write(
     return _core.write(os.fspath(path), tensors, aliases, strings(metadata))
 
 
+def laid_out(
+    matrix: CompressedMatrix, shape: tuple[int, ...], goal: Goal | None
+) -> CompressedMatrix:
+    """Return a matrix in the layout that is best for the goal in a file.
+
+    For size that is archive, too, where it is smaller than all that are for memory.
+    """
+    if goal is None:
+        return matrix
+    best = matrix.to(goal=goal)
+    if goal != "size" or best.codebook.size > _MAX_ARCHIVED:
+        return best
+    archive = matrix.to("archive", taps=prod(shape[2:]))
+    return archive if archive.nbytes < best.nbytes else best
+
+
 def _written(name: str, known: Typed, goal: Goal | None) -> Written:
     value = known.value
     if isinstance(value, CompressedMatrix):
-        return name, known.dtype, known.shape, value if goal is None else value.to(goal=goal)
+        return name, known.dtype, known.shape, laid_out(value, known.shape, goal)
     return name, known.dtype, known.shape, dtypes.to_bytes(value)
 
 

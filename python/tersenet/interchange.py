@@ -39,7 +39,7 @@ from tersenet.dtypes import (
     widened,
 )
 from tersenet.errors import FormatError
-from tersenet.files import File, Limits, Path, Typed, Value, write
+from tersenet.files import File, Limits, Path, Typed, Value, laid_out, write
 from tersenet.replacing import Replacing
 
 if TYPE_CHECKING:
@@ -262,6 +262,8 @@ def _smaller(
         matrix = CompressedMatrix.compress(flat, layout, coder, goal)
     except ValueError:
         return None
+    if (layout, coder, goal) == ("auto", "auto", "size"):
+        matrix = laid_out(matrix, array.shape, goal)
     return matrix if matrix.nbytes < array.nbytes else None
 
 

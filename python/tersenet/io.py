@@ -65,8 +65,9 @@ def save(
     Args:
         source: of a model, its tensors; weights of compressed layers are stored compressed.
         path: where to; `.terse` is the usual ending.
-        goal: "size" or "speed" gives compressed matrices the layout that is best for it; None
-            keeps each as it is.
+        goal: "size" or "speed" gives compressed matrices the layout that is best for it, for size
+            archive among them, which takes a second for about 5 M weights to write and to read;
+            None keeps each as it is.
         metadata: strings of your own, stored with it.
 
     Raises:

@@ -4,6 +4,7 @@
 //! layouts it goes with.
 
 pub mod huffman;
+pub mod mixing;
 pub mod tans;
 
 use crate::error::{Error, Result};
@@ -17,11 +18,13 @@ pub enum Coder {
     Huffman,
     /// Asymmetric numeral systems of 128 states in 64 lanes.
     Tans,
+    /// Bits by context mixing and arithmetic coding.
+    Mixing,
 }
 
 impl Coder {
     /// Every coder there is.
-    pub const ALL: &'static [Self] = &[Self::Fixed, Self::Huffman, Self::Tans];
+    pub const ALL: &'static [Self] = &[Self::Fixed, Self::Huffman, Self::Tans, Self::Mixing];
 
     /// The name in code, listings and commands.
     pub fn name(self) -> &'static str {
@@ -29,6 +32,7 @@ impl Coder {
             Self::Fixed => "fixed",
             Self::Huffman => "huffman",
             Self::Tans => "tans",
+            Self::Mixing => "mixing",
         }
     }
 
@@ -38,6 +42,7 @@ impl Coder {
             Self::Fixed => 0,
             Self::Huffman => 1,
             Self::Tans => 2,
+            Self::Mixing => 3,
         }
     }
 

@@ -11,6 +11,7 @@
 //! | shac | huffman | columns, and codewords of the kept symbols | Marinò et al. 2021 |
 //! | packed | fixed | per block of rows a bitmap or column gaps; packed symbols | |
 //! | coded | tans | per block of rows gaps and symbols in 64 lanes of tANS | Duda 2013 |
+//! | archive | mixing | every entry by context mixing, for files | Mahoney 2005 |
 //!
 //! To add one: write `layout/<name>.rs` with a type that implements [`Layout`] and a
 //! [`LayoutSpec`], and put that into [`LAYOUTS`]. Compression, conversion, products, files, the
@@ -19,6 +20,7 @@
 //! A layout is made in two ways only: `encode`, from [`Rows`], and `read`, from the [`Parts`] of a
 //! file; `read` checks everything, so a layout that exists is valid.
 
+mod archive;
 mod cla;
 mod coded;
 mod cser;
@@ -52,6 +54,7 @@ pub const LAYOUTS: &[&LayoutSpec] = &[
     &shac::SPEC,
     &packed::SPEC,
     &coded::SPEC,
+    &archive::SPEC,
 ];
 
 /// One row of the table of layouts.
@@ -124,6 +127,8 @@ pub struct Encoding {
     pub goal: Goal,
     /// The arrangement of hac and shac.
     pub columns: Columns,
+    /// Positions of a convolution's kernel, next to each other in a row; 1 without one.
+    pub taps: usize,
 }
 
 /// What `encode` makes: the layout, and the codebook its symbols refer to.

@@ -155,9 +155,12 @@ impl<'a> Weights<'a> {
         if let Some(matrix) = self.matrices.get(name) {
             return Ok(matrix.clone());
         }
+        let coded = Request { layout: Some(layout::by_name("coded")?), ..Request::default() };
         let dense = Request { layout: Some(layout::by_name("dense")?), ..Request::default() };
         let matrix = match self.reader.get(name)? {
             Tensor::Matrix(matrix) => match self.resident {
+                // For files: what is multiplied is small too, but in a layout for that.
+                Resident::Compressed if matrix.layout().name == "archive" => matrix.to(&coded)?,
                 Resident::Compressed => matrix,
                 Resident::Cached => {
                     matrix.to(&Request { goal: Goal::Speed, ..Request::default() })?

@@ -83,7 +83,13 @@ pub(super) fn slice<'a, T: Element>(array: &'a PyReadonlyArrayDyn<'_, T>) -> PyR
     Ok(array.as_slice()?)
 }
 
-pub(super) fn request(layout: &str, coder: &str, goal: &str, columns: &str) -> PyResult<Request> {
+pub(super) fn request(
+    layout: &str,
+    coder: &str,
+    goal: &str,
+    columns: &str,
+    taps: i64,
+) -> PyResult<Request> {
     let goal = match goal {
         "size" => Goal::Size,
         "speed" => Goal::Speed,
@@ -94,7 +100,12 @@ pub(super) fn request(layout: &str, coder: &str, goal: &str, columns: &str) -> P
         "raw" => Columns::Raw,
         _ => return Err(invalid(format!("columns: {columns:?}, expected \"coded\" or \"raw\""))),
     };
-    Request::parse(layout, coder, goal, columns).map_err(|e| invalid(e.to_string()))
+    let taps = usize::try_from(taps)
+        .ok()
+        .filter(|&taps| taps > 0)
+        .ok_or_else(|| invalid(format!("taps: {taps}, expected at least 1")))?;
+    let request = Request::parse(layout, coder, goal, columns);
+    request.map(|request| Request { taps, ..request }).map_err(|e| invalid(e.to_string()))
 }
 
 /// A batch of `width` numbers a member.

@@ -50,16 +50,17 @@ pub(super) struct PyMatrix(pub(super) Matrix);
 impl PyMatrix {
     /// Compresses `weights`, float32 [nrows, ncols], losslessly; equal weights give equal bytes.
     #[staticmethod]
-    #[pyo3(signature = (weights, layout="auto", coder="auto", goal="size", *, columns="coded"))]
+    #[pyo3(signature = (weights, layout="auto", coder="auto", goal="size", *, columns="coded", taps=1))]
     fn compress(
         weights: &Bound<'_, PyAny>,
         layout: &str,
         coder: &str,
         goal: &str,
         columns: &str,
+        taps: i64,
     ) -> PyResult<Self> {
         let py = weights.py();
-        let request = request(layout, coder, goal, columns)?;
+        let request = request(layout, coder, goal, columns, taps)?;
         let weights = array::<f32>(weights, "weights", "float32", &[2], true)?;
         let (rows, dense) = (weights.shape().to_vec(), slice(&weights)?);
         released(py, || Matrix::compress(dense, Shape::new(rows[0], rows[1])?, &request)).map(Self)
@@ -67,7 +68,8 @@ impl PyMatrix {
 
     /// Compresses symbols, uint16 [nrows, ncols], where `mask` is true; others are pruned.
     #[staticmethod]
-    #[pyo3(signature = (symbols, codebook, mask, layout="auto", coder="auto", goal="size", *, columns="coded"))]
+    #[pyo3(signature = (symbols, codebook, mask, layout="auto", coder="auto", goal="size", *, columns="coded", taps=1))]
+    #[allow(clippy::too_many_arguments)] // As Python names them.
     fn from_symbols(
         symbols: &Bound<'_, PyAny>,
         codebook: &PyCodebook,
@@ -76,9 +78,10 @@ impl PyMatrix {
         coder: &str,
         goal: &str,
         columns: &str,
+        taps: i64,
     ) -> PyResult<Self> {
         let py = symbols.py();
-        let request = request(layout, coder, goal, columns)?;
+        let request = request(layout, coder, goal, columns, taps)?;
         let symbols = array::<u16>(symbols, "symbols", "uint16", &[2], true)?;
         // As bytes: a view of other bytes as booleans would not be booleans to us.
         let mask = array::<bool>(mask, "mask", "bool", &[2], true)?;
@@ -217,7 +220,7 @@ impl PyMatrix {
     }
 
     /// The same matrix in another layout.
-    #[pyo3(signature = (layout="auto", coder="auto", goal="size", *, columns="coded"))]
+    #[pyo3(signature = (layout="auto", coder="auto", goal="size", *, columns="coded", taps=1))]
     fn to(
         &self,
         py: Python<'_>,
@@ -225,8 +228,9 @@ impl PyMatrix {
         coder: &str,
         goal: &str,
         columns: &str,
+        taps: i64,
     ) -> PyResult<Self> {
-        let request = request(layout, coder, goal, columns)?;
+        let request = request(layout, coder, goal, columns, taps)?;
         released(py, || self.0.to(&request)).map(Self)
     }
 

@@ -53,7 +53,11 @@ VARIANTS = {
     "packed_for_speed": ("packed", "speed", "coded"),
 }
 # What came later: cases of its own, since the files of the others stay as they are.
-LATER_VARIANTS = {"coded": ("coded", "size", "coded")}
+LATER_VARIANTS = {
+    "coded": ("coded", "size", "coded"),
+    "archive": ("archive", "size", "coded"),
+    "archive_of_rows": ("archive", "speed", "coded"),
+}
 CODERS = dict(_core.PAIRS)
 
 EXAMPLE = """
@@ -84,12 +88,13 @@ class Case:
         dtype: str = "float32",
         shape: tuple[int, ...] | None = None,
         codebook: np.ndarray | None = None,
+        taps: int = 1,
     ) -> None:
         """Add float32 weights in a variant, with a codebook of that order if one is given."""
         layout, goal, columns = (VARIANTS | LATER_VARIANTS)[variant]
         if codebook is None:
             matrix = CompressedMatrix.compress(
-                weights, layout, CODERS[layout], goal, columns=columns
+                weights, layout, CODERS[layout], goal, columns=columns, taps=taps
             )
         else:
             order = {bits: symbol for symbol, bits in enumerate(codebook.view("u4").tolist())}
@@ -275,6 +280,7 @@ def cases() -> Iterator[Case]:
 
     yield whole_model()
     yield from coded_cases(weights, many)
+    yield from archive_cases(weights, many)
 
 
 def coded_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
@@ -299,6 +305,40 @@ def coded_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
     wide = np.zeros((2, 70_000), np.float32)
     wide[:, ::9973], wide[1, 69_999] = 1, 2
     case.add_matrix("wide_gaps", wide, "coded")
+    yield case
+
+
+def archive_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
+    """Yield the layout archive: what the others have, and each part of its model."""
+    case = Case("layout_archive")
+    case.add_matrix("w", weights, "archive")
+    yield case
+    case = Case("k257_archive")
+    case.add_matrix("", many, "archive")
+    yield case
+    case = Case("edges_archive")
+    for name, edge in edges():
+        case.add_matrix(name, edge, "archive")
+    yield case
+    case = Case("archive_parts")
+    rng = np.random.default_rng(13)
+    square, line = few_values(12, 54, 7, 0.3, 14), few_values(12, 56, 7, 0.3, 15)
+    case.add_matrix("square_kernels", square, "archive_of_rows", shape=(12, 6, 3, 3), taps=9)
+    case.add_matrix("kernels_of_a_line", line, "archive_of_rows", shape=(12, 8, 7), taps=7)
+    few = few_values(4, 70, 6, 0.2, 16)
+    case.add_matrix("network", few[rng.integers(0, 4, 220)][:, :40], "archive_of_rows")
+    repeated = few[rng.integers(0, 4, 60)]
+    repeated[rng.random(repeated.shape) < 0.02] = few[0, np.flatnonzero(few[0])[0]]
+    case.add_matrix("references", repeated, "archive_of_rows")
+    case.add_matrix("columns", np.ascontiguousarray(repeated.T), "archive")
+    yield case
+    case = Case("archive_low_bits")
+    case.add_matrix("w", distinct(700)[np.minimum(*rng.integers(0, 700, (2, 20, 35)))], "archive")
+    yield case
+    case = Case("archive_places")
+    places = np.zeros((4200, 9), np.float32)
+    places[np.arange(4200), rng.integers(0, 9, 4200)] = distinct(2)[rng.integers(0, 2, 4200)]
+    case.add_matrix("w", places, "archive_of_rows")
     yield case
 
 

@@ -6,8 +6,8 @@
            ──▶ words, [nrows, ncols]: 0 or symbol + 1 ──codebook──▶ values      the others
 
 A function for each layout, in the order of the page; what several of them share is in
-decoder_sections.py, and layout 8 in decoder_coded.py. Values are bit patterns (u32) throughout, so
-that NaN payloads and −0.0 pass untouched.
+decoder_sections.py, layout 8 in decoder_coded.py and layout 9 in decoder_archive.py. Values are bit
+patterns (u32) throughout, so that NaN payloads and −0.0 pass untouched.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from decoder_archive import archive
 from decoder_coded import coded
 from decoder_sections import (
     Matrix,
@@ -56,10 +57,14 @@ def decode(matrix: Matrix, codebook: np.ndarray, sections: list[bytes]) -> np.nd
         if layout.has_codebook:
             refuse_if((len(codebook) > 0) != (matrix.nnz > 0), "a codebook without nnz or reverse")
             table = np.concatenate([np.zeros(1, np.uint32), codebook.astype(np.uint32)])
-            words = layout.decode(matrix, len(codebook), sections)
+            if layout.decode is None:
+                words = archive(matrix, codebook, sections)
+            else:
+                words = layout.decode(matrix, len(codebook), sections)
             refuse_if((words > len(codebook)).any(), "a symbol beyond the codebook")
             values = table[words]
         else:
+            assert layout.decode is not None
             refuse_if(len(codebook), "a codebook beside values")
             values = layout.decode(matrix, 0, sections)
         kept = np.count_nonzero(values)
@@ -502,14 +507,17 @@ def _block_columns(form: int, columns: bytes, counts: list[int], ncols: int) -> 
 
 
 class Layout(NamedTuple):
-    """A layout's name, coder, numbers of parameters and of sections, and how to decode it."""
+    """A layout's name, coder, numbers of parameters and of sections, and how to decode it.
+
+    Without a function it is the archive, which needs the codebook's values.
+    """
 
     name: str
     coder: int
     nparameters: tuple[int, ...]
     nsections: int
     has_codebook: bool
-    decode: Callable[[Matrix, int, list[bytes]], np.ndarray]
+    decode: Callable[[Matrix, int, list[bytes]], np.ndarray] | None
 
 
 # The numbers of parameters of layouts 5 and 6 are those of arrangements 0 (coded), 1 (published).
@@ -523,4 +531,5 @@ LAYOUTS = (
     Layout("shac", 1, (12, 3), 9, True, shac),
     Layout("packed", 0, (7,), 5, True, packed),
     Layout("coded", 2, (17,), 6, True, coded),
+    Layout("archive", 3, (2,), 1, True, None),
 )

@@ -162,7 +162,7 @@ def test_a_file_is_compressed_as_its_model_is(tmp_path, dtype, quantizer, prunin
         codebook_scope=codebook,
     )
     (tmp_path / "plan.toml").write_text(plan.to_toml())
-    io.save(compress(model, plan), tmp_path / "model.terse")
+    io.save(compress(model, plan), tmp_path / "model.terse", goal="size")
     out = tmp_path / "file.terse"
     assert (
         call("compress", tmp_path / "net.pt", "-o", out, "--plan", tmp_path / "plan.toml")[0] == 0

@@ -59,9 +59,9 @@ def codebook_bits(rng: np.random.Generator, k: int, dtype: str) -> np.ndarray:
 
 
 @st.composite
-def patterns(draw, codebook: np.ndarray) -> np.ndarray:
+def patterns(draw, codebook: np.ndarray, long: bool) -> np.ndarray:
     """Draw a matrix of a codebook's values, as bit patterns: noise, equal columns, or runs."""
-    if draw(st.integers(0, 19)) == 0:
+    if long and draw(st.integers(0, 19)) == 0:
         shape = (draw(LONG_SIDES), draw(st.integers(1, 2)))
         nrows, ncols = shape if draw(st.booleans()) else shape[::-1]
         density = draw(st.sampled_from([0.0, 2e-5, 1e-3, 0.02]))
@@ -87,9 +87,10 @@ def matrices(draw, shared: list[np.ndarray]):
     variant = draw(VARIANTS)
     layout, coder, goal, columns = variant
     rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    long = layout != "archive"  # the decoder takes 0.1 ms for each entry of it
     if shared and draw(st.booleans()):
         dtype, codebook = "float32", draw(st.sampled_from(shared))
-        bits = draw(patterns(codebook))
+        bits = draw(patterns(codebook, long))
         order = np.argsort(codebook)
         places = np.searchsorted(codebook, bits, sorter=order).clip(0, len(codebook) - 1)
         matrix = CompressedMatrix.from_symbols(
@@ -103,9 +104,10 @@ def matrices(draw, shared: list[np.ndarray]):
         )
     else:
         dtype = draw(st.sampled_from(["float32", "float32", "float16", "bfloat16"]))
-        bits = draw(patterns(codebook_bits(rng, draw(SIZES), dtype)))
+        bits = draw(patterns(codebook_bits(rng, draw(SIZES), dtype), long))
+        taps = draw(st.sampled_from([n for n in (1, 1, 2, 9, 25) if bits.shape[1] % n == 0]))
         matrix = CompressedMatrix.compress(
-            bits.view(np.float32), layout, coder, goal, columns=columns
+            bits.view(np.float32), layout, coder, goal, columns=columns, taps=taps
         )
     nrows, ncols = bits.shape
     shapes = [(nrows, ncols), (nrows, ncols), (nrows, 1, ncols), (nrows, ncols, 1, 1)]
@@ -225,7 +227,7 @@ def read_by_the_decoder(path: Path):
 def test_both_refuse_the_same_damage_under_right_checksums(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "damaged.terse"
-    slow = {"cla_kinds.terse", "packed_forms.terse"}
+    slow = {"cla_kinds.terse", "packed_forms.terse", "archive_parts.terse", "archive_places.terse"}
     golden = sorted(file for file in GOLDEN.glob("*.terse") if file.name not in slow)
     files = [file.read_bytes() for file in golden]
     read = 0

@@ -76,9 +76,30 @@ def test_a_goal_transcodes_and_none_keeps_the_layout(tmp_path):
         terse.save({"m": matrix}, tmp_path / "m.terse", goal=goal)
         found = terse.load(tmp_path / "m.terse")["m"]
         np.testing.assert_array_equal(found.decompress(), sparse(200, 300))
-        assert found.layout == (layout or matrix.to(goal=goal).layout)
+        if goal == "size":
+            assert found.nbytes <= matrix.to(goal=goal).nbytes
+        else:
+            assert found.layout == (layout or matrix.to(goal=goal).layout)
     with pytest.raises(ValueError, match="goal is 'small'"):
         terse.save({"m": matrix}, tmp_path / "m.terse", goal="small")
+
+
+def test_a_file_for_size_takes_the_archive_where_it_is_smallest(tmp_path):
+    rng = np.random.default_rng(0)
+    alike = sparse(4, 200)[rng.integers(0, 4, 300)]
+    many = np.arange(1, 8001, dtype=np.float32).reshape(80, 100)
+    matrices = {name: CompressedMatrix.compress(w) for name, w in (("a", alike), ("m", many))}
+    terse.save(matrices, tmp_path / "m.terse", goal="size")
+    loaded = terse.load(tmp_path / "m.terse")
+    assert loaded["a"].layout == "archive"
+    assert loaded["a"].coder == "mixing"
+    assert loaded["a"].nbytes < matrices["a"].nbytes / 2
+    assert loaded["m"].layout != "archive"
+    np.testing.assert_array_equal(loaded["a"].decompress(), alike)
+    np.testing.assert_array_equal(loaded["m"].decompress(), many)
+    x = rng.integers(-8, 8, 200).astype(np.float32)
+    np.testing.assert_allclose(loaded["a"].matvec(x), alike @ x, rtol=1e-5, atol=1e-4)
+    assert loaded["a"].to(goal="size") == matrices["a"]
 
 
 def test_one_value_under_two_names_is_stored_once_and_tied_again(tmp_path):

@@ -57,6 +57,19 @@ def test_compressed_weights_take_the_least_memory(path):
     assert {layout for _, layout, _ in dense.layers()} == {"dense"}
 
 
+def test_an_archive_of_a_file_is_held_in_a_layout_that_multiplies(tmp_path):
+    net = tersenet.decompress(small_net())
+    with torch.no_grad():
+        net.head.weight[:] = net.head.weight[:1]  # rows alike
+    small = tersenet.compress(net)
+    tersenet.export(small, SmallNet.example(), tmp_path / "small.terse", goal="size")
+    with tersenet.open(tmp_path / "small.terse") as file:
+        assert "archive" in {file.info(name).get("layout") for name in file}
+    network = tersenet.Network.load(tmp_path / "small.terse", "compressed")
+    assert "archive" not in {layout for _, layout, _ in network.layers()}
+    check(network, net, (SmallNet.example(),))
+
+
 def test_threads_change_no_bit(path):
     network = tersenet.Network.load(path)
     ids = np.tile(SmallNet.example().numpy(), (8, 1))

@@ -1,6 +1,7 @@
 //! Integration tests of the core, one module a topic.
 
 mod allocations;
+mod archive;
 mod container;
 mod convolution;
 mod hostile_sections;

@@ -20,6 +20,7 @@ fn requests() -> Vec<Request> {
                         coder: Some(coder),
                         goal,
                         columns,
+                        taps: 1,
                     });
                 }
             }

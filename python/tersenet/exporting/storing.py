@@ -18,7 +18,7 @@ import numpy as np
 from tersenet import _core, dtypes
 from tersenet._core import CompressedMatrix
 from tersenet.exporting.graph import Graph, Weight
-from tersenet.files import Path, Written, strings
+from tersenet.files import Path, Written, laid_out, strings
 
 if TYPE_CHECKING:
     from tersenet._core import Goal
@@ -41,12 +41,13 @@ def store(graph: Graph, path: Path, goal: Goal | None, metadata: Mapping[str, st
 def _written(weight: Weight, goal: Goal | None) -> Written:
     value = weight.values
     if isinstance(value, CompressedMatrix):
-        return weight.name, "float32", weight.shape, value if goal is None else value.to(goal=goal)
+        return weight.name, "float32", weight.shape, laid_out(value, weight.shape, goal)
     array = np.ascontiguousarray(value.detach().numpy())
     plain = dtypes.to_bytes(array)
     if weight.is_matrix and _may_shrink(array):
         flat = array.reshape(array.shape[0], -1)
         matrix = CompressedMatrix.compress(flat, goal=goal or "size")
+        matrix = laid_out(matrix, weight.shape, goal)
         if matrix.nbytes < len(plain):
             return weight.name, "float32", weight.shape, matrix
     return weight.name, "float32", weight.shape, plain

@@ -1,0 +1,87 @@
+//! Rows or columns as lists of places and symbols, and one turned into the other.
+
+use crate::codebook::Codebook;
+use crate::rows::{Rows, Shape};
+use std::sync::Arc;
+
+/// The kept weights of lines, one line after the other.
+#[derive(Debug)]
+pub(super) struct Lines {
+    /// Where each line starts; one more than there are lines.
+    starts: Vec<usize>,
+    /// The place in its line of each kept weight, rising.
+    places: Vec<u32>,
+    symbols: Vec<u16>,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self { starts: vec![0], places: Vec::new(), symbols: Vec::new() }
+    }
+}
+
+impl Lines {
+    /// The rows of a matrix.
+    pub(super) fn of_rows(rows: &Rows, symbols: &[u16]) -> Self {
+        Self {
+            starts: rows.indptr().to_vec(),
+            places: rows.cols().to_vec(),
+            symbols: symbols.to_vec(),
+        }
+    }
+
+    pub(super) fn push(&mut self, place: u32, symbol: u16) {
+        self.places.push(place);
+        self.symbols.push(symbol);
+    }
+
+    pub(super) fn end_line(&mut self) {
+        self.starts.push(self.places.len());
+    }
+
+    /// The number of lines.
+    pub(super) fn len(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    pub(super) fn nnz(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The places and symbols of a line.
+    pub(super) fn line(&self, line: usize) -> (&[u32], &[u16]) {
+        let range = self.starts[line]..self.starts[line + 1];
+        (&self.places[range.clone()], &self.symbols[range])
+    }
+
+    /// The lines across these, of which each has `width` entries.
+    pub(super) fn turned(&self, width: usize) -> Self {
+        let mut starts = vec![0; width + 1];
+        self.places.iter().for_each(|&place| starts[place as usize + 1] += 1);
+        for i in 0..width {
+            starts[i + 1] += starts[i];
+        }
+        let mut next = starts.clone();
+        let (mut places, mut symbols) = (vec![0; self.nnz()], vec![0; self.nnz()]);
+        for line in 0..self.len() {
+            let (places_here, symbols_here) = self.line(line);
+            for (&place, &symbol) in places_here.iter().zip(symbols_here) {
+                let at = &mut next[place as usize];
+                (places[*at], symbols[*at]) = (line as u32, symbol);
+                *at += 1;
+            }
+        }
+        Self { starts, places, symbols }
+    }
+
+    /// The matrix of which these are the rows.
+    pub(super) fn into_rows(self, shape: Shape, codebook: Arc<Codebook>) -> Rows {
+        let mut rows = Rows::with_codebook(shape, codebook);
+        for line in 0..self.len() {
+            let (places, symbols) = self.line(line);
+            places.iter().zip(symbols).for_each(|(&col, &symbol)| rows.push(col, symbol));
+            rows.end_row();
+        }
+        rows.finish()
+    }
+}
