@@ -69,3 +69,34 @@ impl Levels {
         usize::from(entry > 0) + usize::from(entry as usize > self.negatives)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_in_order_with_their_signs_and_magnitudes() {
+        let codebook = Codebook::new(vec![2.0, -0.5, 1.0, -1.5, 0.25]).unwrap();
+        let levels = Levels::new(&codebook);
+        assert_eq!(levels.symbols, [3, 1, 4, 2, 0]);
+        assert_eq!(levels.ranks, [4, 1, 3, 0, 2]);
+        assert_eq!(levels.negatives, 2);
+        // The mean magnitude is 5.25 / 5 = 1.05: 1.5 is 45.7 of 32 to the mean, 0.25 is 7.6.
+        assert_eq!(levels.magnitudes, [0, 45, 15, 7, 30, 60]);
+        assert_eq!([0, 1, 2, 3, 5].map(|entry| levels.sign(entry)), [0, 1, 1, 2, 2]);
+        assert_eq!([0, 1, 2, 3, 5].map(|entry| levels.signed(entry)), [0, -45, -15, 7, 60]);
+    }
+
+    #[test]
+    fn values_that_arithmetic_would_not_keep_have_levels_too() {
+        let bits = [0x8000_0000, 0x7f80_0000, 0xffc0_0001, 0x0000_0001, 0x3f80_0000, 0x0080_0000];
+        let levels = Levels::new(&Codebook::new(bits.map(f32::from_bits).to_vec()).unwrap());
+        assert_eq!(levels.symbols, [2, 0, 3, 5, 4, 1]);
+        assert_eq!(levels.negatives, 2);
+        // 2^24 for the NaN and the infinity, 2^23 for 1.0, nothing for the rest: a mean of 6,990,506.
+        assert_eq!(levels.magnitudes, [0, 76, 1, 1, 1, 38, 76]);
+        let subnormal = Levels::new(&Codebook::new(vec![f32::from_bits(3)]).unwrap());
+        assert_eq!(subnormal.magnitudes, [0, 32]);
+        assert!(Levels::new(&Codebook::empty()).symbols.is_empty());
+    }
+}

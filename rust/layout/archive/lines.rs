@@ -85,3 +85,34 @@ impl Lines {
         rows.finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_turned_has_the_same_weights_across_and_turns_back(
+            lines in prop::collection::vec(prop::collection::btree_map(0u32..40, 0u16..9, 0..12), 0..30)
+        ) {
+            let mut straight = Lines::default();
+            for line in &lines {
+                line.iter().for_each(|(&place, &symbol)| straight.push(place, symbol));
+                straight.end_line();
+            }
+            let turned = straight.turned(40);
+            prop_assert_eq!(turned.len(), 40);
+            for (place, line) in (0..40).map(|place| (place, turned.line(place))) {
+                let here = (0u32..).zip(&lines);
+                let expected: Vec<(u32, u16)> =
+                    here.filter_map(|(i, line)| Some((i, *line.get(&(place as u32))?))).collect();
+                let found: Vec<(u32, u16)> =
+                    line.0.iter().copied().zip(line.1.iter().copied()).collect();
+                prop_assert_eq!(found, expected);
+            }
+            let back = turned.turned(lines.len());
+            prop_assert_eq!((back.starts, back.places, back.symbols), (straight.starts, straight.places, straight.symbols));
+        }
+    }
+}
