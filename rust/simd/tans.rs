@@ -145,12 +145,14 @@ pub struct Elements {
     pub(super) len: usize,
 }
 
-impl Elements {
+impl Default for Elements {
     /// None yet.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { positions: [0; ROOM], ranks: [0; ROOM], len: 0 }
     }
+}
 
+impl Elements {
     /// Removes all.
     pub fn clear(&mut self) {
         self.len = 0;
@@ -315,7 +317,7 @@ mod tests {
             rank_low_bits: 1,
             pruned: None,
         };
-        let mut out = Elements::new();
+        let mut out = Elements::default();
         decode_step(&code, &mut cursor, 3, &mut out);
         // Gaps 1, then an escape by 4 + 1, then 2: 11, 12 + 5 + 2.
         assert_eq!((out.positions(), out.ranks()), (&[11, 19][..], &[1, 1][..]));
@@ -372,7 +374,7 @@ mod tests {
                 position: seed as u32,
             };
             let decode = |set: &dyn crate::simd::Kernels| {
-                let (mut cursor, mut out) = (start.clone(), Elements::new());
+                let (mut cursor, mut out) = (start.clone(), Elements::default());
                 // In two parts, the second going on where the first ended.
                 set.decode_elements(&code, &mut cursor, nsteps / 3, &mut out);
                 set.decode_elements(&code, &mut cursor, nsteps - nsteps / 3, &mut out);
@@ -408,7 +410,7 @@ mod tests {
         for set in available() {
             let run = |nsteps: usize| {
                 std::panic::catch_unwind(|| {
-                    let mut out = Elements::new();
+                    let mut out = Elements::default();
                     set.decode_elements(&code, &mut cursor.clone(), nsteps, &mut out);
                 })
             };

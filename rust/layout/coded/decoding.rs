@@ -172,7 +172,7 @@ impl Coded {
         k: usize,
     ) -> Result<()> {
         let alphabet = self.parameters.alphabet(k);
-        let mut chunk = Elements::new();
+        let mut chunk = Elements::default();
         let mut kept = 0;
         for block in 0..self.ends.len() {
             let mut reader = BlockReader::new(self, kernels, block)?;
@@ -202,7 +202,7 @@ impl Coded {
         mut take: impl FnMut(Run<'_>),
     ) -> Result<()> {
         let ncols = self.shape.ncols as u32;
-        let mut chunk = Elements::new();
+        let mut chunk = Elements::default();
         let mut next = rows.start;
         while next < rows.end {
             let block = next / self.parameters.block_rows;
