@@ -256,3 +256,16 @@ def test_a_codebook_that_layers_share_is_stored_once(tmp_path):
         stored = sum(layer.matrix.nbytes for layer in small)
         sizes[scope] = stored - terse.save(small, tmp_path / "net.terse")
     assert sizes["kind"] - sizes["layer"] > 2.9 * 4 * 250
+
+
+def test_an_archive_becomes_coded_in_a_layer_and_stays_an_archive_in_a_file(tmp_path):
+    small = compress(nn.Linear(64, 48), Plan.of(sparsity=0.8, quantizer="cws", k=8))
+    weight = small.matrix.to("archive")
+    terse.save({"weight": weight, "bias": small.bias}, tmp_path / "layer.terse")
+    with terse.open(tmp_path / "layer.terse") as file:
+        assert file.get("weight").layout == "archive"
+    layer = terse.load(tmp_path / "layer.terse", into=nn.Linear(64, 48))
+    assert layer.matrix.layout == "coded"
+    x = torch.randn(3, 64)
+    assert torch.equal(decompress(layer).weight, decompress(small).weight)
+    assert torch.allclose(layer(x), small(x), atol=1e-5)
