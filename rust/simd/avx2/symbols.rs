@@ -136,9 +136,11 @@ fn is_inside(cols: &[[u8; 2]], len: usize) -> bool {
     let Some(last) = len.checked_sub(1) else { return cols.is_empty() };
     let Ok(last) = u16::try_from(last) else { return true };
     let (chunks, rest) = cols.as_flattened().as_chunks::<32>();
-    let most = chunks
-        .iter()
-        .fold(_mm256_setzero_si256(), |most, chunk| _mm256_max_epu16(most, load_bytes(chunk)));
+    // A plain loop: the closure of a fold is not compiled for the instruction set.
+    let mut most = _mm256_setzero_si256();
+    for chunk in chunks {
+        most = _mm256_max_epu16(most, load_bytes(chunk));
+    }
     let beyond = _mm256_subs_epu16(most, _mm256_set1_epi16(last as i16));
     let (rest, _) = rest.as_chunks::<2>();
     _mm256_testz_si256(beyond, beyond) == 1 && rest.iter().all(|&c| u16::from_le_bytes(c) <= last)
