@@ -66,7 +66,8 @@ def save(
         source: of a model, its tensors; weights of compressed layers are stored compressed.
         path: where to; `.terse` is the usual ending.
         goal: "size" or "speed" gives compressed matrices the layout that is best for it; None
-            keeps each as it is.
+            keeps each as it is. With "size" all other tensors (biases, norms, embeddings, weights
+            that are not compressed) and codebooks are coded losslessly where that is smaller.
         metadata: strings of your own, stored with it.
 
     Raises:

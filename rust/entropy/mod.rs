@@ -4,6 +4,7 @@
 //! layouts it goes with.
 
 pub mod huffman;
+pub mod planes;
 pub mod tans;
 
 use crate::error::{Error, Result};
