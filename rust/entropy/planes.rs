@@ -61,11 +61,10 @@ fn encode_chunk(chunk: &[u8], words: Words) -> Vec<u8> {
     let mut all = vec![ALL];
     let planes = words.split(chunk);
     planes.iter().for_each(|plane| plane::write(&mut all, plane));
-    let parts = words.part(&planes);
-    let count = chunk.len() / words.nbytes();
-    if parts.ones.nbits * MOST_KEPT < count {
+    if words.count_small(&planes) * MOST_KEPT < chunk.len() / words.nbytes() {
         return all;
     }
+    let parts = words.part(&planes);
     let mut kept = vec![KEPT];
     plane::write(&mut kept, &parts.kept.bytes);
     plane::write(&mut kept, &parts.ones.bytes);

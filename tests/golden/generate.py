@@ -317,7 +317,7 @@ def planes() -> Case:
     case.add_plain("float32", values.reshape(10, 15))
     case.add_plain("pruned", pruned.reshape(15, 10))
     case.add_plain("float64", pruned[:60].astype(np.float64))
-    case.add_plain("float16", values[:120].astype(np.float16))
+    case.add_plain("float16", np.round(values * 64).astype(np.float16))
     case.add_plain("bfloat16", (values.view(np.uint32) >> 16).astype(np.uint16), "bfloat16")
     case.add_plain("float8_e4m3fn", np.arange(200, dtype=np.uint8) % 5 + 0x38, "float8_e4m3fn")
     case.add_plain("complex64", (pruned[:60] + 1j).astype(np.complex64))

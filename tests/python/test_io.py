@@ -127,7 +127,7 @@ def test_for_size_plain_tensors_are_coded_and_for_speed_they_are_as_they_are(tmp
 
 def test_for_size_small_tensors_and_noise_stay_as_they_are(tmp_path):
     noise = np.frombuffer(np.random.default_rng(0).bytes(1 << 20), np.uint8)
-    values = {"bias": trained_like(10), "scalar": np.float32(1) + np.zeros(()), "noise": noise}
+    values = {"bias": trained_like(10), "scalar": np.ones((), np.float32), "noise": noise}
     plain = terse.save(values, tmp_path / "plain.terse")
     assert terse.save(values, tmp_path / "small.terse", "size") == plain
     assert (tmp_path / "plain.terse").read_bytes() == (tmp_path / "small.terse").read_bytes()

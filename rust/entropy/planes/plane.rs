@@ -34,8 +34,7 @@ pub struct Room {
 
 /// Appends a plane in the form that is smallest.
 pub fn write(out: &mut Vec<u8>, plane: &[u8]) {
-    let mut histogram = [0u64; 256];
-    plane.iter().for_each(|&byte| histogram[usize::from(byte)] += 1);
+    let histogram = histogram(plane);
     let used = histogram.iter().filter(|&&count| count > 0).count();
     let start = out.len();
     match (used, plane.first()) {
@@ -72,6 +71,20 @@ fn write_codewords(out: &mut Vec<u8>, plane: &[u8], histogram: &[u64; 256]) {
         end = writer.position();
     }
     writer.finish().iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+}
+
+/// How often each byte occurs. Bytes in turns have counts of their own: one count that is raised
+/// again and again waits for itself.
+fn histogram(plane: &[u8]) -> [u64; 256] {
+    let mut counts = [[0u64; 256]; 4];
+    let (fours, rest) = plane.as_chunks::<4>();
+    for four in fours {
+        for (counts, &byte) in counts.iter_mut().zip(four) {
+            counts[usize::from(byte)] += 1;
+        }
+    }
+    rest.iter().for_each(|&byte| counts[0][usize::from(byte)] += 1);
+    std::array::from_fn(|byte| counts.iter().map(|counts| counts[byte]).sum())
 }
 
 /// The shortest run of symbols, 0 after 255, that holds all with a codeword: its first and its size.

@@ -89,6 +89,13 @@ impl Words {
         }
     }
 
+    /// How many of the words of which these are the planes are 0 or 1.
+    pub fn count_small(self, planes: &[Vec<u8>]) -> usize {
+        let Some((low, high)) = planes.split_first() else { return 0 };
+        let is_small = |i: &usize| high.iter().rev().all(|plane| plane[*i] == 0) && low[*i] <= 1;
+        (0..low.len()).filter(is_small).count()
+    }
+
     /// Takes the words apart of which these are the planes.
     pub fn part(self, planes: &[Vec<u8>]) -> Parts {
         let (mut kept, mut ones) = (Bits::default(), Bits::default());
@@ -158,6 +165,7 @@ mod tests {
         let parts = words.part(&words.split(&bytes));
         assert_eq!((parts.kept.bytes, parts.kept.nbits), (vec![0b10010], 5));
         assert_eq!((parts.ones.bytes, parts.ones.nbits), (vec![0b110], 3));
+        assert_eq!(words.count_small(&words.split(&bytes)), 3);
         // 2.0 is 40000000, the smallest float 00000001: rotated 80000000 and 00000002.
         assert_eq!(parts.planes, [[0, 2], [0, 0], [0, 0], [0x80, 0]]);
         let mut out = vec![9; 20];
