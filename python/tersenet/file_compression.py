@@ -13,8 +13,8 @@ in "weight". Patterns of a plan match its name without ".weight". A weight of tw
 kind fc, one of more conv; one with a part of its name that begins or ends with "emb" or "embed..."
 (or GPT-2's wte, wpe) is of kind embedding, which wildcards alone do not reach. Tensors that no rule
 reaches are stored losslessly: compressed if they have two dimensions or more and become smaller.
-For the goal "size" what stays plain is coded where that is smaller, and a matrix whose layout is
-"auto" must be smaller than that.
+For the goal "size" what stays plain is coded where that is smaller; a matrix that was not quantized
+here, and whose layout is "auto", must be smaller than that.
 
 Why this way: the same rules, quantizers and seeds as for a model, so the same plan gives the same
 weights; but memory holds only the results and, for each thread, one dense tensor. Shared codebooks
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tersenet import dtypes
-from tersenet._core import CodedArray, Codebook, CompressedMatrix
+from tersenet._core import Codebook, CodedArray, CompressedMatrix
 from tersenet.checkpoint import Checkpoint, open_checkpoint
 from tersenet.dtypes import F32, Array
 from tersenet.files import Path, Typed, coded, write
@@ -56,10 +56,9 @@ _EMBEDDING = re.compile(r"(^|_)embed[a-z]*($|_)|(^|_)emb($|_)|^w[tp]e$")
 
 @dataclass(frozen=True)
 class TensorRow:
-    """What became of one tensor; `layout`, `nnz` and `k` are None where it is plain, `coder` where
-    it is plain and not coded.
+    """What became of one tensor; `layout`, `nnz` and `k` are None where it is plain.
 
-    `nbytes` are those of the tensor alone (a shared codebook counts in each); `dropped` weights
+    `coder` is None where it is plain and not coded; `nbytes` are those of the tensor alone (a shared codebook counts in each); `dropped` weights
     were kept before they were quantized, and became zero; `reason` says why a matrix is plain.
     """
 
@@ -283,10 +282,10 @@ class _Work:
             values = np.where(self._mask(name, values, cutoffs), values, np.float32(0))
         array = dtypes.narrowed(values, entry.dtype).reshape(entry.shape)
         plain, plain_row = self._plain(array, row)
-        layout, _ = self._pair(name)
+        is_free = quantized is None and self._pair(name)[0] == "auto"
         try:
             matrix = self._matrix(values, quantized, self._pair(name))
-            if matrix.nbytes < (plain_row.nbytes if layout == "auto" else entry.nbytes):
+            if matrix.nbytes < (plain_row.nbytes if is_free else entry.nbytes):
                 row = replace(row, nbytes=matrix.nbytes, nnz=matrix.nnz, k=len(matrix.codebook))
                 row = replace(row, layout=matrix.layout, coder=matrix.coder)
                 return Typed(matrix, entry.dtype, entry.shape, object()), row

@@ -32,7 +32,7 @@ impl CodedArray {
         }
         let coded = planes::encode(bytes, words);
         let is_smaller = coded.len() + HEADER_NBYTES < bytes.len();
-        Ok(is_smaller.then(|| Self { dtype, dense_nbytes: bytes.len() as u64, coded }))
+        Ok(is_smaller.then_some(Self { dtype, dense_nbytes: bytes.len() as u64, coded }))
     }
 
     /// The elements again.

@@ -327,7 +327,9 @@ def planes() -> Case:
     case.add_plain("zeros", np.zeros(200, np.int16))
     case.add_plain("small", values[:3])
     codebook = np.unique(values[:80])
-    case.add_matrix("codebook", rng.permutation(codebook).reshape(8, 10), "packed", codebook=codebook)
+    case.add_matrix(
+        "codebook", rng.permutation(codebook).reshape(8, 10), "packed", codebook=codebook
+    )
     assert all(isinstance(v, CodedArray) for name, *_, v in case.tensors[:-2])
     return case
 
