@@ -233,17 +233,37 @@ class CompressedMatrix:
     def __eq__(self, value: object, /) -> bool: ...
     def __reduce__(self) -> tuple[Any, ...]: ...
 
+@final
+class CodedArray:
+    """The elements of a plain tensor, coded losslessly; immutable."""
+
+    @staticmethod
+    def encode(data: bytes, dtype: str) -> CodedArray | None:
+        """Codes little-endian elements; None where they take no fewer bytes so.
+
+        Raises:
+            ValueError: for no whole number of elements, or a bool over 1.
+        """
+    def decode(self) -> bytes:
+        """The little-endian elements."""
+    @property
+    def nbytes(self) -> int:
+        """The coded bytes."""
+
 def write(
     path: str,
-    tensors: Sequence[tuple[str, str, Sequence[int], CompressedMatrix | bytes]],
+    tensors: Sequence[tuple[str, str, Sequence[int], CompressedMatrix | CodedArray | bytes]],
     aliases: Sequence[tuple[str, str]],
     metadata: Mapping[str, str],
     graph: Graph | None = None,
+    *,
+    code_codebooks: bool = False,
 ) -> int:
     """Writes a container beside `path`, syncs it, renames it; returns its size in bytes.
 
-    A tensor is (name, dtype, shape, CompressedMatrix or its little-endian bytes); an alias is
-    (name, name of a tensor). Equal codebooks are stored once. A graph names its weights among
+    A tensor is (name, dtype, shape, CompressedMatrix or its little-endian bytes, coded or as they
+    are); an alias is (name, name of a tensor). Equal codebooks are stored once, coded where asked
+    for and smaller. A graph names its weights among
     the tensors and aliases; whether they fit is checked when it is loaded.
 
     Raises:

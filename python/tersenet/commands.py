@@ -152,9 +152,9 @@ def compress(
     if report.left_out:
         note(f"left out, no tensors of the model: {listed(report.left_out)}")
     shown = table("tensor", "type", "shape", "layout", "density", "k", "bytes", "of dense")
-    plain = [row for row in report.rows if row.layout is None and row.reason is None]
+    others = [row for row in report.rows if row.layout is None and row.reason is None]
     for row in report.rows:
-        if row not in plain:
+        if row not in others:
             shown.add_row(
                 row.name,
                 row.dtype,
@@ -168,9 +168,10 @@ def compress(
     for name, first in report.aliases.items():
         shown.add_row(name, "", "", f"= {first}")
     show(shown)
-    if plain:
-        nbytes = sum(row.nbytes for row in plain)
-        say(f"{len(plain)} other tensors, as they are: {nbytes:,} bytes")
+    if others:
+        nbytes = sum(row.nbytes for row in others)
+        dense_nbytes = sum(row.dense_nbytes for row in others)
+        say(f"{len(others)} other tensors, losslessly: {nbytes:,} of {dense_nbytes:,} bytes")
     if dropped := sum(row.dropped for row in report.rows):
         say(f"{dropped:,} weights became zero when they were quantized")
     share = report.target_nbytes / max(report.source_nbytes, 1)
@@ -329,5 +330,5 @@ def _as_matrix(array: Array, dtype: str, what: str) -> Array:
 def _pair(layout: str | None, coder: str | None) -> str:
     """Name a layout, and its coder where that is not the plain one."""
     if layout is None:
-        return "plain"
+        layout = "plain"
     return layout if coder in (None, "fixed") else f"{layout}, {coder}"

@@ -13,6 +13,8 @@ in "weight". Patterns of a plan match its name without ".weight". A weight of tw
 kind fc, one of more conv; one with a part of its name that begins or ends with "emb" or "embed..."
 (or GPT-2's wte, wpe) is of kind embedding, which wildcards alone do not reach. Tensors that no rule
 reaches are stored losslessly: compressed if they have two dimensions or more and become smaller.
+For the goal "size" what stays plain is coded where that is smaller; a matrix that was not quantized
+here, and whose layout is "auto", must be smaller than that.
 
 Why this way: the same rules, quantizers and seeds as for a model, so the same plan gives the same
 weights; but memory holds only the results and, for each thread, one dense tensor. Shared codebooks
@@ -34,10 +36,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tersenet import dtypes
-from tersenet._core import Codebook, CompressedMatrix
+from tersenet._core import Codebook, CodedArray, CompressedMatrix
 from tersenet.checkpoint import Checkpoint, open_checkpoint
-from tersenet.dtypes import F32
-from tersenet.files import Path, Typed, laid_out, write
+from tersenet.dtypes import F32, Array
+from tersenet.files import Path, Typed, coded, laid_out, write
 from tersenet.plan import Plan, Rule
 from tersenet.pruning import PRUNERS, Mask
 from tersenet.pruning.streaming import Cutoff, global_cutoffs
@@ -54,9 +56,9 @@ _EMBEDDING = re.compile(r"(^|_)embed[a-z]*($|_)|(^|_)emb($|_)|^w[tp]e$")
 
 @dataclass(frozen=True)
 class TensorRow:
-    """What became of one tensor; `layout`, `coder`, `nnz` and `k` are None where it is plain.
+    """What became of one tensor; `layout`, `nnz` and `k` are None where it is plain.
 
-    `nbytes` are those of the tensor alone (a shared codebook counts in each); `dropped` weights
+    `coder` is None where it is plain and not coded; `nbytes` are those of the tensor alone (a shared codebook counts in each); `dropped` weights
     were kept before they were quantized, and became zero; `reason` says why a matrix is plain.
     """
 
@@ -161,7 +163,7 @@ def compress_file(
         executor.shutdown(cancel_futures=True)
     for name, first in checkpoint.aliases.items():
         tensors[name] = tensors[first]
-    nbytes = write(target, tensors, metadata=checkpoint.metadata)
+    nbytes = write(target, tensors, metadata=checkpoint.metadata, codes=work.goal == "size")
     return FileReport(
         rows=tuple(rows),
         aliases=checkpoint.aliases,
@@ -263,8 +265,7 @@ class _Work:
         entry = self.checkpoint.entries[name]
         row = TensorRow(name, entry.dtype, entry.shape, entry.nbytes, entry.nbytes)
         if not _can_be_matrix(entry.dtype, entry.shape):
-            plain = self.checkpoint.get(name)
-            return Typed(plain, entry.dtype, entry.shape, object()), row
+            return self._plain(self.checkpoint.get(name), row)
         values = self._values(name)
         rule = self.rules.get(name, Rule())
         quantized = None
@@ -279,24 +280,29 @@ class _Work:
             row = replace(row, dropped=quantized.dropped)
         elif rule.prunes:
             values = np.where(self._mask(name, values, cutoffs), values, np.float32(0))
-        reason = None
+        array = dtypes.narrowed(values, entry.dtype).reshape(entry.shape)
+        plain, plain_row = self._plain(array, row)
+        is_free = quantized is None and self._pair(name)[0] == "auto"
         try:
             pair = self._pair(name)
             matrix = self._matrix(values, quantized, pair)
             if pair == ("auto", "auto") and self.goal == "size":
                 matrix = laid_out(matrix, entry.shape, self.goal)
-            if matrix.nbytes < entry.nbytes:
+            if matrix.nbytes < (plain_row.nbytes if is_free else entry.nbytes):
                 row = replace(row, nbytes=matrix.nbytes, nnz=matrix.nnz, k=len(matrix.codebook))
                 row = replace(row, layout=matrix.layout, coder=matrix.coder)
                 return Typed(matrix, entry.dtype, entry.shape, object()), row
             reason = f"it takes {matrix.nbytes:,} bytes compressed"
         except ValueError as error:
             reason = str(error)
-        if name not in self.rules:
-            array = self.checkpoint.get(name)
-        else:
-            array = dtypes.narrowed(values, entry.dtype).reshape(entry.shape)
-        return Typed(array, entry.dtype, entry.shape, object()), replace(row, reason=reason)
+        return plain, replace(plain_row, reason=reason)
+
+    def _plain(self, array: Array, row: TensorRow) -> tuple[Typed, TensorRow]:
+        """Return a tensor that is no matrix, coded for the goal "size" where that is smaller."""
+        value = coded(array, row.dtype) if self.goal == "size" else array
+        if isinstance(value, CodedArray):
+            row = replace(row, nbytes=value.nbytes, coder="planes")
+        return Typed(value, row.dtype, row.shape, object()), row
 
     def _take(self, name: str, layer: str, kind: str, rule: Rule) -> None:
         """Remember the rule of a tensor under its first name; its other names must agree."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from tersenet import _core, dtypes
-from tersenet._core import CompressedMatrix
+from tersenet._core import CodedArray, CompressedMatrix
 from tersenet.dtypes import Array
 from tersenet.errors import FormatError
 
@@ -37,7 +37,7 @@ Path = str | os.PathLike[str]
 Value = CompressedMatrix | Array
 # With more values most bits of a weight are noise, and the archive takes over 1 µs for each.
 _MAX_ARCHIVED = 4096
-Written = tuple[str, str, tuple[int, ...], CompressedMatrix | bytes]
+Written = tuple[str, str, tuple[int, ...], CompressedMatrix | CodedArray | bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,8 @@ class File:
 
         `kind` is "matrix" or "array"; `dtype` the type of the elements before compression;
         `shape` the logical shape, of a convolution four numbers; `nbytes` as stored. `alias_of`
-        where it is another name of a tensor, `layout`, `coder` and `nnz` of a matrix.
+        where it is another name of a tensor, `layout`, `coder` and `nnz` of a matrix; an array
+        that is coded has a `coder`, "planes", too.
 
         Raises:
             KeyError: if there is no such name.
@@ -183,11 +184,11 @@ class File:
 class Typed:
     """A value with the type and shape that a file shall name: what `save` makes of each value.
 
-    `value` is a CompressedMatrix, or an array (of bfloat16 the bit patterns). Values with equal
-    `identity` are stored once.
+    `value` is a CompressedMatrix, or an array (of bfloat16 the bit patterns), coded or not. Values
+    with equal `identity` are stored once.
     """
 
-    value: Value
+    value: Value | CodedArray
     dtype: str
     shape: tuple[int, ...]
     identity: object
@@ -246,13 +247,19 @@ def write(
     named: Mapping[str, Any],
     goal: Goal | None = None,
     metadata: Mapping[str, str] | None = None,
+    *,
+    codes: bool | None = None,
 ) -> int:
     """Write values by name as `tersenet.io.save` does; return the bytes.
+
+    `codes` says whether arrays and codebooks are coded; None means for the goal "size".
 
     Raises:
         OSError: if the file cannot be written; the old one is still there.
         ValueError: if a name, a value or metadata cannot be stored.
     """
+    if codes is None:
+        codes = goal == "size"
     tensors: list[Written] = []
     aliases: list[tuple[str, str]] = []
     first: dict[object, str] = {}
@@ -264,8 +271,8 @@ def write(
             aliases.append((name, first[known.identity]))
         else:
             first[known.identity] = name
-            tensors.append(_written(name, known, goal))
-    return _core.write(os.fspath(path), tensors, aliases, strings(metadata))
+            tensors.append(_written(name, known, goal, codes))
+    return _core.write(os.fspath(path), tensors, aliases, strings(metadata), code_codebooks=codes)
 
 
 def laid_out(
@@ -284,11 +291,25 @@ def laid_out(
     return archive if archive.nbytes < best.nbytes else best
 
 
-def _written(name: str, known: Typed, goal: Goal | None) -> Written:
+def _written(name: str, known: Typed, goal: Goal | None, codes: bool) -> Written:
     value = known.value
     if isinstance(value, CompressedMatrix):
         return name, known.dtype, known.shape, laid_out(value, known.shape, goal)
-    return name, known.dtype, known.shape, dtypes.to_bytes(value)
+    if codes and not isinstance(value, CodedArray):
+        value = coded(value, known.dtype)
+    stored = value if isinstance(value, CodedArray) else dtypes.to_bytes(value)
+    return name, known.dtype, known.shape, stored
+
+
+def coded(array: Array, dtype: str) -> CodedArray | Array:
+    """Return an array coded, or as it is where it takes no more bytes so.
+
+    Args:
+        array: any shape; of bfloat16 and 8-bit floats the bit patterns.
+        dtype: the type that the file shall name.
+    """
+    smaller = CodedArray.encode(dtypes.to_bytes(array), dtype)
+    return array if smaller is None else smaller
 
 
 def strings(metadata: Mapping[str, str] | None) -> dict[str, str]:

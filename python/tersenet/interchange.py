@@ -39,7 +39,7 @@ from tersenet.dtypes import (
     widened,
 )
 from tersenet.errors import FormatError
-from tersenet.files import File, Limits, Path, Typed, Value, laid_out, write
+from tersenet.files import File, Limits, Path, Typed, Value, coded, laid_out, write
 from tersenet.replacing import Replacing
 
 if TYPE_CHECKING:
@@ -190,7 +190,9 @@ def from_safetensors(
     """Write a safetensors file as a `.terse` file, losslessly; return the bytes.
 
     Float tensors of two dimensions or more become compressed matrices where that is smaller and
-    the layout can hold them; the others stay plain. Metadata is kept.
+    the layout can hold them; the others stay plain. For the goal "size" plain tensors and codebooks
+    are coded where that is smaller; a matrix whose layout is "auto" must beat that. Metadata is
+    kept.
 
     Raises:
         OSError: if a file cannot be read or written; an old target is still there.
@@ -201,10 +203,12 @@ def from_safetensors(
     file = SafetensorsFile(source, limits)
     tensors: dict[str, Typed] = {}
     for name, dtype, array in file.tensors():
-        matrix = _smaller(array, dtype, layout, coder, goal)
-        value = array if matrix is None else matrix
+        plain = coded(array, dtype) if goal == "size" else array
+        most = plain.nbytes if layout == "auto" else array.nbytes
+        matrix = _smaller(array, dtype, layout, coder, goal, most)
+        value = plain if matrix is None else matrix
         tensors[name] = Typed(value, dtype, array.shape, object())
-    return write(target, tensors, metadata=file.metadata)
+    return write(target, tensors, metadata=file.metadata, codes=goal == "size")
 
 
 def to_safetensors(source: Path, target: Path, *, limits: Limits | None = None) -> int:
@@ -249,9 +253,9 @@ def to_safetensors(source: Path, target: Path, *, limits: Limits | None = None) 
 
 
 def _smaller(
-    array: Array, dtype: str, layout: str, coder: str, goal: Goal
+    array: Array, dtype: str, layout: str, coder: str, goal: Goal, most: int
 ) -> CompressedMatrix | None:
-    """Return the matrix of a tensor if it takes fewer bytes than the tensor, else None."""
+    """Return the matrix of a tensor if it takes fewer bytes than `most`, else None."""
     if dtype not in MATRIX_NAMES or array.ndim < 2 or array.size == 0:
         return None
     values = widened(array, dtype)
@@ -264,7 +268,7 @@ def _smaller(
         return None
     if (layout, coder, goal) == ("auto", "auto", "size"):
         matrix = laid_out(matrix, array.shape, goal)
-    return matrix if matrix.nbytes < array.nbytes else None
+    return matrix if matrix.nbytes < most else None
 
 
 def _itemsize(info: dict[str, Any]) -> int:

@@ -17,6 +17,7 @@ use crate::bits;
 use crate::codebook::MAX_K;
 use crate::cursor::Cursor;
 use crate::entropy::Coder;
+use crate::entropy::planes::Words;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{LAYOUTS, LayoutSpec};
 use crate::rows::Shape;
@@ -39,6 +40,8 @@ pub const GRAPH_TAG: u64 = 1;
 /// Dimensions of a tensor, at most.
 pub const MAX_RANK: u64 = 64;
 const MAX_PARAMS: u64 = 64;
+/// The coder of plain tensors, planes: its number, and its name in listings.
+pub const PLANES: (u8, &str) = (1, "planes");
 
 /// The type of a tensor's elements, stored little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +98,19 @@ impl Dtype {
         self.row().1
     }
 
+    /// The words that planes of the elements are made of: of a complex number, two.
+    pub fn words(self) -> Words {
+        let nbytes =
+            if self.name().starts_with("complex") { self.nbytes() / 2 } else { self.nbytes() };
+        let is_float = ["float", "bfloat", "complex"].iter().any(|t| self.name().starts_with(t));
+        Words::new(usize::try_from(nbytes).unwrap_or(1), is_float)
+    }
+
+    /// True when `bytes` may be elements: of bool, 0 and 1.
+    pub fn holds(self, bytes: &[u8]) -> bool {
+        self.name() != "bool" || bytes.iter().all(|&byte| byte <= 1)
+    }
+
     /// True for the types whose numbers a compressed matrix may stand for.
     pub fn is_matrix_type(self) -> bool {
         matches!(self.name(), "float32" | "float16" | "bfloat16")
@@ -106,6 +122,8 @@ impl Dtype {
 pub enum Body {
     /// Plain little-endian elements.
     Array,
+    /// Plain elements, coded by planes.
+    Planes,
     /// A compressed matrix.
     Matrix(MatrixBody),
     /// Another name of an earlier entry.
@@ -144,6 +162,17 @@ pub struct EntryHeader {
     pub sections: Vec<(u64, u64)>,
 }
 
+/// One codebook's place.
+#[derive(Clone, Debug)]
+pub struct CodebookHeader {
+    /// The number of values.
+    pub k: usize,
+    /// True when they are coded by planes.
+    pub is_coded: bool,
+    /// First byte and size, within the data.
+    pub section: (u64, u64),
+}
+
 /// Everything the header says.
 #[derive(Clone, Debug)]
 pub struct Header {
@@ -155,8 +184,8 @@ pub struct Header {
     pub checksums: Vec<u32>,
     /// The user's own strings.
     pub metadata: BTreeMap<String, String>,
-    /// First byte and size of each codebook, within the data.
-    pub codebooks: Vec<(u64, u64)>,
+    /// The codebooks.
+    pub codebooks: Vec<CodebookHeader>,
     /// The tensors and aliases.
     pub entries: Vec<EntryHeader>,
     /// Where each name is in `entries`.
@@ -245,13 +274,7 @@ impl Header {
         let mut placement = Placement::default();
         let mut codebooks = Vec::new();
         for i in 0..cursor.count("codebooks")? {
-            let k = cursor.varint("codebook size")?;
-            let place =
-                (1..=MAX_K as u64).contains(&k).then(|| placement.place(k.saturating_mul(4)));
-            let place = place.flatten().ok_or_else(|| {
-                cursor.corrupt(format_args!("codebook {i} of {k} values, expected 1 to {MAX_K}"))
-            })?;
-            codebooks.push(place);
+            codebooks.push(parse_codebook(&mut cursor, i, &mut placement)?);
         }
         let count = cursor.count("entries")?;
         if count as u64 > limits.tensors {
@@ -296,6 +319,24 @@ impl Header {
     }
 }
 
+fn parse_codebook(
+    cursor: &mut Cursor<'_>,
+    number: usize,
+    placement: &mut Placement,
+) -> Result<CodebookHeader> {
+    let first = cursor.varint("codebook size")?;
+    let is_coded = first == 0;
+    let k = if is_coded { cursor.varint("coded codebook's size")? } else { first };
+    let nbytes = if is_coded { cursor.varint("codebook bytes")? } else { k.saturating_mul(4) };
+    let section = (1..=MAX_K as u64).contains(&k).then(|| placement.place(nbytes)).flatten();
+    let (Some(section), Ok(k)) = (section, usize::try_from(k)) else {
+        return Err(
+            cursor.corrupt(format_args!("codebook {number} of {k} values, expected 1 to {MAX_K}"))
+        );
+    };
+    Ok(CodebookHeader { k, is_coded, section })
+}
+
 fn limit(what: &str, found: u64, limit: u64, place: &str) -> Error {
     Error::new(
         ErrorKind::LimitExceeded,
@@ -330,11 +371,11 @@ fn parse_entry(
         });
     }
     let dtype = Dtype(cursor.byte("dtype")?);
-    if usize::from(dtype.0) >= Dtype::TABLE.len() || kind > 1 {
+    if usize::from(dtype.0) >= Dtype::TABLE.len() || kind > 3 {
         return Err(Error::new(
             ErrorKind::UnsupportedVersion,
             format!(
-                "{name}: kind {kind} and dtype {}, expected kinds up to 2 and dtypes up to {}: \
+                "{name}: kind {kind} and dtype {}, expected kinds up to 3 and dtypes up to {}: \
                  a newer tersenet reads it",
                 dtype.0,
                 Dtype::TABLE.len().saturating_sub(1)
@@ -371,6 +412,24 @@ fn parse_entry(
     if kind == 0 {
         place(cursor, dense_nbytes)?;
         return Ok(EntryHeader { name, dtype, dims, body: Body::Array, sections });
+    }
+    if kind == 3 {
+        let coder = cursor.byte("coder")?;
+        if coder != PLANES.0 {
+            return Err(Error::new(
+                ErrorKind::UnsupportedVersion,
+                format!(
+                    "{name}: a plain tensor with coder {coder}, which version {VERSION} does not \
+                     have: a newer tersenet reads it"
+                ),
+            ));
+        }
+        if dense_nbytes > limits.tensor_nbytes {
+            return Err(limit("bytes decoded", dense_nbytes, limits.tensor_nbytes, &name));
+        }
+        let nbytes = cursor.varint("coded bytes")?;
+        place(cursor, nbytes)?;
+        return Ok(EntryHeader { name, dtype, dims, body: Body::Planes, sections });
     }
     let codebook = cursor.size("codebook number")?.checked_sub(1);
     if codebook.is_some_and(|number| number >= codebooks) || !dtype.is_matrix_type() {

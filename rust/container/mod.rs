@@ -9,11 +9,15 @@
 //! tensors out and writes them beside their target, synced, then renamed; `reader.rs` reads one
 //! tensor at a time and checks every byte it uses against the header's checksums. The header holds
 //! no offsets: sections follow one another in its order, so nothing can overlap or leave a hole.
+//! `coded_array.rs` codes plain tensors; whether one is coded is for whoever writes to choose, as
+//! bytes as they are can be mapped.
 
+mod coded_array;
 mod header;
 mod reader;
 mod writer;
 
+pub use coded_array::CodedArray;
 pub use header::{Dtype, MAGIC, VERSION};
 pub use reader::{Entry, Reader, Tensor};
 pub use writer::{Stored, Writer};

@@ -1,10 +1,13 @@
 //! Reading: one pass over the header, then one tensor at a time, each byte checked when used.
 
 use super::Limits;
-use super::header::{Body, EntryHeader, Header, MAGIC, PREAMBLE_NBYTES, block_count, data_start};
-use crate::array::{Array, Owner};
+use super::header::{
+    Body, CodebookHeader, Dtype, EntryHeader, Header, MAGIC, PLANES, PREAMBLE_NBYTES, block_count,
+    data_start,
+};
+use crate::array::{Array, Element, Owner};
 use crate::codebook::Codebook;
-use crate::entropy::Coder;
+use crate::entropy::{Coder, planes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{LayoutSpec, Parts};
 use crate::lines::Lines;
@@ -56,6 +59,8 @@ pub struct Entry<'a> {
     pub alias_of: Option<&'a str>,
     /// Layout, coder and number of kept weights of a matrix.
     pub matrix: Option<(&'static LayoutSpec, Coder, usize)>,
+    /// The coder of a plain tensor that is coded.
+    pub array_coder: Option<&'static str>,
 }
 
 impl Reader {
@@ -194,8 +199,10 @@ impl Reader {
             Body::Matrix(matrix) => Some((matrix.layout, matrix.coder, matrix.nnz)),
             _ => None,
         };
+        let array_coder = matches!(target.body, Body::Planes).then_some(PLANES.1);
         let nbytes = target.sections.iter().map(|section| section.1).sum();
-        Ok(Entry { dtype: entry.dtype.name(), dims: &entry.dims, nbytes, alias_of, matrix })
+        let (dtype, dims) = (entry.dtype.name(), &entry.dims[..]);
+        Ok(Entry { dtype, dims, nbytes, alias_of, matrix, array_coder })
     }
 
     /// Reads and checks one tensor.
@@ -231,7 +238,8 @@ impl Reader {
         }
         let mut end = 0;
         let sections = self.header.entries.iter().flat_map(|entry| &entry.sections);
-        for &(start, nbytes) in self.header.codebooks.iter().chain(sections) {
+        let codebooks = self.header.codebooks.iter().map(|codebook| &codebook.section);
+        for &(start, nbytes) in codebooks.chain(sections) {
             let (owner, at) = self.data(end..start)?;
             let padding = &(*owner).as_ref()[at..at + (start - end) as usize];
             if padding.iter().any(|&byte| byte != 0) {
@@ -259,8 +267,15 @@ impl Reader {
         let place = |section: (u64, u64)| (at + (section.0 - first) as usize, section.1 as usize);
         let Body::Matrix(matrix) = &entry.body else {
             let (at, nbytes) = entry.sections.first().map_or((at, 0), |&section| place(section));
-            let array = Array::view(&owner, at, nbytes)?;
-            if entry.dtype.name() == "bool" && array.as_slice().iter().any(|&byte| byte > 1) {
+            let array = match entry.body {
+                Body::Planes => {
+                    let coded = &(*owner).as_ref()[at..at + nbytes];
+                    let count = entry.dims.iter().product::<u64>();
+                    decoded(coded, (count * entry.dtype.nbytes()) as usize, entry.dtype)?
+                }
+                _ => Array::view(&owner, at, nbytes)?,
+            };
+            if !entry.dtype.holds(array.as_slice()) {
                 return Err(Error::corrupt(
                     "bool: a byte over 1, expected 0 or 1 (section values)",
                 ));
@@ -297,10 +312,17 @@ impl Reader {
         if let Some(codebook) = known {
             return Ok(codebook);
         }
-        let (start, nbytes) = self.header.codebooks[number];
+        let &CodebookHeader { k, is_coded, section: (start, nbytes) } =
+            &self.header.codebooks[number];
         let (owner, at) = self.data(start..start + nbytes)?;
-        let values = Array::<f32>::view(&owner, at, nbytes as usize)?;
-        let codebook = Codebook::new(values)
+        let nbytes = nbytes as usize;
+        let values = if is_coded {
+            decoded(&(*owner).as_ref()[at..at + nbytes], 4 * k, Dtype::FLOAT32)
+        } else {
+            Array::view(&owner, at, nbytes)
+        };
+        let codebook = values
+            .and_then(Codebook::new)
             .map(Arc::new)
             .map_err(|e| Error::corrupt(e.to_string()).within(&format!("codebook {number}")))?;
         if let Ok(mut known) = self.codebooks.try_lock() {
@@ -385,6 +407,12 @@ impl Source {
             }
         }
     }
+}
+
+/// The `nbytes` bytes of elements that are coded by planes.
+fn decoded<T: Element>(coded: &[u8], nbytes: usize, dtype: Dtype) -> Result<Array<T>> {
+    let owner: Owner = Arc::new(planes::decode(coded, nbytes, dtype.words())?);
+    Array::view(&owner, 0, nbytes)
 }
 
 fn copy_of(bytes: &[u8]) -> Result<Lines> {

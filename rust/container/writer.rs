@@ -4,14 +4,16 @@
 //! the header is written, then the slices. The file appears under its name only when it is whole
 //! and on disk; whatever fails, the old file is untouched and no stray one is left.
 
+use super::coded_array::CodedArray;
 use super::header::{
-    BLOCK_LOG2, Dtype, GRAPH_TAG, MAGIC, MAX_RANK, VERSION, block_count, data_start, dtype_id,
-    put_string, section_start,
+    BLOCK_LOG2, Dtype, GRAPH_TAG, MAGIC, MAX_RANK, PLANES, VERSION, block_count, data_start,
+    dtype_id, put_string, section_start,
 };
 use crate::bits;
 use crate::codebook::Codebook;
 use crate::error::{Error, Result};
 use crate::matrix::CompressedMatrix;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
@@ -24,6 +26,8 @@ pub enum Stored<'a> {
     Matrix(&'a CompressedMatrix),
     /// Little-endian elements.
     Array(&'a [u8]),
+    /// The same, coded.
+    Coded(&'a CodedArray),
 }
 
 /// Collects tensors for one container.
@@ -34,6 +38,7 @@ pub struct Writer<'a> {
     targets: Vec<usize>,
     entries: Vec<u8>,
     codebooks: Vec<Arc<Codebook>>,
+    codes_codebooks: bool,
     codebook_numbers: HashMap<Vec<u8>, usize>,
     sections: Vec<&'a [u8]>,
     metadata: BTreeMap<String, String>,
@@ -71,9 +76,13 @@ impl<'a> Writer<'a> {
         let (kind, fits, found) = match &stored {
             Stored::Array(bytes) => {
                 let nbytes = entries.and_then(|n| n.checked_mul(dtype.nbytes()));
-                let is_bool = dtype.name() != "bool" || bytes.iter().all(|&byte| byte <= 1);
-                let fits = nbytes == Some(bytes.len() as u64) && is_bool;
+                let fits = nbytes == Some(bytes.len() as u64) && dtype.holds(bytes);
                 (0, fits, format!("{} bytes", bytes.len()))
+            }
+            Stored::Coded(array) => {
+                let nbytes = entries.and_then(|n| n.checked_mul(dtype.nbytes()));
+                let fits = nbytes == Some(array.dense_nbytes()) && dtype == array.dtype();
+                (3, fits, format!("{} bytes of {}", array.dense_nbytes(), array.dtype().name()))
             }
             Stored::Matrix(matrix) => {
                 let shape = [matrix.shape().nrows as u64, matrix.shape().ncols as u64];
@@ -94,6 +103,12 @@ impl<'a> Writer<'a> {
             Stored::Array(bytes) => {
                 self.put_dims(dims);
                 self.sections.push(bytes);
+            }
+            Stored::Coded(array) => {
+                self.put_dims(dims);
+                self.entries.push(PLANES.0);
+                bits::put_varint(&mut self.entries, array.as_bytes().len() as u64);
+                self.sections.push(array.as_bytes());
             }
             Stored::Matrix(matrix) => {
                 let shape = [matrix.shape().nrows as u64, matrix.shape().ncols as u64];
@@ -124,6 +139,11 @@ impl<'a> Writer<'a> {
         self.start(name, 2, number);
         bits::put_varint(&mut self.entries, number as u64);
         Ok(())
+    }
+
+    /// Codes the codebooks that take fewer bytes so; they are then decoded when they are read.
+    pub fn code_codebooks(&mut self) {
+        self.codes_codebooks = true;
     }
 
     /// Stores a network's graph, its bytes as
@@ -163,11 +183,22 @@ impl<'a> Writer<'a> {
         number
     }
 
+    /// The values of a codebook as they are stored: owned where they are coded.
+    fn codebook_bytes<'c>(&self, codebook: &'c Codebook) -> Cow<'c, [u8]> {
+        let bytes = codebook.as_bytes();
+        let coded = self.codes_codebooks.then(|| CodedArray::encode(bytes, Dtype::FLOAT32));
+        match coded {
+            Some(Ok(Some(coded))) => Cow::Owned(coded.as_bytes().to_vec()),
+            _ => Cow::Borrowed(bytes),
+        }
+    }
+
     /// Writes the container to `out` and returns its size.
     fn write_to(&self, out: &mut impl Write) -> std::io::Result<u64> {
-        let codebooks: Vec<&[u8]> = self.codebooks.iter().map(|c| c.as_bytes()).collect();
+        let codebooks: Vec<Cow<'_, [u8]>> =
+            self.codebooks.iter().map(|c| self.codebook_bytes(c)).collect();
         let mut blocks = Blocks::default();
-        let all = || codebooks.iter().chain(&self.sections).copied();
+        let all = || codebooks.iter().map(|c| &**c).chain(self.sections.iter().copied());
         for_each_slice(all(), |slice| {
             blocks.update(slice);
             Ok(())
@@ -184,7 +215,15 @@ impl<'a> Writer<'a> {
             put_string(&mut header, value);
         }
         bits::put_varint(&mut header, self.codebooks.len() as u64);
-        self.codebooks.iter().for_each(|c| bits::put_varint(&mut header, c.k() as u64));
+        for (codebook, bytes) in self.codebooks.iter().zip(&codebooks) {
+            if let Cow::Owned(coded) = bytes {
+                bits::put_varint(&mut header, 0);
+                bits::put_varint(&mut header, codebook.k() as u64);
+                bits::put_varint(&mut header, coded.len() as u64);
+            } else {
+                bits::put_varint(&mut header, codebook.k() as u64);
+            }
+        }
         bits::put_varint(&mut header, self.names.len() as u64);
         header.extend_from_slice(&self.entries);
         if let Some(graph) = &self.graph {

@@ -5,6 +5,7 @@
 
 pub mod huffman;
 pub mod mixing;
+pub mod planes;
 pub mod tans;
 
 use crate::error::{Error, Result};

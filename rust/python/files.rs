@@ -3,7 +3,7 @@
 use super::matrix::PyMatrix;
 use super::network::{GraphTuple, to_graph, to_tuple};
 use super::{released, to_python};
-use crate::container::{Dtype, Limits, Reader as Container, Stored, Tensor, Writer};
+use crate::container::{CodedArray, Dtype, Limits, Reader as Container, Stored, Tensor, Writer};
 use crate::network::Graph;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -11,9 +11,33 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
+/// The elements of a plain tensor, coded losslessly; immutable.
+#[pyclass(frozen, name = "CodedArray", module = "tersenet._core")]
+pub(super) struct PyCodedArray(CodedArray);
+
+#[pymethods]
+impl PyCodedArray {
+    #[staticmethod]
+    fn encode(py: Python<'_>, data: PyBackedBytes, dtype: &str) -> PyResult<Option<Self>> {
+        let coded = released(py, || CodedArray::encode(&data, Dtype::by_name(dtype)?))?;
+        Ok(coded.map(Self))
+    }
+
+    fn decode<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let lines = released(py, || self.0.decode())?;
+        Ok(PyBytes::new(py, lines.as_slice()))
+    }
+
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.0.as_bytes().len()
+    }
+}
+
 #[derive(FromPyObject)]
 pub(super) enum Value<'py> {
     Matrix(Bound<'py, PyMatrix>),
+    Coded(Bound<'py, PyCodedArray>),
     Array(PyBackedBytes),
 }
 
@@ -22,7 +46,7 @@ pub(super) type Named<'py> = (String, String, Vec<u64>, Value<'py>);
 
 /// Writes a container beside `path`, syncs it, renames it; returns its size in bytes.
 #[pyfunction]
-#[pyo3(signature = (path, tensors, aliases, metadata, graph=None))]
+#[pyo3(signature = (path, tensors, aliases, metadata, graph=None, *, code_codebooks=false))]
 pub(super) fn write(
     py: Python<'_>,
     path: PathBuf,
@@ -30,12 +54,14 @@ pub(super) fn write(
     aliases: Vec<(String, String)>,
     metadata: BTreeMap<String, String>,
     graph: Option<GraphTuple>,
+    code_codebooks: bool,
 ) -> PyResult<u64> {
     let tensors: Vec<_> = tensors
         .iter()
         .map(|(name, dtype, shape, value)| {
             let stored = match value {
                 Value::Matrix(matrix) => Stored::Matrix(&matrix.get().0),
+                Value::Coded(array) => Stored::Coded(&array.get().0),
                 Value::Array(bytes) => Stored::Array(bytes),
             };
             (name, dtype, shape, stored)
@@ -48,6 +74,9 @@ pub(super) fn write(
         }
         for (name, target) in &aliases {
             writer.add_alias(name, target)?;
+        }
+        if code_codebooks {
+            writer.code_codebooks();
         }
         if let Some(graph) = graph {
             writer.set_graph(to_graph(graph)?.to_bytes());
@@ -99,6 +128,9 @@ impl Reader {
             dict.set_item("layout", layout.name)?;
             dict.set_item("coder", coder.name())?;
             dict.set_item("nnz", nnz)?;
+        }
+        if let Some(coder) = entry.array_coder {
+            dict.set_item("coder", coder)?;
         }
         Ok(dict)
     }

@@ -61,7 +61,7 @@ mod _core {
     use pyo3::types::PyTuple;
 
     #[pymodule_export]
-    use super::files::{Reader, write};
+    use super::files::{PyCodedArray, Reader, write};
     #[pymodule_export]
     use super::matrix::{PyCodebook, PyMatrix};
     #[pymodule_export]

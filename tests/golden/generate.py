@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from tersenet import Codebook, CompressedMatrix, _core
+from tersenet._core import CodedArray
 
 GOLDEN = Path(__file__).parent / "v1"
 MAX_NBYTES = 4096
@@ -75,10 +76,11 @@ class Case:
 
     name: str
     metadata: dict[str, str] = field(default_factory=dict)
-    tensors: list[tuple[str, str, tuple[int, ...], CompressedMatrix | bytes]] = field(
+    tensors: list[tuple[str, str, tuple[int, ...], CompressedMatrix | CodedArray | bytes]] = field(
         default_factory=list
     )
     expected: dict[str, dict] = field(default_factory=dict)
+    is_coded: bool = False
 
     def add_matrix(
         self,
@@ -128,7 +130,8 @@ class Case:
         """Add an array; of a type that NumPy lacks, its bit patterns."""
         dtype = dtype or array.dtype.name
         data = array.astype(array.dtype.newbyteorder("<")).tobytes()
-        self.tensors.append((name, dtype, array.shape, data))
+        coded = CodedArray.encode(data, dtype) if self.is_coded else None
+        self.tensors.append((name, dtype, array.shape, coded or data))
         self.expected[name] = {"dtype": dtype, "shape": list(array.shape), "bytes": data.hex()}
 
     def add_alias(self, name: str, target: str) -> None:
@@ -144,7 +147,9 @@ class Case:
             path.write_bytes(bytes.fromhex(EXAMPLE))
         else:
             aliases = [(n, t["alias_of"]) for n, t in self.expected.items() if "alias_of" in t]
-            _core.write(str(path), self.tensors, aliases, self.metadata)
+            _core.write(
+                str(path), self.tensors, aliases, self.metadata, code_codebooks=self.is_coded
+            )
         if path.stat().st_size > MAX_NBYTES:
             path.unlink()
             raise ValueError(f"{self.name}: over {MAX_NBYTES} bytes")
@@ -279,6 +284,7 @@ def cases() -> Iterator[Case]:
     yield case
 
     yield whole_model()
+    yield planes()
     yield from coded_cases(weights, many)
     yield from archive_cases(weights, many)
 
@@ -340,6 +346,32 @@ def archive_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
     places[np.arange(4200), rng.integers(0, 9, 4200)] = distinct(2)[rng.integers(0, 2, 4200)]
     case.add_matrix("w", places, "archive_of_rows")
     yield case
+
+
+def planes() -> Case:
+    """Return plain tensors and a codebook that are coded by planes, in every form."""
+    case = Case("planes", is_coded=True)
+    rng = np.random.default_rng(9)
+    values = (rng.standard_normal(150) / 8).astype(np.float32)
+    pruned = values * (rng.random(150) < 0.2)  # with zeros of either sign
+    case.add_plain("float32", values.reshape(10, 15))
+    case.add_plain("pruned", pruned.reshape(15, 10))
+    case.add_plain("float64", pruned[:60].astype(np.float64))
+    case.add_plain("float16", np.round(values * 64).astype(np.float16))
+    case.add_plain("bfloat16", (values.view(np.uint32) >> 16).astype(np.uint16), "bfloat16")
+    case.add_plain("float8_e4m3fn", np.arange(200, dtype=np.uint8) % 5 + 0x38, "float8_e4m3fn")
+    case.add_plain("complex64", (pruned[:60] + 1j).astype(np.complex64))
+    case.add_plain("int64", np.arange(40).reshape(2, 5, 4))
+    case.add_plain("int8", rng.integers(-3, 4, 200).astype(np.int8))
+    case.add_plain("bool", rng.random(300) < 0.03)
+    case.add_plain("zeros", np.zeros(200, np.int16))
+    case.add_plain("small", values[:3])
+    codebook = np.unique(values[:80])
+    case.add_matrix(
+        "codebook", rng.permutation(codebook).reshape(8, 10), "packed", codebook=codebook
+    )
+    assert all(isinstance(v, CodedArray) for name, *_, v in case.tensors[:-2])
+    return case
 
 
 def whole_model() -> Case:

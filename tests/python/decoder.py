@@ -7,7 +7,7 @@
     read = check the first 16 bytes and the header's CRC
            walk the header once, with every count checked against the bytes left
            check each block's CRC, cut the data into codebooks and sections, check the zeros
-           decode each tensor (decoder_layouts.py)
+           decode each tensor (decoder_layouts.py, decoder_planes.py)
 
 It shares nothing with tersenet, so where the two agree the page is what they agree on. It is meant
 to be read beside FORMAT.md: each check is there in words. It reads codewords one by one in plain
@@ -20,6 +20,7 @@ import zlib
 from dataclasses import dataclass, field
 from math import prod
 
+import decoder_planes
 import numpy as np
 from decoder_layouts import LAYOUTS, Matrix, Refused, decode, refuse_if
 
@@ -54,6 +55,8 @@ DTYPES = (
     ("float8_e5m2", "u1"),
 )
 MATRIX_DTYPES = (0, 2, 3)
+FLOATS = (0, 1, 2, 3, 13, 14, 15, 16)
+COMPLEX = (13, 14)
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ class Entry:
     matrix: Matrix | None = None
     codebook: int = 0
     alias_of: int | None = None
+    is_coded: bool = False
     sizes: list[int] = field(default_factory=list)
 
 
@@ -178,11 +182,13 @@ class Header:
             key = cursor.string("metadata key")
             refuse_if(key in self.metadata, f"metadata: key {key!r} twice")
             self.metadata[key] = cursor.string("metadata value")
-        self.codebooks: list[int] = []
+        self.codebooks: list[tuple[int, int | None]] = []
         for _ in range(cursor.count("codebooks")):
             k = cursor.varint("codebook size")
+            is_coded = k == 0
+            k = cursor.varint("codebook size") if is_coded else k
             refuse_if(not 1 <= k <= MAX_CODEBOOK, f"codebook: {k} values")
-            self.codebooks.append(k)
+            self.codebooks.append((k, cursor.varint("codebook bytes") if is_coded else None))
         self.entries: list[Entry] = []
         n = cursor.count("entries")
         refuse_if(n > limits.tensors, f"{n} tensors, over the limit of {limits.tensors}")
@@ -208,6 +214,13 @@ class Header:
             refuse_if(target >= len(self.entries), f"{name!r}: alias of a later entry")
             refuse_if(self.entries[target].alias_of is not None, f"{name!r}: alias of an alias")
             entry = Entry(name, alias_of=target)
+        elif kind == 3:
+            entry = self._plain(name, cursor)
+            coder = cursor.u8("coder")
+            refuse_if(coder != 1, f"{name!r}: coder {coder}: a newer version reads it")
+            dense_nbytes = entry.sizes[0]
+            refuse_if(dense_nbytes > limits.tensor_nbytes, f"{name!r}: {dense_nbytes} bytes")
+            entry.is_coded, entry.sizes = True, [cursor.varint("coded bytes")]
         else:
             raise Refused(f"{name!r}: kind {kind}: a newer version reads it")
         for size in entry.sizes:
@@ -310,7 +323,13 @@ def _cut(body: bytes, header: Header) -> tuple[list[np.ndarray], list[list[bytes
         at = end
         return body[start:end]
 
-    codebooks = [np.frombuffer(cut(4 * k), "<u4") for k in header.codebooks]
+    codebooks = [
+        np.frombuffer(
+            cut(4 * k) if nbytes is None else decoder_planes.decode(cut(nbytes), 4 * k, 4, True),
+            "<u4",
+        )
+        for k, nbytes in header.codebooks
+    ]
     sections = [[cut(size) for size in entry.sizes] for entry in header.entries]
     refuse_if(at != len(body), f"data: sections end at {at} of {len(body)} bytes")
     return codebooks, sections
@@ -330,9 +349,19 @@ def _tensor(
         codebook = codebooks[entry.codebook - 1] if entry.codebook else np.zeros(0, "<u4")
         flat = decode(entry.matrix, codebook, sections).view("<f4").reshape(-1)
     else:
+        elements = _plain_bytes(entry, sections[0])
         if dtype == "bool":
-            refuse_if(max(sections[0], default=0) > 1, f"{entry.name!r}: a bool over 1")
-        flat = np.frombuffer(sections[0], numpy_dtype)
+            refuse_if(max(elements, default=0) > 1, f"{entry.name!r}: a bool over 1")
+        flat = np.frombuffer(elements, numpy_dtype)
     # An empty tensor may have a side that NumPy does not take.
     fits = flat.size > 0 or prod(max(side, 1) for side in entry.shape) < 1 << 48
     return Tensor(dtype, entry.shape, flat.reshape(entry.shape) if fits else flat)
+
+
+def _plain_bytes(entry: Entry, section: bytes) -> bytes:
+    if not entry.is_coded:
+        return section
+    itemsize = np.dtype(DTYPES[entry.dtype][1]).itemsize
+    word_nbytes = itemsize // 2 if entry.dtype in COMPLEX else itemsize
+    nbytes = prod(entry.shape) * itemsize
+    return decoder_planes.decode(section, nbytes, word_nbytes, entry.dtype in FLOATS)

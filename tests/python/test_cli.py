@@ -103,8 +103,56 @@ def test_compress_and_decompress_keep_every_bit(folder, tmp_path):
     assert all(same_bits(found[name], expected[name]) for name in expected)
     with io.open(folder / "all.terse") as file:
         assert file.metadata() == {"format": "pt"}
-        assert file.info("given")["kind"] == "matrix"
+        assert file.info("given")["coder"] == "planes"  # its values are all different
         assert file.info("norm.weight")["kind"] == "array"
+
+
+def test_an_unpruned_checkpoint_gets_smaller_and_comes_back(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    weights = {
+        "fc.weight": torch.randn(400, 300, generator=generator) / 16,
+        "fc.bias": torch.randn(400, generator=generator) / 16,
+        "head.weight": (torch.randn(400, 300, generator=generator) / 16).bfloat16(),
+        "tiny": torch.ones(3),
+    }
+    source, target = tmp_path / "a.safetensors", tmp_path / "a.terse"
+    save_file(weights, source)
+    sizes = {}
+    for goal in ("speed", "size"):
+        status, shown, err = call("compress", source, "-o", target, "--goal", goal)
+        assert (status, err) == (0, "")
+        assert ("plain, planes" in shown) == (goal == "size")
+        assert call("verify", target)[0] == 0
+        assert call("decompress", target, "-o", tmp_path / "b.safetensors")[0] == 0
+        found = load_file(tmp_path / "b.safetensors")
+        assert all(same_bits(found[name], weights[name]) for name in weights)
+        sizes[goal] = target.stat().st_size
+        rows = json.loads(call("inspect", target, "--json")[1])["tensors"]
+        coders = {name: row.get("coder") for name, row in rows.items()}
+        coded = "planes" if goal == "size" else None
+        assert coders == dict.fromkeys(weights, coded) | {"tiny": None}
+        shares = {name: row["nbytes"] / row["dense_nbytes"] for name, row in rows.items()}
+        if goal == "size":
+            assert shares["fc.weight"] < 0.84
+            assert shares["fc.bias"] < 0.9
+            assert shares["head.weight"] < 0.68
+            assert "plain, planes" in call("inspect", target)[1]
+    assert sizes["size"] < 0.8 * sizes["speed"]
+
+
+def test_a_named_layout_needs_only_to_be_smaller_than_dense(tmp_path):
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(300, 300, generator=generator)
+    save_file({"fc.weight": weights * (weights.abs() > 1.6)}, tmp_path / "a.safetensors")
+    kinds = {}
+    for layout in ("auto", "csr"):
+        target = tmp_path / f"{layout}.terse"
+        options = ["-o", target, "--layout", layout]
+        assert call("compress", tmp_path / "a.safetensors", *options)[0] == 0
+        with io.open(target) as file:
+            kinds[layout] = file.info("fc.weight")["kind"]
+    assert kinds == {"auto": "array", "csr": "matrix"}
+    assert (tmp_path / "auto.terse").stat().st_size < (tmp_path / "csr.terse").stat().st_size
 
 
 @pytest.mark.parametrize("threads", [1, 3])

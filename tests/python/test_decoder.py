@@ -122,11 +122,19 @@ def matrices(draw, shared: list[np.ndarray]):
 def arrays(draw):
     """Draw a plain tensor: its type, shape, bytes and stored form."""
     dtype = draw(st.sampled_from(list(PLAIN)))
-    shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
+    shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4) | st.just([50, 3, 4])))
     rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
-    data = rng.bytes(int(np.prod(shape)) * PLAIN[dtype].itemsize)
-    data = bytes(x & 1 for x in data) if dtype == "bool" else data
-    return dtype, shape, data, data
+    itemsize = PLAIN[dtype].itemsize
+    words = rng.integers(0, 256, (int(np.prod(shape)), itemsize), np.uint8)
+    kind = draw(st.sampled_from(["noise", "few", "pruned"]))
+    if kind != "noise":
+        words[:, -1] = 62 + rng.binomial(4, 0.5, len(words))
+    if kind == "pruned":
+        words[rng.random(len(words)) < draw(st.sampled_from([0.05, 0.5, 0.98, 1.0]))] = 0
+        words[:, -1] |= (words[:, -1] == 0) & (rng.random(len(words)) < 0.1) * np.uint8(128)
+    data = (words & 1 if dtype == "bool" else words).tobytes()
+    coded = _core.CodedArray.encode(data, dtype) if draw(st.booleans()) else None
+    return dtype, shape, data, coded or data
 
 
 @st.composite
@@ -145,19 +153,21 @@ def models(draw):
         dict(zip(targets, tensors, strict=True)),
         aliases,
         draw(st.dictionaries(TEXTS, TEXTS, max_size=3)),
+        draw(st.booleans()),
     )
 
 
 @given(models())
 @settings(relaxed, max_examples=MAX_EXAMPLES)
 def test_the_decoder_reads_the_bits_that_tersenet_wrote(tmp_path_factory, model):
-    tensors, aliases, metadata = model
+    tensors, aliases, metadata, code_codebooks = model
     path = tmp_path_factory.getbasetemp() / "decoder.terse"
     _core.write(
         str(path),
         [(name, dtype, shape, v) for name, (dtype, shape, _, v) in tensors.items()],
         list(aliases.items()),
         metadata,
+        code_codebooks=code_codebooks,
     )
     found = decoder.read(path.read_bytes())
     assert found.metadata == metadata

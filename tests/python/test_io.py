@@ -33,10 +33,14 @@ names = st.text(
 )
 
 
-@given(st.dictionaries(names, arrays, max_size=5), st.dictionaries(names, names, max_size=3))
-def test_arrays_and_metadata_come_back_bit_by_bit(tmp_path_factory, values, metadata):
+@given(
+    st.dictionaries(names, arrays, max_size=5),
+    st.dictionaries(names, names, max_size=3),
+    st.sampled_from([None, "size", "speed"]),
+)
+def test_arrays_and_metadata_come_back_bit_by_bit(tmp_path_factory, values, metadata, goal):
     path = tmp_path_factory.mktemp("io") / "model.terse"
-    nbytes = terse.save(values, path, metadata=metadata)
+    nbytes = terse.save(values, path, goal, metadata)
     assert os.path.getsize(path) == nbytes
     with terse.open(path) as file:
         assert file.metadata() == metadata
@@ -100,6 +104,63 @@ def test_a_file_for_size_takes_the_archive_where_it_is_smallest(tmp_path):
     x = rng.integers(-8, 8, 200).astype(np.float32)
     np.testing.assert_allclose(loaded["a"].matvec(x), alike @ x, rtol=1e-5, atol=1e-4)
     assert loaded["a"].to(goal="size") == matrices["a"]
+
+
+def trained_like(n: int) -> np.ndarray:
+    return (np.random.default_rng(0).standard_normal(n) / 16).astype(np.float32)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_for_size_plain_tensors_are_coded_and_for_speed_they_are_as_they_are(tmp_path, mmap):
+    normal = trained_like(300_000)
+    values = {
+        "float32": normal.reshape(1000, 300),
+        "float64": normal[:5000].astype(np.float64),
+        "float16": normal.astype(np.float16),
+        "pruned": np.where(np.abs(normal) > 0.1, normal, np.float32(0)),
+        "masked": normal * (np.abs(normal) > 0.1),  # with zeros of either sign
+        "steps": np.arange(9000),
+    }
+    # The entropy of its exponents, and 24 bits of noise each; then half a percent.
+    exponents = np.bincount(normal.view(np.uint32) >> 23 & 255) / normal.size
+    entropy = -(exponents[exponents > 0] * np.log2(exponents[exponents > 0])).sum()
+    most = {"float32": 1.005 * (24 + entropy) / 32, "float64": 0.5, "float16": 0.9, "steps": 0.3}
+    kept = np.count_nonzero(values["pruned"]) / normal.size
+    zeros = -kept * np.log2(kept) - (1 - kept) * np.log2(1 - kept)
+    most["pruned"] = 1.02 * (kept * (24 + entropy) + zeros) / 32
+    most["masked"] = most["pruned"] + (1 - kept) / 32
+    path = tmp_path / "m.terse"
+    for goal in (None, "speed", "size"):
+        terse.save(values, path, goal)
+        with terse.open(path, mmap=mmap) as file:
+            file.verify()
+            for name, array in values.items():
+                info = file.info(name)
+                assert (info["kind"], info["shape"]) == ("array", array.shape)
+                assert file.get(name).tobytes() == array.tobytes()
+                if goal == "size":
+                    assert info["coder"] == "planes"
+                    assert info["nbytes"] < most[name] * array.nbytes, name
+                else:
+                    assert "coder" not in info
+                    assert info["nbytes"] == array.nbytes
+
+
+def test_for_size_small_tensors_and_noise_stay_as_they_are(tmp_path):
+    noise = np.frombuffer(np.random.default_rng(0).bytes(1 << 20), np.uint8)
+    values = {"bias": trained_like(10), "scalar": np.ones((), np.float32), "noise": noise}
+    plain = terse.save(values, tmp_path / "plain.terse")
+    assert terse.save(values, tmp_path / "small.terse", "size") == plain
+    assert (tmp_path / "plain.terse").read_bytes() == (tmp_path / "small.terse").read_bytes()
+
+
+def test_for_size_a_codebook_is_coded_and_comes_back(tmp_path):
+    weights = np.resize(trained_like(256), (300, 40))
+    matrix = CompressedMatrix.compress(weights, "packed", goal="size")
+    plain = terse.save({"m": matrix}, tmp_path / "m.terse")
+    assert terse.save({"m": matrix.to(goal="size")}, tmp_path / "m.terse", "size") < plain - 100
+    found = terse.load(tmp_path / "m.terse")["m"]
+    np.testing.assert_array_equal(found.decompress(), weights)
 
 
 def test_one_value_under_two_names_is_stored_once_and_tied_again(tmp_path):

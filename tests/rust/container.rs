@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tersenet::array::Owner;
 use tersenet::bits::put_varint;
-use tersenet::container::{Dtype, Limits, MAGIC, Reader, Stored, Tensor, Writer};
+use tersenet::container::{CodedArray, Dtype, Limits, MAGIC, Reader, Stored, Tensor, Writer};
 use tersenet::layout::{Columns, Goal, LAYOUTS};
 use tersenet::rows::{Rows, Shape};
 use tersenet::{Codebook, CompressedMatrix, ErrorKind, Request};
@@ -31,7 +31,24 @@ fn with_header(body: &[u8], data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// One matrix in every layout and either arrangement, plain tensors, an alias, metadata.
+/// Elements that are coded by codewords, by bits and planes, and by a byte for all.
+fn coded_samples() -> Vec<(&'static str, CodedArray, Vec<u8>)> {
+    let weights = |i: u32| ((i * 37 % 101) as f32 - 50.0) / 50.0;
+    let floats: Vec<u8> = (0..150).flat_map(|i| weights(i).to_le_bytes()).collect();
+    let pruned = |i| if i % 5 == 0 { weights(i) } else { weights(i) * 0.0 };
+    let pruned: Vec<u8> = (0..150).flat_map(|i| pruned(i).to_le_bytes()).collect();
+    let counts: Vec<u8> = (0..40).flat_map(|i| (i % 3 * 2 + 5i64).to_le_bytes()).collect();
+    let bools: Vec<u8> = (0..200).map(|i| u8::from(i % 7 == 0)).collect();
+    [("float32", floats), ("float32", pruned), ("int64", counts), ("bool", bools)]
+        .map(|(dtype, bytes)| {
+            let coded = CodedArray::encode(&bytes, Dtype::by_name(dtype).unwrap()).unwrap();
+            (dtype, coded.expect("fewer bytes"), bytes)
+        })
+        .into()
+}
+
+/// One matrix in every layout and either arrangement, one with many values, plain tensors as they
+/// are and coded, an alias, metadata.
 fn sample() -> Vec<u8> {
     let shape = Shape::new(6, 20).unwrap();
     let weights: Vec<f32> =
@@ -46,8 +63,18 @@ fn sample() -> Vec<u8> {
             ));
         }
     }
+    let many: Vec<f32> = (1..=120).map(|i| (i % 60) as f32 * 0.25).collect();
+    let many = CompressedMatrix::compress(&many, shape, &Request::default()).unwrap();
+    matrices.push(("many".to_owned(), many));
+    let coded = coded_samples();
     let metadata = BTreeMap::from([("made by".to_owned(), "a test".to_owned())]);
     let mut writer = Writer::new(metadata).unwrap();
+    writer.code_codebooks();
+    for (number, (dtype, array, bytes)) in coded.iter().enumerate() {
+        let dtype = Dtype::by_name(dtype).unwrap();
+        let dims = [2, bytes.len() as u64 / dtype.nbytes() / 2];
+        writer.add(&format!("coded.{number}"), dtype, &dims, Stored::Coded(array)).unwrap();
+    }
     for (name, matrix) in &matrices {
         writer.add(name, Dtype::FLOAT32, &[6, 4, 5], Stored::Matrix(matrix)).unwrap();
     }
@@ -154,6 +181,75 @@ fn a_codebook_that_several_matrices_share_is_stored_once_and_shared_again() {
     };
     assert!(Arc::ptr_eq(a.codebook().unwrap(), b.codebook().unwrap()));
     assert_eq!(a.codebook().unwrap().values(), codebook.values(), "the given order is kept");
+}
+
+#[test]
+fn coded_tensors_and_codebooks_come_back_and_take_fewer_bytes() {
+    let reader = open(&sample()).unwrap();
+    for (number, (dtype, array, bytes)) in coded_samples().iter().enumerate() {
+        let name = format!("coded.{number}");
+        let entry = reader.entry(&name).unwrap();
+        assert_eq!((entry.dtype, entry.array_coder), (*dtype, Some("planes")));
+        assert!(entry.nbytes == array.as_bytes().len() as u64 && entry.nbytes < bytes.len() as u64);
+        let Tensor::Array(found) = reader.get(&name).unwrap() else { panic!() };
+        assert_eq!(found.as_slice(), &bytes[..], "{name}");
+        assert_eq!(array.decode().unwrap().as_slice::<u8>(), &bytes[..], "{name}");
+    }
+    assert_eq!(reader.entry("bias").unwrap().array_coder, None);
+    let Tensor::Matrix(many) = reader.get("many").unwrap() else { panic!() };
+    let expected: Vec<f32> = (1..=120).map(|i| (i % 60) as f32 * 0.25).collect();
+    assert_eq!(to_bits(&many.decompress(1).unwrap()), to_bits(&expected));
+    let size = |codes: bool| {
+        let mut writer = Writer::default();
+        writer.add("many", Dtype::FLOAT32, &[6, 20], Stored::Matrix(&many)).unwrap();
+        if codes {
+            writer.code_codebooks();
+        }
+        writer.to_bytes().len()
+    };
+    // Of 59 multiples of a quarter the two low bytes are 0.
+    assert!(size(true) + 80 < size(false), "{} and {}", size(true), size(false));
+}
+
+#[test]
+fn what_does_not_get_smaller_is_not_coded() {
+    let float32 = Dtype::FLOAT32;
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    let noise: Vec<u8> = (0..4000).map(|_| next()).collect();
+    assert!(CodedArray::encode(&noise, float32).unwrap().is_none());
+    assert!(CodedArray::encode(&[0; 8], float32).unwrap().is_none());
+    assert!(CodedArray::encode(&[], float32).unwrap().is_none());
+    assert!(CodedArray::encode(&[0; 7], float32).is_err());
+    assert!(CodedArray::encode(&[2], Dtype::by_name("bool").unwrap()).is_err());
+}
+
+#[test]
+fn coded_tensors_that_claim_too_much_are_refused() {
+    // One coded tensor "x" of `dims` float32 in `data`.
+    let made = |dims: u64, coder: u8, data: &[u8]| {
+        let mut body = start_of_header(data.len() as u64, &[]);
+        // The one block's checksum, before no metadata and no codebooks.
+        let end = body.len() - 2;
+        if !data.is_empty() {
+            body[end - 4..end].copy_from_slice(&crc32fast::hash(data).to_le_bytes());
+        }
+        body.extend([1, 1, b'x', 3, 0, 1]);
+        put_varint(&mut body, dims);
+        body.push(coder);
+        put_varint(&mut body, data.len() as u64);
+        with_header(&body, data)
+    };
+    let get = |bytes: Vec<u8>| open(&bytes).and_then(|reader| reader.get("x"));
+    assert!(get(made(100, 1, &[0, 1, 0, 1, 0, 1, 0, 1, 63])).is_ok());
+    assert_eq!(kind_of(get(made(100, 2, &[0; 9]))).0, ErrorKind::UnsupportedVersion);
+    assert_eq!(kind_of(get(made(1 << 40, 1, &[0; 9]))).0, ErrorKind::LimitExceeded);
+    assert_eq!(kind_of(get(made(1 << 34, 1, &[0; 900]))).0, ErrorKind::Corrupt);
+    assert_eq!(kind_of(get(made(0, 1, &[0]))).0, ErrorKind::Corrupt);
+    assert!(get(made(0, 1, &[])).is_ok());
 }
 
 #[test]
@@ -295,7 +391,7 @@ fn names_twice_in_not_utf8_or_with_a_nul_and_aliases_of_aliases_are_errors() {
         (vec![array(b"a\0b")], "NUL"),
         (vec![alias(b'a', 0)], "earlier tensor"),
         (vec![array(b"x"), alias(b'a', 0), alias(b'b', 1)], "earlier tensor"),
-        (vec![vec![1, b'a', 3, 0]], "newer tersenet"),
+        (vec![vec![1, b'a', 4, 0]], "newer tersenet"),
         (vec![vec![1, b'a', 0, 99, 0]], "newer tersenet"),
     ];
     for (entries, expected) in cases {
@@ -367,6 +463,11 @@ fn names_shapes_and_types_that_do_not_fit_are_refused_when_written() {
     );
     assert!(writer.add("d", float32, &[2], Stored::Array(&[0; 7])).is_err());
     assert!(writer.add("e\0", float32, &[0], Stored::Array(&[])).is_err());
+    let coded = CodedArray::encode(&[0; 400], float32).unwrap().unwrap();
+    assert!(writer.add("g", float32, &[99], Stored::Coded(&coded)).is_err());
+    assert!(
+        writer.add("g", Dtype::by_name("int32").unwrap(), &[100], Stored::Coded(&coded)).is_err()
+    );
     assert!(writer.add_alias("f", "nothing").is_err());
     assert!(Dtype::by_name("float31").is_err());
 }

@@ -2,7 +2,7 @@
 
 A weight in the role of a matrix is compressed if it has at most 65,536 distinct values and takes
 fewer bytes so; a compressed layer's matrix is stored as it is, or laid out for a goal. Everything
-else is plain float32.
+else is plain float32, coded for the goal "size" where that is smaller.
 
 Price: a sort of each plain matrix with few values, to count them; a beginning of the others.
 """
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tersenet import _core, dtypes
-from tersenet._core import CompressedMatrix
+from tersenet._core import CodedArray, CompressedMatrix
 from tersenet.exporting.graph import Graph, Weight
-from tersenet.files import Path, Written, laid_out, strings
+from tersenet.files import Path, Written, coded, laid_out, strings
 
 if TYPE_CHECKING:
     from tersenet._core import Goal
@@ -35,7 +35,14 @@ def store(graph: Graph, path: Path, goal: Goal | None, metadata: Mapping[str, st
         ValueError: if metadata cannot be stored.
     """
     tensors = [_written(weight, goal) for weight in graph.weights()]
-    return _core.write(os.fspath(path), tensors, [], strings(metadata), graph.encoded())
+    return _core.write(
+        os.fspath(path),
+        tensors,
+        [],
+        strings(metadata),
+        graph.encoded(),
+        code_codebooks=goal == "size",
+    )
 
 
 def _written(weight: Weight, goal: Goal | None) -> Written:
@@ -43,14 +50,15 @@ def _written(weight: Weight, goal: Goal | None) -> Written:
     if isinstance(value, CompressedMatrix):
         return weight.name, "float32", weight.shape, laid_out(value, weight.shape, goal)
     array = np.ascontiguousarray(value.detach().numpy())
-    plain = dtypes.to_bytes(array)
+    plain = coded(array, "float32") if goal == "size" else array
     if weight.is_matrix and _may_shrink(array):
         flat = array.reshape(array.shape[0], -1)
         matrix = CompressedMatrix.compress(flat, goal=goal or "size")
         matrix = laid_out(matrix, weight.shape, goal)
-        if matrix.nbytes < len(plain):
+        if matrix.nbytes < plain.nbytes:
             return weight.name, "float32", weight.shape, matrix
-    return weight.name, "float32", weight.shape, plain
+    stored = plain if isinstance(plain, CodedArray) else dtypes.to_bytes(plain)
+    return weight.name, "float32", weight.shape, stored
 
 
 def _may_shrink(array: dtypes.F32) -> bool:
