@@ -1,4 +1,4 @@
-"""Products of `packed` made for speed, beside torch (dense, CSR) and SciPy (CSR).
+"""Products of `packed` made for speed and of `coded`, beside torch (dense, CSR) and SciPy (CSR).
 
 ::
 
@@ -50,7 +50,7 @@ def check(weights: np.ndarray, x: np.ndarray, answers: dict[str, np.ndarray]) ->
 
 
 def calls(
-    weights: np.ndarray, matrix: CompressedMatrix, x: np.ndarray
+    weights: np.ndarray, matrix: CompressedMatrix, coded: CompressedMatrix, x: np.ndarray
 ) -> dict[str, Callable[[], Any]]:
     """Return the product with each peer: of a vector at batch 1, else of a batch."""
     dense, batch = torch.from_numpy(weights), torch.from_numpy(x)
@@ -59,6 +59,7 @@ def calls(
         vector, row = batch[0], np.ascontiguousarray(x[0])
         return {
             "packed": lambda: matrix.matvec(row, threads=1),
+            "coded": lambda: coded.matvec(row, threads=1),
             "torch dense": lambda: dense @ vector,
             "torch csr": lambda: torch_csr @ vector,
             "scipy csr": lambda: scipy_csr @ row,
@@ -66,6 +67,7 @@ def calls(
     turned, turned_array = batch.T.contiguous(), np.ascontiguousarray(x.T)
     return {
         "packed": lambda: matrix.matmul(x, threads=1),
+        "coded": lambda: coded.matmul(x, threads=1),
         "torch dense": lambda: torch.nn.functional.linear(batch, dense),
         "torch csr": lambda: torch.nn.functional.linear(batch, torch_csr),
         "torch csr, turned": lambda: (torch_csr @ turned).T,
@@ -78,7 +80,8 @@ def measure(sparsity: float, batch: int) -> dict[str, Any]:
     weights = made_layer(sparsity)
     x = np.random.default_rng(1).standard_normal((batch, SIZE)).astype(np.float32)
     matrix = CompressedMatrix.compress(weights, goal="speed")
-    products = calls(weights, matrix, x)
+    coded = matrix.to("coded")
+    products = calls(weights, matrix, coded, x)
     check(weights, x, {n: np.asarray(call()).reshape(batch, SIZE) for n, call in products.items()})
     return {
         "shape": weights.shape,
@@ -86,7 +89,7 @@ def measure(sparsity: float, batch: int) -> dict[str, Any]:
         "k": K,
         "batch": batch,
         "layout": matrix.layout,
-        "nbytes": matrix.nbytes,
+        "nbytes": {"packed": matrix.nbytes, "coded": coded.nbytes},
         "products": timing.interleaved(products),
     }
 
