@@ -93,7 +93,7 @@ struct Piece {
 struct Run {
     to: u32,
     /// From the channel's first number on: what is outside is masked.
-    from: i32,
+    from: isize,
     /// All bits where there is a number, none where there is a zero.
     mask: [u32; LONGEST_RUN],
 }
@@ -270,8 +270,8 @@ impl Unfolding {
                     true => u32::MAX,
                     false => 0,
                 });
-                let shift = (first + kx * cols.dilation) as i32 - cols.before as i32;
-                let from = row.map_or(0, |row| (row * cols.input) as i32 + shift);
+                let shift = (first + kx * cols.dilation) as isize - cols.before as isize;
+                let from = row.map_or(0, |row| (row * cols.input) as isize + shift);
                 runs.push(Run { to: (to + first) as u32, from, mask });
             }
         };
@@ -471,7 +471,7 @@ impl Unfolding {
 /// Copies runs of one channel of one image, which starts at `at`.
 fn fill_runs<const LEN: usize>(runs: &[Run], x: &[f32], at: usize, out: &mut [f32]) {
     for run in runs {
-        let start = at.wrapping_add_signed(run.from as isize);
+        let start = at.wrapping_add_signed(run.from);
         let mask: [u32; LEN] = std::array::from_fn(|i| run.mask[i]);
         let numbers: [f32; LEN] = match x.get(start..).and_then(|x| x.first_chunk::<LEN>()) {
             Some(x) => std::array::from_fn(|i| f32::from_bits(x[i].to_bits() & mask[i])),
