@@ -135,7 +135,8 @@ impl Taps {
         let has_values = values.len() == cols.len();
         assert!(has_values || symbols.len() == cols.len(), "taps: columns and symbols");
         let nrows = indptr.len().saturating_sub(1);
-        self.nrows = nrows;
+        // None until all of them are checked: what panics before leaves nothing to read.
+        self.nrows = 0;
         self.cuts.clear();
         self.cuts.resize(nrows * (places.count + 1), len);
         for row in 0..nrows {
@@ -177,15 +178,16 @@ impl Taps {
             assert!(cols.is_empty() || usize::from(largest) < codebook.len(), "taps: symbols");
             self.joined.codebook.0[..codebook.len()].copy_from_slice(codebook);
             std::mem::swap(&mut self.joined.entries, cols);
-            return;
+        } else {
+            if !has_values {
+                values.clear();
+                kernels.look_up(symbols, codebook, values);
+            }
+            assert_eq!(cols.len(), values.len(), "taps: columns and values");
+            std::mem::swap(&mut self.wide.offsets, cols);
+            std::mem::swap(&mut self.wide.values, values);
         }
-        if !has_values {
-            values.clear();
-            kernels.look_up(symbols, codebook, values);
-        }
-        assert_eq!(cols.len(), values.len(), "taps: columns and values");
-        std::mem::swap(&mut self.wide.offsets, cols);
-        std::mem::swap(&mut self.wide.values, values);
+        self.nrows = nrows;
     }
 
     /// Takes dense rows of `ncols` columns from `weights`, a row at each multiple of their
@@ -203,12 +205,13 @@ impl Taps {
         assert!(weights.len() >= nrows * dense_rows::pitch(ncols), "taps: dense rows");
         assert!(places.group_step == 0 || places.group_rows >= nrows, "taps: one group of rows");
         self.cuts.clear();
-        (self.form, self.nrows, self.strip) = (Form::Dense, nrows, places.strip);
+        (self.form, self.nrows, self.strip) = (Form::Dense, 0, places.strip);
         let offsets = &mut self.dense.offsets;
         offsets.clear();
         offsets.extend(0..u32::try_from(ncols).expect("taps: under 2^32 columns"));
         self.reach = kernels.place(offsets, &places.taps, places.channel, 0);
         std::mem::swap(&mut self.dense.weights, weights);
+        self.nrows = nrows;
     }
 
     /// The number of rows.
