@@ -174,14 +174,14 @@ pub fn take_varint(bytes: &mut &[u8]) -> Result<u64> {
 }
 
 /// Row m: the places of the set bits of m, then zeros.
-static PLACES: [[u8; 8]; 256] = {
+pub(crate) static SET_BITS: [[u32; 8]; 256] = {
     let mut table = [[0; 8]; 256];
     let mut byte = 0;
     while byte < 256 {
         let (mut bit, mut found) = (0, 0);
         while bit < 8 {
             if byte >> bit & 1 == 1 {
-                table[byte][found] = bit as u8;
+                table[byte][found] = bit as u32;
                 found += 1;
             }
             bit += 1;
@@ -203,7 +203,7 @@ pub fn push_set_bits(bytes: &[u8], out: &mut Vec<u32>) {
     // Every byte writes eight places, of which the next overwrites those that are none.
     out.resize(end + 7, 0);
     for (base, &byte) in (0u32..).step_by(8).zip(bytes) {
-        let places = PLACES[usize::from(byte)].map(|place| base + u32::from(place));
+        let places = SET_BITS[usize::from(byte)].map(|place| base + place);
         let count = byte.count_ones() as usize;
         if let Some(room) = out[at..].first_chunk_mut() {
             *room = places;

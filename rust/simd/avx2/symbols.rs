@@ -12,6 +12,7 @@
 
 use super::super::{SymbolRows, counted};
 use super::{horizontal_sum, load};
+use crate::bits::SET_BITS;
 use std::arch::x86_64::*;
 
 /// Columns that are compared with the length of x at a time, which then are in the cache.
@@ -25,24 +26,6 @@ const PIECE_WORDS: usize = 64;
 
 /// Inputs of kept weights, and room for a register more.
 type Buffer = [f32; PIECE_WORDS * 64 + 8];
-
-/// Row m: the places of the set bits of m, then zeros.
-pub(super) static SET_BITS: [[u32; 8]; 256] = {
-    let mut table = [[0; 8]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let (mut bit, mut found) = (0, 0);
-        while bit < 8 {
-            if byte >> bit & 1 == 1 {
-                table[byte][found] = bit as u32;
-                found += 1;
-            }
-            bit += 1;
-        }
-        byte += 1;
-    }
-    table
-};
 
 /// The codebook's first 32 values by bytes: byte b of value 16h + i is byte i of each half of
 /// `planes[b][h]`.

@@ -4,7 +4,7 @@
 //! 16·i, those under 16 keep their number and all others get the top bit, for which a shuffle gives
 //! zero; the eight are put together by or.
 
-use super::symbols::SET_BITS;
+use crate::bits::SET_BITS;
 use crate::simd::tans::{ESCAPE, ElementCode, ElementCursor, Elements, STATES, TANS_LANES, Table};
 use std::arch::x86_64::*;
 
