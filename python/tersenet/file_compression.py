@@ -39,7 +39,7 @@ from tersenet import dtypes
 from tersenet._core import Codebook, CodedArray, CompressedMatrix
 from tersenet.checkpoint import Checkpoint, open_checkpoint
 from tersenet.dtypes import F32, Array
-from tersenet.files import Path, Typed, coded, laid_out, write
+from tersenet.files import Path, Typed, archived, coded, write
 from tersenet.plan import Plan, Rule
 from tersenet.pruning import PRUNERS, Mask
 from tersenet.pruning.streaming import Cutoff, global_cutoffs
@@ -281,21 +281,21 @@ class _Work:
         elif rule.prunes:
             values = np.where(self._mask(name, values, cutoffs), values, np.float32(0))
         array = dtypes.narrowed(values, entry.dtype).reshape(entry.shape)
-        plain, plain_row = self._plain(array, row)
-        is_free = quantized is None and self._pair(name)[0] == "auto"
+        pair = self._pair(name)
+        plain = self._plain(array, row) if quantized is None and pair[0] == "auto" else None
         try:
-            pair = self._pair(name)
             matrix = self._matrix(values, quantized, pair)
             if pair == ("auto", "auto") and self.goal == "size":
-                matrix = laid_out(matrix, entry.shape, self.goal)
-            if matrix.nbytes < (plain_row.nbytes if is_free else entry.nbytes):
+                matrix = archived(matrix, entry.shape)
+            if matrix.nbytes < (entry.nbytes if plain is None else plain[1].nbytes):
                 row = replace(row, nbytes=matrix.nbytes, nnz=matrix.nnz, k=len(matrix.codebook))
                 row = replace(row, layout=matrix.layout, coder=matrix.coder)
                 return Typed(matrix, entry.dtype, entry.shape, object()), row
             reason = f"it takes {matrix.nbytes:,} bytes compressed"
         except ValueError as error:
             reason = str(error)
-        return plain, replace(plain_row, reason=reason)
+        stored, plain_row = plain or self._plain(array, row)
+        return stored, replace(plain_row, reason=reason)
 
     def _plain(self, array: Array, row: TensorRow) -> tuple[Typed, TensorRow]:
         """Return a tensor that is no matrix, coded for the goal "size" where that is smaller."""

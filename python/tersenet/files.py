@@ -285,10 +285,15 @@ def laid_out(
     if goal is None:
         return matrix
     best = matrix.to(goal=goal)
-    if goal != "size" or best.codebook.size > _MAX_ARCHIVED:
-        return best
+    return archived(best, shape) if goal == "size" else best
+
+
+def archived(matrix: CompressedMatrix, shape: tuple[int, ...]) -> CompressedMatrix:
+    """Return a matrix as an archive, or as it is where that takes no fewer bytes."""
+    if matrix.codebook.size > _MAX_ARCHIVED:
+        return matrix
     archive = matrix.to("archive", taps=prod(shape[2:]))
-    return archive if archive.nbytes < best.nbytes else best
+    return archive if archive.nbytes < matrix.nbytes else matrix
 
 
 def _written(name: str, known: Typed, goal: Goal | None, codes: bool) -> Written:

@@ -39,7 +39,7 @@ from tersenet.dtypes import (
     widened,
 )
 from tersenet.errors import FormatError
-from tersenet.files import File, Limits, Path, Typed, Value, coded, laid_out, write
+from tersenet.files import File, Limits, Path, Typed, Value, archived, coded, write
 from tersenet.replacing import Replacing
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _smaller(
     except ValueError:
         return None
     if (layout, coder, goal) == ("auto", "auto", "size"):
-        matrix = laid_out(matrix, array.shape, goal)
+        matrix = archived(matrix, array.shape)
     return matrix if matrix.nbytes < most else None
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from tersenet import _core, dtypes
 from tersenet._core import CodedArray, CompressedMatrix
 from tersenet.exporting.graph import Graph, Weight
-from tersenet.files import Path, Written, coded, laid_out, strings
+from tersenet.files import Path, Written, archived, coded, laid_out, strings
 
 if TYPE_CHECKING:
     from tersenet._core import Goal
@@ -54,7 +54,8 @@ def _written(weight: Weight, goal: Goal | None) -> Written:
     if weight.is_matrix and _may_shrink(array):
         flat = array.reshape(array.shape[0], -1)
         matrix = CompressedMatrix.compress(flat, goal=goal or "size")
-        matrix = laid_out(matrix, weight.shape, goal)
+        if goal == "size":
+            matrix = archived(matrix, weight.shape)
         if matrix.nbytes < plain.nbytes:
             return weight.name, "float32", weight.shape, matrix
     stored = plain if isinstance(plain, CodedArray) else dtypes.to_bytes(plain)
