@@ -60,7 +60,9 @@ def load_archive(path: Path) -> dict[str, Array]:
                 return arrays
         except FormatError:
             raise
-        except Exception as error:  # zipfile raises much: RuntimeError, NotImplementedError, ...
+        except Exception as error:
+            # Of a damaged file zipfile and zlib raise a dozen types, from RuntimeError on; all say
+            # that it cannot be read.
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a damaged place
                 raise
             raise FormatError(f"{path}: no .npz file that can be read: {error}") from error

@@ -11,8 +11,8 @@
 //! registers; so do activations that are bounds. Others follow on what was just stored.
 //!
 //! Weights are decoded block by block in each run; a network that is resident as "cached" or
-//! "dense" decodes them once for each of the last few shapes that it ran, but for those that most
-//! weights are kept of and that dense rows are faster at: these are a decoded block at a time.
+//! "dense" decodes them once for each of the last few shapes that it ran, except where most weights
+//! are kept and dense rows are faster: those are decoded block by block in each run.
 
 use super::Resident;
 use super::activation::Activation;
