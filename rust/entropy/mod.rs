@@ -1,7 +1,7 @@
 //! Coders: how the fields of a layout become bits.
 //!
 //! To add one: write `entropy/<name>.rs`, put it into [`Coder`] and into the table rows of the
-//! layouts it goes with.
+//! layouts it goes with. `planes` is no layout's: it codes the container's plain tensors.
 
 pub mod huffman;
 pub mod mixing;
