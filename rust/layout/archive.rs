@@ -53,6 +53,7 @@ use super::{
 };
 use crate::array::Array;
 use crate::codebook::Codebook;
+use crate::container::Use;
 use crate::entropy::Coder;
 use crate::entropy::mixing::{Decoder, Encoder};
 use crate::error::{Error, Result};
@@ -70,6 +71,7 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
     id: 9,
     coders: &[Coder::Mixing],
     sections: &["stream"],
+    used: Use::Decoded,
     holds_values: false,
     encode,
     read,

@@ -17,6 +17,7 @@
 
 use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, check_cols};
 use crate::array::Array;
+use crate::container::Use;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::rows::{RowBlock, Rows};
@@ -28,6 +29,7 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
     id: 1,
     coders: &[Coder::Fixed],
     sections: &["indptr", "cols", "values"],
+    used: Use::InPlace,
     holds_values: true,
     encode,
     read,

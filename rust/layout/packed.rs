@@ -43,6 +43,7 @@ use super::{
 use crate::array::Array;
 use crate::bits::{self, BitReader, BitWriter};
 use crate::codebook::MAX_K;
+use crate::container::Use;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::offsets::{Offsets, STRIDE};
@@ -55,6 +56,7 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
     id: 7,
     coders: &[Coder::Fixed],
     sections: &["row_nnz", "forms", "ends", "positions", "symbols"],
+    used: Use::InPlace,
     holds_values: false,
     encode,
     read,
