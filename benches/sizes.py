@@ -55,6 +55,8 @@ OURS = (
     ("archive", "archive", "size", "coded"),
     ("archive of rows", "archive", "speed", "coded"),
 )
+# What the record says of each layer of a network.
+RECORDED = ("order-0 entropy", "DeepCABAC", "archive")
 Row = dict[str, float]
 
 
@@ -217,7 +219,7 @@ def measure(name: str, weights: Mapping[str, np.ndarray], folder: Path) -> dict[
                 "shape": layers[n].values.shape,
                 "nnz": int(np.count_nonzero(layers[n].values)),
                 "k": layers[n].codebook.size,
-                "nbytes": {label: row["nbytes"] for label, row in of.items()},
+                "nbytes": {label: of[label]["nbytes"] for label in RECORDED if label in of},
             }
             for n, of in alone.items()
         },

@@ -1,6 +1,8 @@
 """The plot of what `sizes` measured: every form of every layer and network, beside the entropy.
 
-python benches/sizes_plot.py    draws benches/record/sizes.svg from benches/record/sizes.json
+Ratios, since the networks' bytes differ by a factor of a thousand.
+
+    python benches/sizes_plot.py    draws benches/record/sizes.svg from benches/record/sizes.json
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ import timing
 BESIDE = "order-0 entropy"
 # Marker and color of each form; ours are filled.
 FORMS = {
-    "csr": ("1", "0.6"),
-    "cser": ("2", "0.6"),
-    "hac as published": ("3", "0.6"),
-    "shac as published": ("4", "0.6"),
+    "csr": ("v", "0.6"),
+    "cser": ("^", "0.6"),
+    "hac as published": ("<", "0.6"),
+    "shac as published": (">", "0.6"),
     "zipnn": ("+", "tab:brown"),
     "xz -9e": ("x", "tab:green"),
     "zstd -19": ("+", "tab:olive"),
@@ -27,36 +29,48 @@ FORMS = {
     "coded": ("D", "tab:blue"),
     "archive": ("o", "black"),
 }
+HOLLOW = "<>^v"
+NEAR = 0.88, 1.3
 
 
 def draw(measured: list[dict[str, Any]], path: Path) -> None:
-    """Draw bytes over those of the order-0 entropy, a line for each layer or network."""
+    """Draw bytes over those of the order-0 entropy: all, and larger what is near it."""
     if compressors.installed("matplotlib") is None:
         return
     import matplotlib
 
     matplotlib.use("svg" if path.suffix == ".svg" else "agg")
-    matplotlib.rcParams["svg.hashsalt"] = "sizes"
+    matplotlib.rcParams |= {"svg.hashsalt": "sizes", "svg.fonttype": "none", "font.size": 8}
     import matplotlib.pyplot as plt
 
     rows = measured[::-1]
-    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.24 * len(rows)), layout="constrained")
-    axes.axvline(1, color="0.4", linewidth=1, label=BESIDE)
-    for form, (marker, color) in FORMS.items():
-        points = [
-            (found["forms"][form]["nbytes"] / found["forms"][BESIDE]["nbytes"], height)
-            for height, found in enumerate(rows)
-            if form in found["forms"]
-        ]
-        if points:
-            axes.scatter(*zip(*points, strict=True), 30, color, marker, label=form, zorder=3)
-    axes.set_xscale("log")
-    axes.set_xlabel(f"bytes / bytes of the {BESIDE} with codebooks")
-    axes.set_yticks(range(len(rows)), [found["name"] for found in rows], fontsize=8)
-    axes.set_ylim(-0.7, len(rows) - 0.3)
-    axes.grid(axis="both", color="0.92")
-    axes.legend(ncols=6, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1), frameon=False)
+    size = 12, 1.5 + 0.2 * len(rows)
+    figure, (whole, near) = plt.subplots(1, 2, sharey=True, figsize=size, layout="constrained")
+    for axes in whole, near:
+        axes.axvline(1, color="0.4", linewidth=1, label=BESIDE)
+        axes.grid(color="0.92")
+        for form, style in FORMS.items():
+            _mark(axes, rows, form, *style)
+    whole.set_xscale("log")
+    whole.xaxis.set_major_formatter("{x:g}")
+    near.set_xlim(*NEAR)
+    whole.set_yticks(range(len(rows)), [found["name"] for found in rows])
+    whole.set_ylim(-0.7, len(rows) - 0.3)
+    figure.supxlabel(f"bytes / bytes of the {BESIDE} with codebooks", fontsize=9)
+    figure.legend(*whole.get_legend_handles_labels(), ncols=6, loc="outside upper center")
     figure.savefig(path, dpi=100, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _mark(axes: Any, rows: list[dict[str, Any]], form: str, marker: str, color: str) -> None:
+    ratios = [
+        (found["forms"][form]["nbytes"] / found["forms"][BESIDE]["nbytes"], height)
+        for height, found in enumerate(rows)
+        if form in found["forms"]
+    ]
+    fill = "none" if marker in HOLLOW else color
+    style = {"marker": marker, "markersize": 5, "color": color, "markerfacecolor": fill}
+    if ratios:
+        axes.plot(*zip(*ratios, strict=True), linestyle="none", label=form, zorder=3, **style)
 
 
 if __name__ == "__main__":
