@@ -5,7 +5,6 @@ by itself as in a file, as float32, rounded to bfloat16 and to float16, and prun
 Speeds are those of one tensor repeated to 4 MiB, a layer's size, in processor time of one thread.
 Every coder gives the bytes back before anything is timed.
 
-    pip install zipnn zstandard
     TERSENET_DATA=… python benches/floats.py          writes benches/record/floats.json
 """
 
@@ -14,15 +13,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timing
 import torch
-import zstandard
-from zipnn import ZipNN
+from compressors import Coder, zipnn, zstd
 
 from tersenet import dtypes
 from tersenet._core import CodedArray
@@ -36,8 +33,6 @@ CHECKPOINTS = (
 )
 SPEED_NBYTES = 4 << 20
 ROUNDS = 30
-
-Coder = tuple[Callable[[bytes], Any], Callable[[Any], bytes]]
 
 
 def trained(name: str) -> list[np.ndarray]:
@@ -62,23 +57,10 @@ def variants(weights: np.ndarray) -> dict[str, tuple[str, bytes]]:
     }
 
 
-def coders(dtype: str) -> dict[str, Coder]:
-    """Return how each coder encodes and decodes; ZipNN changes what it is given."""
-    zipnn = ZipNN(input_format="byte", bytearray_dtype=dtype, threads=1)
-    return {
-        "planes": (
-            lambda data: CodedArray.encode(data, dtype),
-            lambda coded: coded.decode(),
-        ),
-        "zipnn": (
-            lambda data: bytes(zipnn.compress(bytearray(data))),
-            lambda coded: bytes(zipnn.decompress(bytearray(coded))),
-        ),
-        "zstd -19": (
-            zstandard.ZstdCompressor(level=19).compress,
-            zstandard.ZstdDecompressor().decompress,
-        ),
-    }
+def timed_coders(dtype: str) -> dict[str, Coder]:
+    """Return those that are fast enough to be timed; what is not installed is left out."""
+    planes: Coder = (lambda data: CodedArray.encode(data, dtype)), (lambda coded: coded.decode())
+    return {"planes": planes, **zipnn(dtype)}
 
 
 def encoded(data: bytes, coder: Coder) -> tuple[Any, int]:
@@ -116,7 +98,7 @@ def main() -> None:
             raw = sum(map(len, data))
             sizes = {
                 coder: sum(encoded(part, c)[1] for part in data)
-                for coder, c in coders(dtype).items()
+                for coder, c in (timed_coders(dtype) | zstd()).items()
             }
             rows.append({"checkpoint": name, "kind": kind, "raw": raw, "nbytes": sizes})
             shares = "  ".join(f"{c} {n / raw:7.2%}" for c, n in sizes.items())
@@ -125,8 +107,8 @@ def main() -> None:
     timed = []
     for kind, (dtype, data) in variants(weights).items():
         long = (data * (SPEED_NBYTES // len(data) + 1))[:SPEED_NBYTES]
-        for coder in ("planes", "zipnn"):
-            speed = speeds(long, coders(dtype)[coder])
+        for coder, codec in timed_coders(dtype).items():
+            speed = speeds(long, codec)
             timed.append({"kind": kind, "coder": coder, "raw": len(long), **speed})
             print(
                 f"{kind:20} {coder:8} encode {speed['encode_mb_s']:6.0f} MB/s"
