@@ -13,7 +13,6 @@
 )]
 
 use super::Limits;
-use super::placement::{Placement, Use};
 use crate::bits;
 use crate::codebook::MAX_K;
 use crate::cursor::Cursor;
@@ -28,6 +27,12 @@ use std::collections::{BTreeMap, HashMap};
 pub const MAGIC: [u8; 8] = *b"\x89TRS\r\n\x1a\n";
 /// The version this crate writes, and the newest it reads.
 pub const VERSION: u8 = 1;
+/// Bytes before the header: magic, header size, header checksum.
+pub const PREAMBLE_NBYTES: u64 = 16;
+/// Sections at least this large start at a multiple of [`ALIGNMENT`].
+pub const LARGE_NBYTES: u64 = 1024;
+/// What large sections are aligned to, in the data and in the file.
+pub const ALIGNMENT: u64 = 64;
 /// The size of a checksummed block of data, as a power of two, that is written.
 pub const BLOCK_LOG2: u8 = 16;
 /// The extension that holds a network's graph.
@@ -173,8 +178,8 @@ pub struct CodebookHeader {
 pub struct Header {
     /// The size of a checksummed block, as a power of two.
     pub block_log2: u8,
-    /// Where sections lie: they end with the data.
-    pub placement: Placement,
+    /// The size of the data.
+    pub data_nbytes: u64,
     /// The CRC-32 of each block of data.
     pub checksums: Vec<u32>,
     /// The user's own strings.
@@ -189,9 +194,33 @@ pub struct Header {
     pub graph: Option<Vec<u8>>,
 }
 
+/// Where a section of `nbytes` starts when the one before ends at `end`.
+pub fn section_start(end: u64, nbytes: u64) -> Option<u64> {
+    if nbytes >= LARGE_NBYTES { end.checked_next_multiple_of(ALIGNMENT) } else { Some(end) }
+}
+
+/// Where the data starts in the file.
+pub fn data_start(header_nbytes: u64, data_nbytes: u64) -> Option<u64> {
+    section_start(PREAMBLE_NBYTES.checked_add(header_nbytes)?, data_nbytes)
+}
+
 /// The number of blocks of `data_nbytes`.
 pub fn block_count(data_nbytes: u64, block_log2: u8) -> u64 {
     data_nbytes.div_ceil(1u64.checked_shl(u32::from(block_log2)).unwrap_or(u64::MAX))
+}
+
+/// Lays sections one after the other and remembers where the last one ends.
+#[derive(Default)]
+struct Placement {
+    end: u64,
+}
+
+impl Placement {
+    fn place(&mut self, nbytes: u64) -> Option<(u64, u64)> {
+        let start = section_start(self.end, nbytes)?;
+        self.end = start.checked_add(nbytes)?;
+        Some((start, nbytes))
+    }
 }
 
 impl Header {
@@ -277,7 +306,16 @@ impl Header {
                 placement.end
             )));
         }
-        Ok(Self { block_log2, placement, checksums, metadata, codebooks, entries, by_name, graph })
+        Ok(Self {
+            block_log2,
+            data_nbytes,
+            checksums,
+            metadata,
+            codebooks,
+            entries,
+            by_name,
+            graph,
+        })
     }
 }
 
@@ -290,9 +328,7 @@ fn parse_codebook(
     let is_coded = first == 0;
     let k = if is_coded { cursor.varint("coded codebook's size")? } else { first };
     let nbytes = if is_coded { cursor.varint("codebook bytes")? } else { k.saturating_mul(4) };
-    let used = if is_coded { Use::Decoded } else { Use::InPlace };
-    let is_sized = (1..=MAX_K as u64).contains(&k);
-    let section = is_sized.then(|| placement.place(nbytes, used)).flatten();
+    let section = (1..=MAX_K as u64).contains(&k).then(|| placement.place(nbytes)).flatten();
     let (Some(section), Ok(k)) = (section, usize::try_from(k)) else {
         return Err(
             cursor.corrupt(format_args!("codebook {number} of {k} values, expected 1 to {MAX_K}"))
@@ -364,17 +400,17 @@ fn parse_entry(
         );
     };
     let mut sections = Vec::new();
-    let mut place = |cursor: &Cursor<'_>, nbytes: u64, used: Use| -> Result<()> {
+    let mut place = |cursor: &Cursor<'_>, nbytes: u64| -> Result<()> {
         if nbytes > limits.tensor_nbytes {
             return Err(limit("bytes", nbytes, limits.tensor_nbytes, &name));
         }
-        let place = placement.place(nbytes, used);
+        let place = placement.place(nbytes);
         sections
             .push(place.ok_or_else(|| cursor.corrupt(format_args!("{name:?} ends past 2^64")))?);
         Ok(())
     };
     if kind == 0 {
-        place(cursor, dense_nbytes, Use::InPlace)?;
+        place(cursor, dense_nbytes)?;
         return Ok(EntryHeader { name, dtype, dims, body: Body::Array, sections });
     }
     if kind == 3 {
@@ -392,7 +428,7 @@ fn parse_entry(
             return Err(limit("bytes decoded", dense_nbytes, limits.tensor_nbytes, &name));
         }
         let nbytes = cursor.varint("coded bytes")?;
-        place(cursor, nbytes, Use::Decoded)?;
+        place(cursor, nbytes)?;
         return Ok(EntryHeader { name, dtype, dims, body: Body::Planes, sections });
     }
     let codebook = cursor.size("codebook number")?.checked_sub(1);
@@ -452,7 +488,7 @@ fn parse_entry(
     }
     for section in layout.sections {
         let nbytes = cursor.varint(section)?;
-        place(cursor, nbytes, layout.used)?;
+        place(cursor, nbytes)?;
     }
     let body = Body::Matrix(MatrixBody { codebook, layout, coder, shape, nnz, params });
     Ok(EntryHeader { name, dtype, dims, body, sections })

@@ -14,13 +14,11 @@
 
 mod coded_array;
 mod header;
-mod placement;
 mod reader;
 mod writer;
 
 pub use coded_array::CodedArray;
 pub use header::{Dtype, MAGIC, VERSION};
-pub use placement::Use;
 pub use reader::{Entry, Reader, Tensor};
 pub use writer::{Stored, Writer};
 

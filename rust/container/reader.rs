@@ -1,8 +1,10 @@
 //! Reading: one pass over the header, then one tensor at a time, each byte checked when used.
 
 use super::Limits;
-use super::header::{Body, CodebookHeader, Dtype, EntryHeader, Header, MAGIC, PLANES, block_count};
-use super::placement::PREAMBLE_NBYTES;
+use super::header::{
+    Body, CodebookHeader, Dtype, EntryHeader, Header, MAGIC, PLANES, PREAMBLE_NBYTES, block_count,
+    data_start,
+};
 use crate::array::{Array, Element, Owner};
 use crate::codebook::Codebook;
 use crate::entropy::{Coder, planes};
@@ -133,8 +135,8 @@ impl Reader {
             )));
         }
         let header = Header::parse(bytes.as_slice(), limits)?;
-        let start = header.placement.data_start(header_nbytes);
-        let whole = start.and_then(|start| start.checked_add(header.placement.end));
+        let start = data_start(header_nbytes, header.data_nbytes);
+        let whole = start.and_then(|start| start.checked_add(header.data_nbytes));
         let (Some(start), Some(whole)) = (start, whole) else {
             return Err(Error::corrupt("header: data past 2^64"));
         };
@@ -335,8 +337,8 @@ impl Reader {
         let first = range.start / block;
         let blocks = first..range.end.div_ceil(block).max(first);
         let from = first * block;
-        let to = (blocks.end * block).min(self.header.placement.end).max(from);
-        debug_assert!(blocks.end <= block_count(self.header.placement.end, self.header.block_log2));
+        let to = (blocks.end * block).min(self.header.data_nbytes).max(from);
+        debug_assert!(blocks.end <= block_count(self.header.data_nbytes, self.header.block_log2));
         if range.is_empty() {
             return Ok((Arc::new([0u8; 0]), 0));
         }

@@ -6,10 +6,9 @@
 
 use super::coded_array::CodedArray;
 use super::header::{
-    BLOCK_LOG2, Dtype, GRAPH_TAG, MAGIC, MAX_RANK, PLANES, VERSION, block_count, dtype_id,
-    put_string,
+    BLOCK_LOG2, Dtype, GRAPH_TAG, MAGIC, MAX_RANK, PLANES, VERSION, block_count, data_start,
+    dtype_id, put_string, section_start,
 };
-use super::placement::{Placement, Use};
 use crate::bits;
 use crate::codebook::Codebook;
 use crate::error::{Error, Result};
@@ -41,7 +40,7 @@ pub struct Writer<'a> {
     codebooks: Vec<Arc<Codebook>>,
     codes_codebooks: bool,
     codebook_numbers: HashMap<Vec<u8>, usize>,
-    sections: Vec<(&'a [u8], Use)>,
+    sections: Vec<&'a [u8]>,
     metadata: BTreeMap<String, String>,
     graph: Option<Vec<u8>>,
 }
@@ -103,13 +102,13 @@ impl<'a> Writer<'a> {
         match stored {
             Stored::Array(bytes) => {
                 self.put_dims(dims);
-                self.sections.push((bytes, Use::InPlace));
+                self.sections.push(bytes);
             }
             Stored::Coded(array) => {
                 self.put_dims(dims);
                 self.entries.push(PLANES.0);
                 bits::put_varint(&mut self.entries, array.as_bytes().len() as u64);
-                self.sections.push((array.as_bytes(), Use::Decoded));
+                self.sections.push(array.as_bytes());
             }
             Stored::Matrix(matrix) => {
                 let shape = [matrix.shape().nrows as u64, matrix.shape().ncols as u64];
@@ -119,8 +118,7 @@ impl<'a> Writer<'a> {
                     matrix.codebook().filter(|c| c.k() > 0).map(|c| self.codebook_number(c));
                 bits::put_varint(&mut self.entries, number.map_or(0, |n| n as u64 + 1));
                 matrix.write_header(&mut self.entries);
-                let used = matrix.layout().used;
-                self.sections.extend(matrix.section_bytes().into_iter().map(|bytes| (bytes, used)));
+                self.sections.extend(matrix.section_bytes());
             }
         }
         Ok(())
@@ -200,14 +198,8 @@ impl<'a> Writer<'a> {
         let codebooks: Vec<Cow<'_, [u8]>> =
             self.codebooks.iter().map(|c| self.codebook_bytes(c)).collect();
         let mut blocks = Blocks::default();
-        let all = || {
-            let codebooks = codebooks.iter().map(|bytes| match bytes {
-                Cow::Owned(coded) => (coded.as_slice(), Use::Decoded),
-                Cow::Borrowed(values) => (*values, Use::InPlace),
-            });
-            codebooks.chain(self.sections.iter().copied())
-        };
-        let placement = for_each_slice(all(), |slice| {
+        let all = || codebooks.iter().map(|c| &**c).chain(self.sections.iter().copied());
+        for_each_slice(all(), |slice| {
             blocks.update(slice);
             Ok(())
         })?;
@@ -245,7 +237,7 @@ impl<'a> Writer<'a> {
         out.write_all(&header_nbytes.to_le_bytes())?;
         out.write_all(&crc32fast::hash(&header).to_le_bytes())?;
         out.write_all(&header)?;
-        let start = placement.data_start(header.len() as u64).unwrap_or(u64::MAX);
+        let start = data_start(header.len() as u64, data_nbytes).unwrap_or(u64::MAX);
         out.write_all(&ZEROS[..(start - 16 - header.len() as u64) as usize])?;
         for_each_slice(all(), |slice| out.write_all(slice))?;
         Ok(start + data_nbytes)
@@ -309,21 +301,19 @@ fn check_text(what: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Gives `sections` and the zeros between them, in file order; returns where they lie.
+/// Gives `sections` and the zeros between them, in file order.
 fn for_each_slice<'s>(
-    sections: impl Iterator<Item = (&'s [u8], Use)>,
+    sections: impl Iterator<Item = &'s [u8]>,
     mut give: impl FnMut(&[u8]) -> std::io::Result<()>,
-) -> std::io::Result<Placement> {
-    let mut placement = Placement::default();
-    for (section, used) in sections {
-        let end = placement.end;
-        let (start, _) = placement
-            .place(section.len() as u64, used)
-            .ok_or_else(|| std::io::Error::other("data of 2^64 bytes"))?;
+) -> std::io::Result<()> {
+    let mut end = 0u64;
+    for section in sections {
+        let start = section_start(end, section.len() as u64).unwrap_or(end);
         give(&ZEROS[..(start - end) as usize])?;
         give(section)?;
+        end = start + section.len() as u64;
     }
-    Ok(placement)
+    Ok(())
 }
 
 /// The CRC-32 of each block of a stream of slices.

@@ -53,7 +53,6 @@ use super::{
 };
 use crate::array::Array;
 use crate::codebook::Codebook;
-use crate::container::Use;
 use crate::entropy::Coder;
 use crate::entropy::mixing::{Decoder, Encoder};
 use crate::error::{Error, Result};
@@ -71,7 +70,6 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
     id: 9,
     coders: &[Coder::Mixing],
     sections: &["stream"],
-    used: Use::Decoded,
     holds_values: false,
     encode,
     read,

@@ -46,7 +46,6 @@ mod cocoding;
 
 use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, Product, check_cols};
 use crate::array::Array;
-use crate::container::Use;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::rows::{RowBlock, Rows};
@@ -62,7 +61,6 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
     sections: &[
         "kinds", "sizes", "cols", "tuples", "starts", "lists", "codes8", "codes16", "symbols",
     ],
-    used: Use::InPlace,
     holds_values: false,
     encode,
     read,

@@ -30,7 +30,6 @@ mod decoding;
 use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, Product};
 use crate::array::Array;
 use crate::bits::{self, BitWriter};
-use crate::container::Use;
 use crate::entropy::Coder;
 use crate::entropy::tans::{Counts, MAX_CLASSES};
 use crate::error::{Error, Result};
@@ -46,7 +45,6 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
     id: 8,
     coders: &[Coder::Tans],
     sections: &["counts", "order", "lengths", "gap_ends", "ends", "blocks"],
-    used: Use::InPlace,
     holds_values: false,
     encode,
     read,

@@ -34,7 +34,6 @@
 
 use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, Product, check_rows};
 use crate::codebook::{Codebook, total_order};
-use crate::container::Use;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::rows::{RowBlock, Rows};
@@ -48,7 +47,6 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
     id: 3,
     coders: &[Coder::Fixed],
     sections: &["colI", "OI", "OPtr", "rowPtr"],
-    used: Use::InPlace,
     holds_values: false,
     encode,
     read,

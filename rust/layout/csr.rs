@@ -17,7 +17,6 @@
 
 use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, check_cols};
 use crate::array::Array;
-use crate::container::Use;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::rows::{RowBlock, Rows};
@@ -29,7 +28,6 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
     id: 1,
     coders: &[Coder::Fixed],
     sections: &["indptr", "cols", "values"],
-    used: Use::InPlace,
     holds_values: true,
     encode,
     read,

@@ -8,7 +8,6 @@
 
 use super::{Buffers, Encoded, Encoding, Layout, LayoutSpec, Parts, Product, Spread};
 use crate::array::Array;
-use crate::container::Use;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::rows::{RowBlock, Rows};
@@ -19,7 +18,6 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
     id: 0,
     coders: &[Coder::Fixed],
     sections: &["values"],
-    used: Use::InPlace,
     holds_values: true,
     encode,
     read,

@@ -39,7 +39,6 @@ use super::row_ends::RowEnds;
 use super::{Columns, Encoded, Encoding, Layout, LayoutSpec, Parts, check_rows};
 use crate::array::Array;
 use crate::codebook::Codebook;
-use crate::container::Use;
 use crate::entropy::Coder;
 use crate::entropy::huffman::{Code, LANES, PRIMARY_BITS, Search, Writer, check_padding, window};
 use crate::error::{Error, Result};
@@ -60,7 +59,6 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
         "row_ends",
         "stream",
     ],
-    used: Use::InPlace,
     holds_values: false,
     encode,
     read,

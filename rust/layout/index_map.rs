@@ -18,7 +18,6 @@
 //! Source: Han, Mao, Dally 2016, *Deep compression*, section 3, as counted by Marinò et al. 2021.
 
 use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, Product};
-use crate::container::Use;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::rows::{RowBlock, Rows};
@@ -30,7 +29,6 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
     id: 2,
     coders: &[Coder::Fixed],
     sections: &["symbols"],
-    used: Use::InPlace,
     holds_values: false,
     encode,
     read,

@@ -36,7 +36,6 @@ mod shac;
 
 use crate::array::{Array, Element, Owner};
 use crate::codebook::Codebook;
-use crate::container::Use;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::rows::{RowBlock, Rows, Shape};
@@ -68,8 +67,6 @@ pub struct LayoutSpec {
     pub coders: &'static [Coder],
     /// The names of its sections, in file order.
     pub sections: &'static [&'static str],
-    /// How its sections are read in a file.
-    pub used: Use,
     /// True when it stores the values themselves, not symbols into a codebook.
     pub holds_values: bool,
     /// Encodes rows.

@@ -43,7 +43,6 @@ use super::{
 use crate::array::Array;
 use crate::bits::{self, BitReader, BitWriter};
 use crate::codebook::MAX_K;
-use crate::container::Use;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::offsets::{Offsets, STRIDE};
@@ -56,7 +55,6 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
     id: 7,
     coders: &[Coder::Fixed],
     sections: &["row_nnz", "forms", "ends", "positions", "symbols"],
-    used: Use::InPlace,
     holds_values: false,
     encode,
     read,

@@ -46,7 +46,6 @@ use super::row_ends::{RowEnds, offset_bounds, read_offsets};
 use super::{Columns, Encoded, Encoding, Layout, LayoutSpec, Parts, check_rows};
 use crate::array::Array;
 use crate::codebook::Codebook;
-use crate::container::Use;
 use crate::entropy::Coder;
 use crate::entropy::huffman::{Code, Decoder, Lane, Writer, check_padding};
 use crate::error::{Error, Result};
@@ -71,7 +70,6 @@ pub(super) const SPEC: LayoutSpec = LayoutSpec {
         "row_ends",
         "stream",
     ],
-    used: Use::InPlace,
     holds_values: false,
     encode,
     read,

@@ -30,7 +30,6 @@ MAGIC = b"\x89TRS\r\n\x1a\n"
 TEXT_MODE = (b"\x89TRS\n\x1a\n", b"\x89TRS\r\r\n\x1a\r\n", b"\x89TRS\r\n\x1a\r\n", b"\x09TRS\r\n")
 ALIGNED_FROM = 1024
 ALIGNMENT = 64
-MIXING = 3
 MAX_RANK = 64
 MAX_PARAMETERS = 64
 MAX_CODEBOOK = 65_536
@@ -162,13 +161,6 @@ class Entry:
     is_coded: bool = False
     sizes: list[int] = field(default_factory=list)
 
-    @property
-    def is_decoded(self) -> bool:
-        """Whether its sections start at any byte."""
-        return self.is_coded or (
-            self.matrix is not None and LAYOUTS[self.matrix.layout].coder == MIXING
-        )
-
 
 class Header:
     """The parsed header; its fields are in the order of FORMAT.md."""
@@ -209,8 +201,6 @@ class Header:
         while cursor.left:
             cursor.varint("extension tag")
             cursor.take(cursor.varint("extension size"), "extension")
-        self.in_place = sum(4 * k for k, nbytes in self.codebooks if nbytes is None)
-        self.in_place += sum(sum(entry.sizes) for entry in self.entries if not entry.is_decoded)
 
     def _entry(self, cursor: Cursor, limits: Limits) -> Entry:
         name = cursor.string("name")
@@ -303,13 +293,13 @@ def _header_bytes(data: bytes, limits: Limits) -> bytes:
 
 
 def aligned(at: int, size: int) -> int:
-    """Return where `size` bytes start that are aligned if they are many, and may start at `at`."""
+    """Return where `size` bytes start that may start at `at`."""
     return at if size < ALIGNED_FROM else -(-at // ALIGNMENT) * ALIGNMENT
 
 
 def _data(data: bytes, header: Header) -> bytes:
     header_end = 16 + int.from_bytes(data[8:12], "little")
-    start = aligned(header_end, header.in_place)
+    start = aligned(header_end, header.data_nbytes)
     end = start + header.data_nbytes
     refuse_if(len(data) < end, f"truncated: {len(data)} bytes, expected {end}")
     refuse_if(len(data) > end, f"{len(data)} bytes, expected {end}: the file goes on after it")
@@ -324,9 +314,9 @@ def _data(data: bytes, header: Header) -> bytes:
 def _cut(body: bytes, header: Header) -> tuple[list[np.ndarray], list[list[bytes]]]:
     at = 0
 
-    def cut(size: int, is_decoded: bool = False) -> bytes:
+    def cut(size: int) -> bytes:
         nonlocal at
-        start = at if is_decoded else aligned(at, size)
+        start = aligned(at, size)
         end = start + size
         refuse_if(end > len(body), f"data: a section ends at {end} of {len(body)} bytes")
         refuse_if(any(body[at:start]), f"data: padding at {at} is not zero")
@@ -335,14 +325,12 @@ def _cut(body: bytes, header: Header) -> tuple[list[np.ndarray], list[list[bytes
 
     codebooks = [
         np.frombuffer(
-            cut(4 * k)
-            if nbytes is None
-            else decoder_planes.decode(cut(nbytes, True), 4 * k, 4, True),
+            cut(4 * k) if nbytes is None else decoder_planes.decode(cut(nbytes), 4 * k, 4, True),
             "<u4",
         )
         for k, nbytes in header.codebooks
     ]
-    sections = [[cut(size, entry.is_decoded) for size in entry.sizes] for entry in header.entries]
+    sections = [[cut(size) for size in entry.sizes] for entry in header.entries]
     refuse_if(at != len(body), f"data: sections end at {at} of {len(body)} bytes")
     return codebooks, sections
 

@@ -198,7 +198,7 @@ def resealed(data: bytes) -> bytes:
         block = 1 << cursor.u8("block size")
         nbytes = cursor.varint("data size")
         checksums = b""
-        body = data[max(end, len(data) - nbytes) :]
+        body = data[decoder.aligned(end, nbytes) :]
         for start in range(0, min(nbytes, len(body)), block):
             checksums += zlib.crc32(body[start : start + block]).to_bytes(4, "little")
         cursor.take(len(checksums), "checksums")
