@@ -33,9 +33,10 @@ import numpy.typing as npt
 from tersenet._core import PAIRS, CompressedMatrix
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from torch import Tensor, nn
 
-Row = TypeVar("Row", bound="PairRow | WeightRow")
+Row = TypeVar("Row", bound="DataclassInstance")
 
 _BLOCK = 1 << 21  # values decoded at a time
 _RUNS = 5
