@@ -424,6 +424,8 @@ def _text(name: str, value: Any) -> str:
     """Return a value as people read it: bytes with commas, fractions as percentages."""
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if name in ("density", "occupancy"):
         return f"{100 * value:.3g} %"
     if isinstance(value, float):

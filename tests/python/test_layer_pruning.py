@@ -289,6 +289,8 @@ def test_removed_layers_leave_every_bit(zeros, seed):
     assert [row.parameters for row in removed] == sizes
     assert all(type(model[2 * n]) is nn.Identity for n in zeros)
     assert f"{len(zeros)} of 5 layers removed" in str(table)
+    ends = [line.split()[-1] for line in str(table).splitlines()[2:7]]
+    assert ends == ["yes" if number in zeros else "no" for number in range(5)]
     if len(zeros) < 5:
         fuse(model)
         exact = copy.deepcopy(model).double()(x.double())

@@ -189,23 +189,18 @@ def _dirac(kernel: Tensor, groups: int) -> Tensor:
 def _with(conv: nn.Conv2d, kernel: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """Return a convolution of the same arguments with these values, in the types of its own."""
     like = conv.weight
-    made = nn.utils.skip_init(
-        nn.Conv2d,
+    made = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
-        conv.kernel_size,
-        padding=conv.padding,
-        dilation=conv.dilation,
+        conv.kernel_size,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation,  # type: ignore[arg-type]
         groups=conv.groups,
-        bias=bias is not None,
+        bias=False,
         padding_mode=conv.padding_mode,
-        device=like.device,
-        dtype=like.dtype,
+        device="meta",  # draws no first weights
     )
-    assert isinstance(made, nn.Conv2d)
-    with torch.no_grad():
-        made.weight.copy_(kernel)
-        if made.bias is not None:
-            made.bias.copy_(bias)
-    made.requires_grad_(like.requires_grad)
+    made.weight = nn.Parameter(kernel.to(like), requires_grad=like.requires_grad)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.to(like), requires_grad=like.requires_grad)
     return made.train(conv.training)
