@@ -6,11 +6,11 @@
         s = sign(s) * max(|s| - lr * strength * weight, 0)
 
 Why this way: strength * |s| has no gradient at 0, and subgradient steps jump across it for ever. The
-step above is the exact minimizer of the term beside the squared distance from s, and stays at 0
-wherever the loss pulls less than `strength`. With an optimizer that adapts its steps it is
-decoupled, as AdamW's weight decay is; with momentum m the loss moves a factor 1 / (1 - m) times as
-far as one step does, so `strength` weighs only 1 - m of what it says beside it. What shrinks a factor may grow the norm or the kernel behind
-it, so leave weight decay on these.
+step above is the exact minimizer of the term beside the squared distance from s, and with plain
+gradient descent stays at 0 wherever the loss pulls less than `strength`. With momentum m the loss
+moves a factor 1 / (1 - m) times as far in all, so the bound is (1 - m) * strength; with an optimizer
+that adapts its steps the term is decoupled, as AdamW's weight decay is. What shrinks a factor may
+grow the norm or the kernel behind it, so leave weight decay on these.
 
 Price: one subtraction a layer and step.
 
