@@ -195,7 +195,7 @@ class Header:
                 refuse_if(not 1 <= count <= left, f"{count} codebooks coded together")
                 sizes = [cursor.varint("codebook size") for _ in range(count)]
                 size = cursor.varint("codebook bytes")
-                refuse_if(sum(sizes) > min(4 * size, MAX_CODEBOOK), "codebooks: too many values")
+                refuse_if(sum(sizes) > min(16 * size, MAX_CODEBOOK), "codebooks: too many values")
             refuse_if(any(not 1 <= k <= MAX_CODEBOOK for k in sizes), f"codebooks: {sizes} values")
             self.codebooks.append((sizes, size))
             left -= len(sizes)

@@ -18,7 +18,8 @@ class Codebooks:
     def __init__(self, section: bytes) -> None:
         self.bits = Bits(section)
         self.f, self.g, self.s = 0x3C000000, 1 << 20, 1 << 20
-        self.is_under = Slot()
+        self.z = 0
+        self.as_many, self.is_under = Slot(), Slot()
         self.same = Slots(1 << 20)
         self.slots = Slots()
 
@@ -50,21 +51,25 @@ class Codebooks:
         for i in range(n):
             if i == 0:
                 is_under = self.is_under.code(self.bits)
-                self.g = self.number(0, self.g)
-                self.f += 1 - self.g if is_under else self.g - 1
+                d = self.number(0, (self.g >> self.z) + 1) - 1
+                self.f = (self.f >> self.z) + (-d if is_under else d) << self.z
+                self.g = d << self.z
                 magnitudes.append(self.f)
             else:
-                step = self.number(min(i, 2), self.s if i == 1 else expected)
+                expected = max(1, (self.s if i == 1 else expected) >> self.z)
+                step = self.number(min(i, 2), expected) << self.z
                 if i == 1:
                     self.s = step
                 magnitudes.append(magnitudes[-1] + step)
             refuse_if(not 0 <= magnitudes[-1] < SIGN, "codebook: a magnitude of over 31 bits")
             if i:
                 octaves = (magnitudes[-1] >> 23) - (magnitudes[-2] >> 23)
-                expected = max(1, step >> octaves)
+                expected = step >> octaves
         return magnitudes
 
     def codebook(self, k: int) -> np.ndarray:
+        if not self.as_many.code(self.bits):
+            self.z = self.plain(5)
         negatives = self.plain(k.bit_length())
         refuse_if(negatives > k, f"codebook: {negatives} of {k} values are negative")
         below = [SIGN | magnitude for magnitude in reversed(self.sign(negatives))]
