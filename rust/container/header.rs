@@ -23,7 +23,7 @@ use crate::entropy::planes::Words;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{LAYOUTS, LayoutSpec, archive};
 use crate::rows::Shape;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 /// The first bytes of every container: bit 7, the name, and line ends that a text-mode copy breaks.
@@ -312,12 +312,23 @@ impl Header {
             return Err(limit("tensors", count as u64, limits.tensors, "header"));
         }
         let mut entries: Vec<EntryHeader> = Vec::new();
-        let mut by_name = HashMap::new();
+        let (mut by_name, mut continued) = (HashMap::new(), HashSet::new());
         for i in 0..count {
             let entry =
                 parse_entry(&mut cursor, &entries, codebooks.len(), &mut placement, limits)?;
             if by_name.insert(entry.name.clone(), i).is_some() {
                 return Err(cursor.corrupt(format_args!("the name {:?} twice", entry.name)));
+            }
+            // One after the other they are decoded once; a file of many that go on from a large one
+            // would have that one decoded for each.
+            if let Body::Matrix(MatrixBody { link: Link { before: Some((before, _)), .. }, .. }) =
+                entry.body
+                && !continued.insert(before)
+            {
+                return Err(cursor.corrupt(format_args!(
+                    "{:?} goes on from entry {before}, expected one that no other goes on from",
+                    entry.name
+                )));
             }
             entries.push(entry);
         }

@@ -273,8 +273,15 @@ class Header:
             total += link.matrix.nrows * link.matrix.ncols
             link = self._before(link.matrix, self.entries.index(link))
         refuse_if(total > MAX_CHAIN, f"{name!r}: goes on from {total} entries")
+        if before is not None:
+            goes_on = [entry.matrix for entry in self.entries if entry.matrix is not None]
+            others = [self._before(other, self._number(other)) for other in goes_on]
+            refuse_if(any(o is before for o in others), f"{name!r}: goes on as another one does")
         sizes = [cursor.varint("section size") for _ in range(LAYOUTS[layout].nsections)]
         return Entry(name, dtype, shape or (nrows, ncols), matrix, codebook, sizes=sizes)
+
+    def _number(self, matrix: Matrix) -> int:
+        return next(i for i, entry in enumerate(self.entries) if entry.matrix is matrix)
 
     def _before(self, matrix: Matrix, number: int | None = None) -> Entry | None:
         """Return the entry that a matrix goes on from, which is entry `number` or the next one."""
