@@ -7,7 +7,8 @@
         prune_admm of the two linear layers on the convolutions' outputs, in rounds, to the level
         training of what is left
     beside the first level, at as many epochs: one-shot magnitude pruning, and one round of ADMM
-    shared weights and biases at each level, trained; export
+    each level settled: trained on, on images that are warped less
+    from the last one: shared weights and biases, trained; export
 
 The last 5,000 training images decide everything, the test images are only reported. A figure is
 that of the network that the validation images choose, and null where the test images do not bear
@@ -16,8 +17,9 @@ it out.
     TERSENET_DATA=… TERSENET_CACHE=… PYTHONPATH=benches python benches/paper/admm_lenet5.py [stage…]
     writes benches/record/admm_lenet5.{json,svg,terse}
 
-Finished stages stay in TERSENET_CACHE and are not run again. With names of stages (a level, or a
-baseline) only these are run, and nothing is written: two processes can share the work.
+Finished stages stay in TERSENET_CACHE and are not run again. With names of stages (level-71,
+settled-71, baseline-magnitude, baseline-admm, shared-71-4, …) only these are run, and nothing is
+written: processes can share the work.
 
 Source: Ye et al. 2018, "Progressive weight pruning of deep neural networks using ADMM"; Zhang et
 al. 2018, "A systematic DNN weight pruning framework using alternating direction method of
@@ -27,6 +29,7 @@ multipliers".
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import sys
 import time
@@ -55,15 +58,32 @@ from tersenet.replacing import Replacing
 from tersenet.training import accuracy, evaluate
 
 SIZES = {"conv1": 500, "conv2": 25_000, "ip1": 400_000, "ip2": 5_000}
+
+
+@dataclass(frozen=True)
+class Level:
+    """Weights kept of each layer after each round of ADMM; in a round other layers train on.
+
+    `convolutions` and then `joint` are rounds of all layers, `linear` between them rounds of the
+    linear layers on the outputs of the convolutions, for each of `rhos`.
+    """
+
+    convolutions: dict[str, int]
+    linear: tuple[dict[str, int], ...] = ()
+    rhos: tuple[float, ...] = (3e-3,)
+    joint: dict[str, int] | None = None
+
+
 LEVELS = {
-    # factor: kept of conv1, conv2 and ip2, and of ip1 in each round
-    "71": ((100, 2_000, 350), (12_000, 6_000, 3_600)),  # the published split
-    "167": ((80, 1_050, 190), (2_200, 1_250)),
-    "223": ((70, 700, 160), (1_100, 1_000)),
+    # by the factor that they reach; the first one is the published split
+    "71": Level(
+        {"conv1": 100, "conv2": 2_000, "ip1": 28_000, "ip2": 1_000},
+        tuple({"ip1": ip1, "ip2": 350} for ip1 in (12_000, 6_000, 3_600)),
+        (3e-3, 1e-2),
+    ),
+    "167": Level({"conv1": 80, "conv2": 1_050}, joint={"ip1": 1_250, "ip2": 190}),
 }
-RHOS = {"71": [3e-3, 1e-2], "167": [3e-3], "223": [3e-3]}  # tried for the linear layers
-FIRST = {"ip1": 28_000, "ip2": 1_000}  # kept while the convolutions are pruned for the first time
-BASELINES = ("one-shot", "one round")
+BASELINES = ("magnitude", "admm")
 KS = (4, 6)
 BIAS_STEP = 2.0**-5  # a power of two: short mantissas
 
@@ -71,6 +91,7 @@ BIAS_STEP = 2.0**-5  # a power of two: short mantissas
 WHOLE = {"admm": 14, "retraining": 10}
 HEAD = {"admm": 24, "retraining": 16}
 LAST = 14
+SETTLING = 20
 SHARED = 8
 
 
@@ -126,41 +147,45 @@ def kept(net: nn.Module) -> dict[str, int]:
 
 def prune_to(level: str, net: LeNet5, trainer: Trainer, folder: Path, advance: Progress) -> None:
     """Prune a network to a level by ADMM in rounds, from the dense one or the level before."""
-    (conv1, conv2, ip2), last_ip1 = LEVELS[level]
-    whole = {"conv1": conv1, "conv2": conv2}
-    if kept(net)["ip1"] > FIRST["ip1"]:
-        whole |= FIRST
-    prune_admm(
-        net,
-        [keep(**whole)],
-        train=trainer.whole(WHOLE, {"admm": 1e-3, "retraining": 1e-3}),
-        validate=trainer.validate,
-        rho=3e-3,
-        rho_growth=1.25,
-        seed=SEED,
-        checkpoint=folder / f"{level}-whole",
-        progress=advance,
-    )
-    trainer.look_once(Body(net))
-    prune_admm(
-        Head(net),
-        [keep(ip1=ip1, ip2=ip2) for ip1 in last_ip1],
-        train=trainer.head(HEAD, {"admm": 1e-3, "retraining": 2e-3}),
-        validate=trainer.validate_head,
-        rho=RHOS[level],
-        rho_growth=1.12,
-        seed=SEED,
-        checkpoint=folder / f"{level}-head",
-        progress=advance,
-    )
-    retrain(net, trainer.whole({"retraining": LAST}, {"retraining": 2e-3}))
+    steps = LEVELS[level]
+
+    def all_layers(kept: dict[str, int], name: str) -> None:
+        prune_admm(
+            net,
+            [keep(**kept)],
+            train=trainer.whole(WHOLE, {"admm": 1e-3, "retraining": 1e-3}),
+            validate=trainer.validate,
+            rho=3e-3,
+            rho_growth=1.25,
+            seed=SEED,
+            checkpoint=folder / f"{level}-{name}",
+            progress=advance,
+        )
+
+    all_layers(steps.convolutions, "convolutions")
+    if steps.linear:
+        trainer.look_once(Body(net))
+        prune_admm(
+            Head(net),
+            [keep(**kept) for kept in steps.linear],
+            train=trainer.head(HEAD, {"admm": 1e-3, "retraining": 2e-3}),
+            validate=trainer.validate_head,
+            rho=steps.rhos,
+            rho_growth=1.12,
+            seed=SEED,
+            checkpoint=folder / f"{level}-linear",
+            progress=advance,
+        )
+        retrain(net, trainer.whole({"retraining": LAST}, {"retraining": 2e-3}))
+    if steps.joint:
+        all_layers(steps.joint, "joint")
 
 
 def prune_at_once(baseline: str, net: LeNet5, trainer: Trainer, advance: Progress) -> None:
     """Prune the dense network to the first level in one step, at as many epochs."""
-    (conv1, conv2, ip2), last_ip1 = LEVELS["71"]
-    plan = keep(conv1=conv1, conv2=conv2, ip1=last_ip1[-1], ip2=ip2)
-    if baseline == "one-shot":
+    level = LEVELS["71"]
+    plan = keep(**level.convolutions | level.linear[-1])
+    if baseline == "magnitude":
         prune(net, plan)
         epochs = {"retraining": sum(WHOLE.values())}
         retrain(net, trainer.whole(epochs, {"retraining": 1e-3}))
@@ -176,7 +201,7 @@ def prune_at_once(baseline: str, net: LeNet5, trainer: Trainer, advance: Progres
         )
     advance(f"{baseline}: pruned", 1, 3)
     trainer.look_once(Body(net))
-    epochs = {"retraining": sum(HEAD.values()) * len(last_ip1)}
+    epochs = {"retraining": sum(HEAD.values()) * len(level.linear)}
     retrain(Head(net), trainer.head(epochs, {"retraining": 2e-3}))
     advance(f"{baseline}: linear layers", 2, 3)
     retrain(net, trainer.whole({"retraining": LAST}, {"retraining": 2e-3}))
@@ -203,11 +228,14 @@ def share(net: LeNet5, k: int, trainer: Trainer) -> None:
 
 
 def export(net: LeNet5, path: Path) -> tuple[int, int]:
-    """Export a network; return the bytes of its weights' streams and codebooks, and of the file."""
+    """Export a network; return the bytes of its weights, codebooks included, and of the file."""
     plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format).eval()
     file_nbytes = tersenet.export(plain, torch.zeros(2, 1, 28, 28), path, goal="size")
+    payload = 0
     with tersenet.open(path) as file:
-        payload = sum(file.info(f"{name}.weight")["nbytes"] for name in SIZES)
+        for name in SIZES:
+            matrix = file.get(f"{name}.weight")
+            payload += file.info(f"{name}.weight")["nbytes"] + matrix.codebook.nbytes
     return payload, file_nbytes
 
 
@@ -234,6 +262,9 @@ class Bench:
         self.dense.eval()
         advance("dense", 1, 1)
         self.trainer = Trainer(self.data, copy.deepcopy(self.dense))
+        self.mild = functools.cache(
+            lambda: Trainer(self.data, copy.deepcopy(self.dense), mildly=True)
+        )
 
     def level(self, level: str) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a level, and the seconds of pruning to it, all levels before too."""
@@ -248,6 +279,17 @@ class Bench:
             )
         return net, seconds
 
+    def settled(self, level: str) -> tuple[LeNet5, np.ndarray]:
+        """Return the network of a level trained on, on images that are warped less."""
+        net, before = self.level(level)
+        seconds = self.cache.stage(
+            f"settled-{level}",
+            net,
+            lambda: retrain(net, self.mild().whole({"retraining": SETTLING}, {"retraining": 2e-3})),
+        )
+        self.advance(f"settled, {level}", 1, 1)
+        return net, before + seconds
+
     def baseline(self, name: str) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a baseline, and the seconds of pruning to it."""
         net = copy.deepcopy(self.dense)
@@ -257,10 +299,10 @@ class Bench:
 
     def shared(self, level: str, k: int) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a level with shared weights, and the seconds that led to it."""
-        masked, before = self.level(level)
+        masked, before = self.settled(level)
         net = copy.deepcopy(masked)
         unparametrize(net)
-        seconds = self.cache.stage(f"shared-{level}-{k}", net, lambda: share(net, k, self.trainer))
+        seconds = self.cache.stage(f"shared-{level}-{k}", net, lambda: share(net, k, self.mild()))
         self.advance(f"shared weights, {level}, k = {k}", 1, 1)
         return net, before + seconds
 
@@ -288,13 +330,24 @@ class Bench:
     def rows(self, folder: Path) -> list[Row]:
         """Measure everything; files of shared networks go into the folder."""
         rows = [self.row("dense", self.dense, self.dense_seconds)]
-        rows += [self.row(name, *self.baseline(name)) for name in BASELINES]
+        rows += [self.row(f"baseline {name}", *self.baseline(name)) for name in BASELINES]
         rows += [self.row(f"progressive {level}", *self.level(level)) for level in LEVELS]
-        for level in LEVELS:
-            for k in KS:
-                name = f"progressive {level}, k = {k}"
-                rows.append(self.row(name, *self.shared(level, k), folder / f"{level}-{k}.terse"))
+        rows += [
+            self.row(f"progressive {level}, settled", *self.settled(level)) for level in LEVELS
+        ]
+        level = list(LEVELS)[-1]
+        for k in KS:
+            name = f"progressive {level}, k = {k}"
+            rows.append(self.row(name, *self.shared(level, k), folder / f"{level}-{k}.terse"))
         return rows
+
+
+STAGES = {
+    "level": Bench.level,
+    "settled": Bench.settled,
+    "baseline": Bench.baseline,
+    "shared": lambda bench, level, k: bench.shared(level, int(k)),
+}
 
 
 def figures(rows: list[Row]) -> dict[str, Any]:
@@ -336,8 +389,8 @@ def plot(rows: list[Row], path: Path) -> None:
     dense, *others = rows
     axes.axhline(100 * dense.test, color="gray", linestyle=":", label="dense")
     kinds = {
-        "one-shot magnitude": ("x", [row for row in others if row.name == "one-shot"]),
-        "ADMM, one round": ("+", [row for row in others if row.name == "one round"]),
+        "one-shot magnitude": ("x", [row for row in others if row.name == "baseline magnitude"]),
+        "ADMM, one round": ("+", [row for row in others if row.name == "baseline admm"]),
         "progressive ADMM": (
             "o-",
             [r for r in others if r.name.startswith("pro") and not r.file_nbytes],
@@ -371,7 +424,8 @@ def main() -> None:
 
         bench = Bench(cache, advance)
         for stage in sys.argv[1:]:
-            found = bench.level(stage) if stage in LEVELS else bench.baseline(stage)
+            work, *which = stage.split("-")
+            found = STAGES[work](bench, *which)
             print(bench.row(stage, *found))
         if sys.argv[1:]:
             return

@@ -11,7 +11,7 @@ layers, which hold 94 % of the weights, then costs a tenth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import mnist
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tersenet.parametrization import original_of
 from tersenet.pruning import Stage
-from tersenet.training import Callback, evaluate, fit
+from tersenet.training import Callback, TensorBatches, evaluate, fit
 
 SEED = 0
 DENSE_EPOCHS = 8
@@ -137,16 +137,26 @@ def distillation(outputs: Tensor, targets: Tensor) -> Tensor:
 class Trainer:
     """Trains a whole LeNet-5, or its linear layers on features, by what a dense one says."""
 
-    def __init__(self, data: mnist.Mnist, teacher: LeNet5) -> None:
-        """Warp the training images, and ask the teacher about them."""
+    def __init__(self, data: mnist.Mnist, teacher: LeNet5, *, mildly: bool = False) -> None:
+        """Warp the training images, and ask the teacher about them.
+
+        Mildly, they are warped half as much, and the images as they are take one copy's place.
+        """
         self.validation = data.validation
-        self.test = data.test
-        batches = mnist.WarpedBatches(data.train, batch_size=1000, seed=SEED)
+        batches: list[Iterable[mnist.Images]]
+        if mildly:
+            plain = TensorBatches(*data.train, batch_size=1000, shuffle=False)
+            warped = mnist.WarpedBatches(
+                data.train, batch_size=1000, seed=SEED, degrees=4, scale=0.04, pixels=0.7
+            )
+            batches = [plain] + [warped] * (_COPIES - 1)
+        else:
+            batches = [mnist.WarpedBatches(data.train, batch_size=1000, seed=SEED)] * _COPIES
         with torch.no_grad():
             pairs = [
                 (x, torch.cat([teacher(x), y[:, None].float()], 1))
-                for _ in range(_COPIES)
-                for x, y in batches
+                for copy in batches
+                for x, y in copy
             ]
         self.inputs, self.targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         self.features: dict[str, Tensor] = {}
