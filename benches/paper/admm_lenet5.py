@@ -6,9 +6,9 @@
         prune_admm of all layers, to the level's convolutions
         prune_admm of the two linear layers on the convolutions' outputs, in rounds, to the level
         training of what is left
-    beside the first level, at as many epochs: one-shot magnitude pruning, and one round of ADMM
-    each level settled: trained on, on images that are warped less
-    from the last one: shared weights and biases, trained; export
+    beside, to the published split at as many epochs: one-shot magnitude pruning, and one round of ADMM
+    the last levels settled: trained on, on images that are warped less
+    from there: shared weights and biases, trained; export
 
 The last 5,000 training images decide everything, the test images are only reported. A figure is
 that of the network that the validation images choose, and null where the test images do not bear
@@ -68,23 +68,24 @@ class Level:
     linear layers on the outputs of the convolutions, for each of `rhos`.
     """
 
-    convolutions: dict[str, int]
+    convolutions: dict[str, int] | None = None
     linear: tuple[dict[str, int], ...] = ()
     rhos: tuple[float, ...] = (3e-3,)
     joint: dict[str, int] | None = None
 
 
 LEVELS = {
-    # by the factor that they reach; the first one is the published split
+    # by the factor asked for; weights that cannot matter any more go beside
+    "17": Level({"conv1": 100, "conv2": 2_000, "ip1": 28_000, "ip2": 1_000}),
     "71": Level(
-        {"conv1": 100, "conv2": 2_000, "ip1": 28_000, "ip2": 1_000},
-        tuple({"ip1": ip1, "ip2": 350} for ip1 in (12_000, 6_000, 3_600)),
-        (3e-3, 1e-2),
+        linear=tuple({"ip1": ip1, "ip2": 350} for ip1 in (12_000, 6_000, 3_600)), rhos=(3e-3, 1e-2)
     ),
     "167": Level({"conv1": 80, "conv2": 1_050}, joint={"ip1": 1_250, "ip2": 190}),
 }
+PUBLISHED = {"conv1": 100, "conv2": 2_000, "ip1": 3_600, "ip2": 350}  # 71 times fewer
 BASELINES = ("magnitude", "admm")
-KS = (4, 6)
+SETTLED = ("71", "167")
+SHARED = (("71", 8), ("167", 5), ("167", 4))  # levels, and values a layer
 BIAS_STEP = 2.0**-5  # a power of two: short mantissas
 
 # Epochs are of 13,760 images.
@@ -92,7 +93,7 @@ WHOLE = {"admm": 14, "retraining": 10}
 HEAD = {"admm": 24, "retraining": 16}
 LAST = 14
 SETTLING = 20
-SHARED = 8
+SHARING = 8
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,10 @@ def prune_to(level: str, net: LeNet5, trainer: Trainer, folder: Path, advance: P
     """Prune a network to a level by ADMM in rounds, from the dense one or the level before."""
     steps = LEVELS[level]
 
-    def all_layers(kept: dict[str, int], name: str) -> None:
+    def all_layers(counts: dict[str, int], name: str) -> None:
         prune_admm(
             net,
-            [keep(**kept)],
+            [keep(**counts)],
             train=trainer.whole(WHOLE, {"admm": 1e-3, "retraining": 1e-3}),
             validate=trainer.validate,
             rho=3e-3,
@@ -162,12 +163,13 @@ def prune_to(level: str, net: LeNet5, trainer: Trainer, folder: Path, advance: P
             progress=advance,
         )
 
-    all_layers(steps.convolutions, "convolutions")
+    if steps.convolutions:
+        all_layers(steps.convolutions, "convolutions")
     if steps.linear:
         trainer.look_once(Body(net))
         prune_admm(
             Head(net),
-            [keep(**kept) for kept in steps.linear],
+            [keep(**counts) for counts in steps.linear],
             train=trainer.head(HEAD, {"admm": 1e-3, "retraining": 2e-3}),
             validate=trainer.validate_head,
             rho=steps.rhos,
@@ -183,8 +185,7 @@ def prune_to(level: str, net: LeNet5, trainer: Trainer, folder: Path, advance: P
 
 def prune_at_once(baseline: str, net: LeNet5, trainer: Trainer, advance: Progress) -> None:
     """Prune the dense network to the first level in one step, at as many epochs."""
-    level = LEVELS["71"]
-    plan = keep(**level.convolutions | level.linear[-1])
+    plan = keep(**PUBLISHED)
     if baseline == "magnitude":
         prune(net, plan)
         epochs = {"retraining": sum(WHOLE.values())}
@@ -201,7 +202,7 @@ def prune_at_once(baseline: str, net: LeNet5, trainer: Trainer, advance: Progres
         )
     advance(f"{baseline}: pruned", 1, 3)
     trainer.look_once(Body(net))
-    epochs = {"retraining": sum(HEAD.values()) * len(level.linear)}
+    epochs = {"retraining": sum(HEAD.values()) * len(LEVELS["71"].linear)}
     retrain(Head(net), trainer.head(epochs, {"retraining": 2e-3}))
     advance(f"{baseline}: linear layers", 2, 3)
     retrain(net, trainer.whole({"retraining": LAST}, {"retraining": 2e-3}))
@@ -218,7 +219,7 @@ def share(net: LeNet5, k: int, trainer: Trainer) -> None:
     prune(net, Plan.of(threshold=0.0))  # what cannot matter was set to zero
     quantize(net, Plan.of(quantizer="cws", k=k, seed=SEED))
     biases = [net.ip1.bias, net.ip2.bias]
-    train = trainer.whole({"retraining": SHARED}, {"retraining": 1e-3}, tidies=False)
+    train = trainer.whole({"retraining": SHARING}, {"retraining": 1e-3}, tidies=False)
     retrain(net, train)
     for bias in biases:
         bias.data = (bias.data / BIAS_STEP).round() * BIAS_STEP
@@ -335,8 +336,7 @@ class Bench:
         rows += [
             self.row(f"progressive {level}, settled", *self.settled(level)) for level in LEVELS
         ]
-        level = list(LEVELS)[-1]
-        for k in KS:
+        for level, k in SHARED:
             name = f"progressive {level}, k = {k}"
             rows.append(self.row(name, *self.shared(level, k), folder / f"{level}-{k}.terse"))
         return rows
@@ -392,15 +392,11 @@ def plot(rows: list[Row], path: Path) -> None:
         "one-shot magnitude": ("x", [row for row in others if row.name == "baseline magnitude"]),
         "ADMM, one round": ("+", [row for row in others if row.name == "baseline admm"]),
         "progressive ADMM": (
-            "o-",
+            "o",
             [r for r in others if r.name.startswith("pro") and not r.file_nbytes],
         ),
     }
-    for k in KS:
-        kinds[f"progressive ADMM, {k} shared weights"] = (
-            ".--",
-            [row for row in others if row.name.endswith(f"k = {k}")],
-        )
+    kinds["with shared weights"] = ("s", [row for row in others if row.file_nbytes])
     for label, (style, points) in kinds.items():
         axes.plot([p.factor for p in points], [100 * p.test for p in points], style, label=label)
     axes.set(
@@ -458,6 +454,8 @@ def main() -> None:
         timing.environment()
         | {
             "seed": SEED,
+            "seconds": "of the processes that ran the stages beside other work, a third of a core "
+            "each; an interrupted stage counts from where it went on",
             "loss": "half cross-entropy of labels, half of the dense network's softened scores",
             "dense_test": rows[0].test,
             "figures": found,
