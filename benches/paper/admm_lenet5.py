@@ -85,7 +85,7 @@ LEVELS = {
 PUBLISHED = {"conv1": 100, "conv2": 2_000, "ip1": 3_600, "ip2": 350}  # 71 times fewer
 BASELINES = ("magnitude", "admm")
 SETTLED = {"71": 1, "167": 2}  # cycles of the learning rate
-SHARED = (("71", 8), ("167", 4))  # levels, and values a layer
+SHARED = (("71", 16), ("71", 8), ("167", 4))  # levels, and values a layer
 BIAS_STEP = 2.0**-5  # a power of two: short mantissas
 
 # Epochs are of 13,760 images.
@@ -262,10 +262,16 @@ class Bench:
         fold_biases(self.dense)
         self.dense.eval()
         advance("dense", 1, 1)
-        self.trainer = Trainer(self.data, copy.deepcopy(self.dense))
-        self.mild = functools.cache(
-            lambda: Trainer(self.data, copy.deepcopy(self.dense), mildly=True)
-        )
+
+    @functools.cached_property
+    def trainer(self) -> Trainer:
+        """What trains on warped images."""
+        return Trainer(self.data, copy.deepcopy(self.dense))
+
+    @functools.cached_property
+    def mild(self) -> Trainer:
+        """What trains on images that are warped less."""
+        return Trainer(self.data, copy.deepcopy(self.dense), mildly=True)
 
     def level(self, level: str) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a level, and the seconds of pruning to it, all levels before too."""
@@ -289,7 +295,7 @@ class Bench:
                 f"settled-{level}-{cycle}",
                 net,
                 lambda cycle=cycle: retrain(
-                    net, self.mild().whole({"retraining": SETTLING}, {"retraining": 2e-3}), cycle
+                    net, self.mild.whole({"retraining": SETTLING}, {"retraining": 2e-3}), cycle
                 ),
             )
         self.advance(f"settled, {level}", 1, 1)
@@ -307,7 +313,7 @@ class Bench:
         masked, before = self.settled(level)
         net = copy.deepcopy(masked)
         unparametrize(net)
-        seconds = self.cache.stage(f"shared-{level}-{k}", net, lambda: share(net, k, self.mild()))
+        seconds = self.cache.stage(f"shared-{level}-{k}", net, lambda: share(net, k, self.mild))
         self.advance(f"shared weights, {level}, k = {k}", 1, 1)
         return net, before + seconds
 
@@ -338,7 +344,7 @@ class Bench:
         rows += [self.row(f"baseline {name}", *self.baseline(name)) for name in BASELINES]
         rows += [self.row(f"progressive {level}", *self.level(level)) for level in LEVELS]
         rows += [
-            self.row(f"progressive {level}, settled", *self.settled(level)) for level in LEVELS
+            self.row(f"progressive {level}, settled", *self.settled(level)) for level in SETTLED
         ]
         for level, k in SHARED:
             name = f"progressive {level}, k = {k}"
@@ -446,10 +452,12 @@ def main() -> None:
     found = figures(rows)
     print(found)
     record = timing.HERE / "record"
-    chosen = min(
-        (row for row in rows if row.file_nbytes and row.validation >= rows[0].validation - 2e-3),
-        key=lambda row: row.file_nbytes or 0,
-    )
+    files = [row for row in rows if row.file_nbytes]
+    within = [row for row in files if row.validation >= rows[0].validation - 2e-3 - 1e-9]
+    if within:
+        chosen = min(within, key=lambda row: row.file_nbytes or 0)
+    else:
+        chosen = max(files, key=lambda row: row.validation)
     export_of = chosen.name.removeprefix("progressive ").replace(", k = ", "-")
     (record / "admm_lenet5.terse").write_bytes((cache.folder / f"{export_of}.terse").read_bytes())
     plot(rows, record / "admm_lenet5.svg")
