@@ -12,6 +12,7 @@ use crate::bits;
 use crate::codebook::Codebook;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
+use crate::layout::archive::{self, Archive, Before, Learnt};
 use crate::layout::{self, Buffers, Columns, Encoding, Goal, Layout, LayoutSpec, Parts, Spread};
 use crate::rows::{RowBlock, Rows, Shape, Values, filled};
 use crate::simd::{Kernels, dense_rows};
@@ -325,6 +326,29 @@ impl CompressedMatrix {
     /// # Errors
     /// `Corrupt` when anything does not agree.
     pub fn read(spec: &'static LayoutSpec, parts: Parts) -> Result<Self> {
+        Self::read_by(spec, parts, spec.read)
+    }
+
+    /// [`CompressedMatrix::read`] of an archive that may go on from another one, and what is learnt up to
+    /// its end, for others to go on from.
+    pub(crate) fn read_after(
+        parts: Parts,
+        before: Option<Before<'_>>,
+    ) -> Result<(Self, Option<Learnt>)> {
+        let mut learnt = None;
+        let matrix = Self::read_by(&archive::SPEC, parts, |parts| {
+            let (archive, end) = Archive::read(parts, before)?;
+            learnt = end;
+            Ok(Box::new(archive))
+        })?;
+        Ok((matrix, learnt))
+    }
+
+    fn read_by(
+        spec: &'static LayoutSpec,
+        parts: Parts,
+        read: impl FnOnce(Parts) -> Result<Box<dyn Layout>>,
+    ) -> Result<Self> {
         if spec.holds_values != parts.codebook.is_none() {
             return Err(Error::corrupt(format!(
                 "{}: {} codebook, expected {}",
@@ -349,8 +373,21 @@ impl CompressedMatrix {
                 shape.entries()
             )));
         }
-        let layout = (spec.read)(parts).map_err(|e| e.within(spec.name))?;
+        let layout = read(parts).map_err(|e| e.within(spec.name))?;
         Ok(Self { shape, nnz, codebook, layout: layout.into() })
+    }
+
+    /// An archive coded on from another one, or alone; and what is learnt up to its end.
+    ///
+    /// # Errors
+    /// `LimitExceeded` when the memory cannot be had.
+    pub(crate) fn archived_after(
+        &self,
+        before: Option<Before<'_>>,
+    ) -> Result<(Self, Option<Learnt>)> {
+        let archive = self.layout.archive().expect("an archive");
+        let (archive, learnt) = archive.after(&self.to_rows()?, before)?;
+        Ok((Self { layout: Arc::new(archive), ..self.clone() }, learnt))
     }
 
     /// [`CompressedMatrix::decode`] without the look-up of values.

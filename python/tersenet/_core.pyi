@@ -257,14 +257,15 @@ def write(
     metadata: Mapping[str, str],
     graph: Graph | None = None,
     *,
-    code_codebooks: bool = False,
+    for_size: bool = False,
 ) -> int:
     """Writes a container beside `path`, syncs it, renames it; returns its size in bytes.
 
     A tensor is (name, dtype, shape, CompressedMatrix or its little-endian bytes, coded or as they
-    are); an alias is (name, name of a tensor). Equal codebooks are stored once, coded where asked
-    for and smaller. A graph names its weights among
-    the tensors and aliases; whether they fit is checked when it is loaded.
+    are); an alias is (name, name of a tensor). Equal codebooks are stored once. For size they are
+    coded where that is smaller, and archives of small matrices go on from each other, so that one is
+    decoded after those before it. A graph names its weights among the tensors and aliases; whether
+    they fit is checked when it is loaded.
 
     Raises:
         ValueError: for tensors or a graph that contradict themselves, naming what.

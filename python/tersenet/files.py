@@ -252,7 +252,7 @@ def write(
 ) -> int:
     """Write values by name as `tersenet.io.save` does; return the bytes.
 
-    `codes` says whether arrays and codebooks are coded; None means for the goal "size".
+    `codes` says whether arrays and codebooks are coded and archives chained; None means for the goal "size".
 
     Raises:
         OSError: if the file cannot be written; the old one is still there.
@@ -272,7 +272,7 @@ def write(
         else:
             first[known.identity] = name
             tensors.append(_written(name, known, goal, codes))
-    return _core.write(os.fspath(path), tensors, aliases, strings(metadata), code_codebooks=codes)
+    return _core.write(os.fspath(path), tensors, aliases, strings(metadata), for_size=codes)
 
 
 def laid_out(

@@ -68,7 +68,9 @@ def save(
         goal: "size" or "speed" gives compressed matrices the layout that is best for it; None
             keeps each as it is. For size archive is among them, which takes a second for about 5 M
             weights to write and to read; and all other tensors (biases, norms, embeddings, weights
-            that are not compressed) and codebooks are coded losslessly where that is smaller.
+            that are not compressed) and codebooks are coded losslessly where that is smaller. Archives
+            of up to a million weights go on from each other; one that is read by its name is decoded
+            after those before it, of up to 4 million weights in all.
         metadata: strings of your own, stored with it.
 
     Raises:

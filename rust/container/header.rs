@@ -13,15 +13,18 @@
 )]
 
 use super::Limits;
+use super::chains::Link;
+use super::coded_codebooks::{MAX_VALUES, MAX_VALUES_A_BYTE};
 use crate::bits;
 use crate::codebook::MAX_K;
 use crate::cursor::Cursor;
 use crate::entropy::Coder;
 use crate::entropy::planes::Words;
 use crate::error::{Error, ErrorKind, Result};
-use crate::layout::{LAYOUTS, LayoutSpec};
+use crate::layout::{LAYOUTS, LayoutSpec, archive};
 use crate::rows::Shape;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 
 /// The first bytes of every container: bit 7, the name, and line ends that a text-mode copy breaks.
 pub const MAGIC: [u8; 8] = *b"\x89TRS\r\n\x1a\n";
@@ -145,6 +148,8 @@ pub struct MatrixBody {
     pub nnz: usize,
     /// The layout's own numbers.
     pub params: Vec<u64>,
+    /// How it goes on from another matrix.
+    pub link: Link,
 }
 
 /// One name and what it stands for.
@@ -162,12 +167,14 @@ pub struct EntryHeader {
     pub sections: Vec<(u64, u64)>,
 }
 
-/// One codebook's place.
+/// One codebook as it is, or several that are coded together.
 #[derive(Clone, Debug)]
-pub struct CodebookHeader {
-    /// The number of values.
-    pub k: usize,
-    /// True when they are coded by planes.
+pub struct CodebookSection {
+    /// The number of the first one.
+    pub first: usize,
+    /// The number of values of each.
+    pub sizes: Vec<usize>,
+    /// True when they are coded.
     pub is_coded: bool,
     /// First byte and size, within the data.
     pub section: (u64, u64),
@@ -184,8 +191,9 @@ pub struct Header {
     pub checksums: Vec<u32>,
     /// The user's own strings.
     pub metadata: BTreeMap<String, String>,
-    /// The codebooks.
-    pub codebooks: Vec<CodebookHeader>,
+    /// The codebooks' sections, and for each codebook the section that it is in.
+    pub codebook_sections: Vec<CodebookSection>,
+    pub codebooks: Vec<usize>,
     /// The tensors and aliases.
     pub entries: Vec<EntryHeader>,
     /// Where each name is in `entries`.
@@ -194,14 +202,34 @@ pub struct Header {
     pub graph: Option<Vec<u8>>,
 }
 
+/// How the bytes of a section are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// As they lie, aligned where there are many.
+    InPlace,
+    /// To decode them as a whole, wherever they are.
+    Decoded,
+}
+
+impl Use {
+    /// That of a layout's sections.
+    pub fn of(layout: &LayoutSpec) -> Self {
+        if layout.id == archive::SPEC.id { Self::Decoded } else { Self::InPlace }
+    }
+}
+
 /// Where a section of `nbytes` starts when the one before ends at `end`.
-pub fn section_start(end: u64, nbytes: u64) -> Option<u64> {
-    if nbytes >= LARGE_NBYTES { end.checked_next_multiple_of(ALIGNMENT) } else { Some(end) }
+pub fn section_start(end: u64, nbytes: u64, used: Use) -> Option<u64> {
+    if nbytes >= LARGE_NBYTES && used == Use::InPlace {
+        end.checked_next_multiple_of(ALIGNMENT)
+    } else {
+        Some(end)
+    }
 }
 
 /// Where the data starts in the file.
 pub fn data_start(header_nbytes: u64, data_nbytes: u64) -> Option<u64> {
-    section_start(PREAMBLE_NBYTES.checked_add(header_nbytes)?, data_nbytes)
+    section_start(PREAMBLE_NBYTES.checked_add(header_nbytes)?, data_nbytes, Use::InPlace)
 }
 
 /// The number of blocks of `data_nbytes`.
@@ -216,8 +244,8 @@ struct Placement {
 }
 
 impl Placement {
-    fn place(&mut self, nbytes: u64) -> Option<(u64, u64)> {
-        let start = section_start(self.end, nbytes)?;
+    fn place(&mut self, nbytes: u64, used: Use) -> Option<(u64, u64)> {
+        let start = section_start(self.end, nbytes, used)?;
         self.end = start.checked_add(nbytes)?;
         Some((start, nbytes))
     }
@@ -272,21 +300,35 @@ impl Header {
             }
         }
         let mut placement = Placement::default();
-        let mut codebooks = Vec::new();
-        for i in 0..cursor.count("codebooks")? {
-            codebooks.push(parse_codebook(&mut cursor, i, &mut placement)?);
+        let (mut codebook_sections, mut codebooks) = (Vec::new(), Vec::new());
+        let count = cursor.count("codebooks")?;
+        while codebooks.len() < count {
+            let section = parse_codebooks(&mut cursor, codebooks.len()..count, &mut placement)?;
+            codebooks.extend(section.sizes.iter().map(|_| codebook_sections.len()));
+            codebook_sections.push(section);
         }
         let count = cursor.count("entries")?;
         if count as u64 > limits.tensors {
             return Err(limit("tensors", count as u64, limits.tensors, "header"));
         }
         let mut entries: Vec<EntryHeader> = Vec::new();
-        let mut by_name = HashMap::new();
+        let (mut by_name, mut continued) = (HashMap::new(), HashSet::new());
         for i in 0..count {
             let entry =
                 parse_entry(&mut cursor, &entries, codebooks.len(), &mut placement, limits)?;
             if by_name.insert(entry.name.clone(), i).is_some() {
                 return Err(cursor.corrupt(format_args!("the name {:?} twice", entry.name)));
+            }
+            // One after the other they are decoded once; a file of many that go on from a large one
+            // would have that one decoded for each.
+            if let Body::Matrix(MatrixBody { link: Link { before: Some((before, _)), .. }, .. }) =
+                entry.body
+                && !continued.insert(before)
+            {
+                return Err(cursor.corrupt(format_args!(
+                    "{:?} goes on from entry {before}, expected one that no other goes on from",
+                    entry.name
+                )));
             }
             entries.push(entry);
         }
@@ -311,6 +353,7 @@ impl Header {
             data_nbytes,
             checksums,
             metadata,
+            codebook_sections,
             codebooks,
             entries,
             by_name,
@@ -319,22 +362,50 @@ impl Header {
     }
 }
 
-fn parse_codebook(
+/// Parses the codebooks of one section, the first of `numbers` and perhaps more of them.
+fn parse_codebooks(
     cursor: &mut Cursor<'_>,
-    number: usize,
+    numbers: Range<usize>,
     placement: &mut Placement,
-) -> Result<CodebookHeader> {
-    let first = cursor.varint("codebook size")?;
-    let is_coded = first == 0;
-    let k = if is_coded { cursor.varint("coded codebook's size")? } else { first };
-    let nbytes = if is_coded { cursor.varint("codebook bytes")? } else { k.saturating_mul(4) };
-    let section = (1..=MAX_K as u64).contains(&k).then(|| placement.place(nbytes)).flatten();
-    let (Some(section), Ok(k)) = (section, usize::try_from(k)) else {
-        return Err(
-            cursor.corrupt(format_args!("codebook {number} of {k} values, expected 1 to {MAX_K}"))
-        );
+) -> Result<CodebookSection> {
+    let first = numbers.start;
+    let size = |cursor: &Cursor<'_>, k: u64| {
+        usize::try_from(k).ok().filter(|k| (1..=MAX_K).contains(k)).ok_or_else(|| {
+            cursor.corrupt(format_args!("codebook of {k} values, expected 1 to {MAX_K}"))
+        })
     };
-    Ok(CodebookHeader { k, is_coded, section })
+    let past =
+        |cursor: &Cursor<'_>| cursor.corrupt(format_args!("codebook {first} ends past 2^64"));
+    let k = cursor.varint("codebook size")?;
+    if k > 0 {
+        let section =
+            placement.place(k.saturating_mul(4), Use::InPlace).ok_or_else(|| past(cursor))?;
+        let sizes = vec![size(cursor, k)?];
+        return Ok(CodebookSection { first, sizes, is_coded: false, section });
+    }
+    let count = cursor.count("codebooks coded together")?;
+    if !(1..=numbers.len()).contains(&count) {
+        return Err(cursor.corrupt(format_args!(
+            "{count} codebooks coded together, expected 1 to {}",
+            numbers.len()
+        )));
+    }
+    let mut sizes = Vec::new();
+    let mut values = 0u64;
+    for _ in 0..count {
+        let k = cursor.varint("codebook size")?;
+        sizes.push(size(cursor, k)?);
+        values = values.saturating_add(k);
+    }
+    let nbytes = cursor.varint("codebook bytes")?;
+    let most = nbytes.saturating_mul(MAX_VALUES_A_BYTE).min(MAX_VALUES as u64);
+    if values > most {
+        return Err(cursor.corrupt(format_args!(
+            "{values} values of codebooks in {nbytes} bytes, expected at most {most}"
+        )));
+    }
+    let section = placement.place(nbytes, Use::Decoded).ok_or_else(|| past(cursor))?;
+    Ok(CodebookSection { first, sizes, is_coded: true, section })
 }
 
 fn limit(what: &str, found: u64, limit: u64, place: &str) -> Error {
@@ -400,17 +471,17 @@ fn parse_entry(
         );
     };
     let mut sections = Vec::new();
-    let mut place = |cursor: &Cursor<'_>, nbytes: u64| -> Result<()> {
+    let mut place = |cursor: &Cursor<'_>, nbytes: u64, used: Use| -> Result<()> {
         if nbytes > limits.tensor_nbytes {
             return Err(limit("bytes", nbytes, limits.tensor_nbytes, &name));
         }
-        let place = placement.place(nbytes);
+        let place = placement.place(nbytes, used);
         sections
             .push(place.ok_or_else(|| cursor.corrupt(format_args!("{name:?} ends past 2^64")))?);
         Ok(())
     };
     if kind == 0 {
-        place(cursor, dense_nbytes)?;
+        place(cursor, dense_nbytes, Use::InPlace)?;
         return Ok(EntryHeader { name, dtype, dims, body: Body::Array, sections });
     }
     if kind == 3 {
@@ -428,7 +499,7 @@ fn parse_entry(
             return Err(limit("bytes decoded", dense_nbytes, limits.tensor_nbytes, &name));
         }
         let nbytes = cursor.varint("coded bytes")?;
-        place(cursor, nbytes)?;
+        place(cursor, nbytes, Use::Decoded)?;
         return Ok(EntryHeader { name, dtype, dims, body: Body::Planes, sections });
     }
     let codebook = cursor.size("codebook number")?.checked_sub(1);
@@ -488,9 +559,13 @@ fn parse_entry(
     }
     for section in layout.sections {
         let nbytes = cursor.varint(section)?;
-        place(cursor, nbytes)?;
+        place(cursor, nbytes, Use::of(layout))?;
     }
-    let body = Body::Matrix(MatrixBody { codebook, layout, coder, shape, nnz, params });
+    let mut body =
+        MatrixBody { codebook, layout, coder, shape, nnz, params, link: Link::default() };
+    body.link =
+        Link::of(&body, earlier).map_err(|e| cursor.corrupt(format_args!("{name:?} {e}")))?;
+    let body = Body::Matrix(body);
     Ok(EntryHeader { name, dtype, dims, body, sections })
 }
 

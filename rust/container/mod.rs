@@ -10,9 +10,12 @@
 //! tensor at a time and checks every byte it uses against the header's checksums. The header holds
 //! no offsets: sections follow one another in its order, so nothing can overlap or leave a hole.
 //! `coded_array.rs` codes plain tensors; whether one is coded is for whoever writes to choose, as
-//! bytes as they are can be mapped.
+//! bytes as they are can be mapped. Where a file is written for size, `coded_codebooks.rs` codes its
+//! codebooks, and in `chains.rs` archives go on from each other.
 
+mod chains;
 mod coded_array;
+mod coded_codebooks;
 mod header;
 mod reader;
 mod writer;
@@ -46,7 +49,10 @@ impl Default for Limits {
 }
 
 /// One matrix as a container of its own, under an empty name.
-pub fn matrix_to_bytes(matrix: &CompressedMatrix) -> Vec<u8> {
+///
+/// # Errors
+/// As [`Writer::to_bytes`].
+pub fn matrix_to_bytes(matrix: &CompressedMatrix) -> Result<Vec<u8>> {
     let mut writer = Writer::default();
     let dims = [matrix.shape().nrows as u64, matrix.shape().ncols as u64];
     let added = writer.add("", Dtype::FLOAT32, &dims, Stored::Matrix(matrix));

@@ -1,14 +1,17 @@
 //! Reading: one pass over the header, then one tensor at a time, each byte checked when used.
 
 use super::Limits;
+use super::chains::Link;
+use super::coded_codebooks;
 use super::header::{
-    Body, CodebookHeader, Dtype, EntryHeader, Header, MAGIC, PLANES, PREAMBLE_NBYTES, block_count,
-    data_start,
+    Body, CodebookSection, Dtype, EntryHeader, Header, MAGIC, MatrixBody, PLANES, PREAMBLE_NBYTES,
+    block_count, data_start,
 };
-use crate::array::{Array, Element, Owner};
+use crate::array::{Array, Owner};
 use crate::codebook::Codebook;
 use crate::entropy::{Coder, planes};
 use crate::error::{Error, ErrorKind, Result};
+use crate::layout::archive::{self, Learnt};
 use crate::layout::{LayoutSpec, Parts};
 use crate::lines::Lines;
 use crate::mapping;
@@ -30,6 +33,8 @@ pub struct Reader {
     nbytes: u64,
     /// Codebooks read so far, so that matrices that share one share it in memory.
     codebooks: Mutex<Vec<Option<Arc<Codebook>>>>,
+    /// What was learnt up to the end of the entry read last, for one that goes on from it.
+    learnt: Mutex<Option<(usize, Arc<Learnt>)>>,
 }
 
 enum Source {
@@ -153,7 +158,8 @@ impl Reader {
             return Err(Error::corrupt(format!("container: padding at byte {end} is not zero")));
         }
         let codebooks = Mutex::new(vec![None; header.codebooks.len()]);
-        Ok(Self { place: String::new(), source, header, start, nbytes, codebooks })
+        let (place, learnt) = (String::new(), Mutex::new(None));
+        Ok(Self { place, source, header, start, nbytes, codebooks, learnt })
     }
 
     /// The names, in file order.
@@ -210,12 +216,11 @@ impl Reader {
     /// # Errors
     /// `InvalidArgument` for an unknown name; `Corrupt`, `Truncated` or `Io` that names the tensor.
     pub fn get(&self, name: &str) -> Result<Tensor> {
-        let mut entry = self.find(name)?;
-        if let Body::Alias(target) = entry.body {
-            entry = &self.header.entries[target];
+        let mut number = self.number(name)?;
+        if let Body::Alias(target) = self.header.entries[number].body {
+            number = target;
         }
-        self.tensor(entry)
-            .map_err(|e| within(&self.place, e.within(&format!("tensor {}", entry.name))))
+        self.tensor(number).map_err(|e| within(&self.place, e))
     }
 
     /// Reads and checks everything: every tensor, every block, every byte of padding.
@@ -238,7 +243,7 @@ impl Reader {
         }
         let mut end = 0;
         let sections = self.header.entries.iter().flat_map(|entry| &entry.sections);
-        let codebooks = self.header.codebooks.iter().map(|codebook| &codebook.section);
+        let codebooks = self.header.codebook_sections.iter().map(|codebooks| &codebooks.section);
         for &(start, nbytes) in codebooks.chain(sections) {
             let (owner, at) = self.data(end..start)?;
             let padding = &(*owner).as_ref()[at..at + (start - end) as usize];
@@ -251,16 +256,55 @@ impl Reader {
     }
 
     fn find(&self, name: &str) -> Result<&EntryHeader> {
-        let at = self.header.by_name.get(name).ok_or_else(|| {
+        Ok(&self.header.entries[self.number(name)?])
+    }
+
+    fn number(&self, name: &str) -> Result<usize> {
+        let number = self.header.by_name.get(name).ok_or_else(|| {
             Error::invalid(format!(
                 "{name:?}: no tensor of that name among {}",
                 self.header.entries.len()
             ))
         })?;
-        Ok(&self.header.entries[*at])
+        Ok(*number)
     }
 
-    fn tensor(&self, entry: &EntryHeader) -> Result<Tensor> {
+    /// Reads entry `number`, which is no alias.
+    fn tensor(&self, number: usize) -> Result<Tensor> {
+        let mut numbers = vec![number];
+        let known = self.learnt.try_lock().ok().and_then(|known| known.clone());
+        let mut learnt = None;
+        // From the last one known, or the first of the chain, on.
+        while let Body::Matrix(MatrixBody {
+            link: Link { before: Some((before, _)), .. }, ..
+        }) = self.header.entries[numbers[numbers.len() - 1]].body
+        {
+            learnt = known.clone().filter(|known| known.0 == before).map(|known| known.1);
+            if learnt.is_some() {
+                break;
+            }
+            numbers.push(before);
+        }
+        let mut tensor = None;
+        for &number in numbers.iter().rev() {
+            let entry = &self.header.entries[number];
+            let (found, end) = self
+                .read_entry(entry, learnt.as_deref())
+                .map_err(|e| e.within(&format!("tensor {}", entry.name)))?;
+            (tensor, learnt) = (Some(found), end.map(Arc::new));
+        }
+        if let (Some(learnt), Ok(mut known)) = (learnt, self.learnt.try_lock()) {
+            *known = Some((number, learnt));
+        }
+        Ok(tensor.expect("one entry or more"))
+    }
+
+    /// Reads one entry; a matrix that goes on from another one does so from what is `learnt` of that.
+    fn read_entry(
+        &self,
+        entry: &EntryHeader,
+        learnt: Option<&Learnt>,
+    ) -> Result<(Tensor, Option<Learnt>)> {
         let first = entry.sections.first().map_or(0, |section| section.0);
         let end = entry.sections.last().map_or(first, |section| section.0 + section.1);
         let (owner, at) = self.data(first..end)?;
@@ -280,7 +324,7 @@ impl Reader {
                     "bool: a byte over 1, expected 0 or 1 (section values)",
                 ));
             }
-            return Ok(Tensor::Array(array));
+            return Ok((Tensor::Array(array), None));
         };
         let codebook = match matrix.codebook {
             Some(number) => Some(self.codebook(number)?),
@@ -300,7 +344,21 @@ impl Reader {
             params: matrix.params.clone(),
             sections: sections.collect(),
         };
-        CompressedMatrix::read(matrix.layout, parts).map(Tensor::Matrix)
+        if matrix.layout.id != archive::SPEC.id {
+            let matrix = CompressedMatrix::read(matrix.layout, parts)?;
+            return Ok((Tensor::Matrix(matrix), None));
+        }
+        let before = match (matrix.link.before, learnt) {
+            (None, _) => None,
+            (Some((_, apart)), Some(learnt)) => Some((learnt, apart)),
+            (Some((number, _)), None) => {
+                return Err(Error::corrupt(format!(
+                    "goes on from entry {number}, which has too many values for that"
+                )));
+            }
+        };
+        let (matrix, learnt) = CompressedMatrix::read_after(parts, before)?;
+        Ok((Tensor::Matrix(matrix), learnt))
     }
 
     /// Codebook `number`, shared with whoever read it before.
@@ -312,23 +370,24 @@ impl Reader {
         if let Some(codebook) = known {
             return Ok(codebook);
         }
-        let &CodebookHeader { k, is_coded, section: (start, nbytes) } =
-            &self.header.codebooks[number];
-        let (owner, at) = self.data(start..start + nbytes)?;
-        let nbytes = nbytes as usize;
-        let values = if is_coded {
-            decoded(&(*owner).as_ref()[at..at + nbytes], 4 * k, Dtype::FLOAT32)
+        let CodebookSection { first, sizes, is_coded, section: (start, nbytes) } =
+            &self.header.codebook_sections[self.header.codebooks[number]];
+        let (owner, at) = self.data(*start..start + nbytes)?;
+        let nbytes = *nbytes as usize;
+        let codebooks = if *is_coded {
+            coded_codebooks::decode(&(*owner).as_ref()[at..at + nbytes], sizes)
         } else {
-            Array::view(&owner, at, nbytes)
+            Array::view(&owner, at, nbytes).and_then(Codebook::new).map(|codebook| vec![codebook])
         };
-        let codebook = values
-            .and_then(Codebook::new)
-            .map(Arc::new)
+        let codebooks = codebooks
             .map_err(|e| Error::corrupt(e.to_string()).within(&format!("codebook {number}")))?;
+        let mut codebooks: Vec<_> = codebooks.into_iter().map(Arc::new).collect();
         if let Ok(mut known) = self.codebooks.try_lock() {
-            return Ok(known[number].get_or_insert(codebook).clone());
+            for (known, codebook) in known[*first..].iter_mut().zip(&mut codebooks) {
+                *codebook = known.get_or_insert_with(|| codebook.clone()).clone();
+            }
         }
-        Ok(codebook)
+        Ok(codebooks.swap_remove(number - first))
     }
 
     /// The bytes of `range` of the data, their blocks checked: an owner, and where they start in it.
@@ -410,7 +469,7 @@ impl Source {
 }
 
 /// The `nbytes` bytes of elements that are coded by planes.
-fn decoded<T: Element>(coded: &[u8], nbytes: usize, dtype: Dtype) -> Result<Array<T>> {
+fn decoded(coded: &[u8], nbytes: usize, dtype: Dtype) -> Result<Array<u8>> {
     let owner: Owner = Arc::new(planes::decode(coded, nbytes, dtype.words())?);
     Array::view(&owner, 0, nbytes)
 }

@@ -4,9 +4,11 @@
 //! the header is written, then the slices. The file appears under its name only when it is whole
 //! and on disk; whatever fails, the old file is untouched and no stray one is left.
 
+use super::chains::{Numbered, alone, chained};
 use super::coded_array::CodedArray;
+use super::coded_codebooks::{self, MAX_VALUES, MAX_VALUES_A_BYTE, is_codable};
 use super::header::{
-    BLOCK_LOG2, Dtype, GRAPH_TAG, MAGIC, MAX_RANK, PLANES, VERSION, block_count, data_start,
+    BLOCK_LOG2, Dtype, GRAPH_TAG, MAGIC, MAX_RANK, PLANES, Use, VERSION, block_count, data_start,
     dtype_id, put_string, section_start,
 };
 use crate::bits;
@@ -36,15 +38,30 @@ pub struct Writer<'a> {
     /// The entry of each name, and the tensor's entry of each entry.
     names: HashMap<String, usize>,
     targets: Vec<usize>,
+    /// The bytes of the entries so far, but for the archives': each stands at an end of some bytes.
     entries: Vec<u8>,
+    archives: Vec<(usize, Numbered<'a>)>,
     codebooks: Vec<Arc<Codebook>>,
-    codes_codebooks: bool,
+    is_for_size: bool,
     codebook_numbers: HashMap<Vec<u8>, usize>,
-    sections: Vec<&'a [u8]>,
+    sections: Vec<Section<'a>>,
     metadata: BTreeMap<String, String>,
     graph: Option<Vec<u8>>,
 }
 
+/// A section's bytes, and how they are used.
+type Placed<'a> = (&'a [u8], Use);
+
+/// Where a section's bytes are.
+#[derive(Clone, Copy, Debug)]
+enum Section<'a> {
+    Here(Placed<'a>),
+    /// With an archive, by its place among them.
+    OfArchive(usize),
+}
+
+/// What the header says more of coded codebooks than of others, at most, but for a byte each.
+const CODED_HEADER_NBYTES: usize = 12;
 const ZEROS: [u8; 64] = [0; 64];
 
 impl<'a> Writer<'a> {
@@ -102,13 +119,13 @@ impl<'a> Writer<'a> {
         match stored {
             Stored::Array(bytes) => {
                 self.put_dims(dims);
-                self.sections.push(bytes);
+                self.sections.push(Section::Here((bytes, Use::InPlace)));
             }
             Stored::Coded(array) => {
                 self.put_dims(dims);
                 self.entries.push(PLANES.0);
                 bits::put_varint(&mut self.entries, array.as_bytes().len() as u64);
-                self.sections.push(array.as_bytes());
+                self.sections.push(Section::Here((array.as_bytes(), Use::Decoded)));
             }
             Stored::Matrix(matrix) => {
                 let shape = [matrix.shape().nrows as u64, matrix.shape().ncols as u64];
@@ -117,8 +134,15 @@ impl<'a> Writer<'a> {
                 let number =
                     matrix.codebook().filter(|c| c.k() > 0).map(|c| self.codebook_number(c));
                 bits::put_varint(&mut self.entries, number.map_or(0, |n| n as u64 + 1));
-                matrix.write_header(&mut self.entries);
-                self.sections.extend(matrix.section_bytes());
+                if matrix.layout.archive().is_some() {
+                    self.sections.push(Section::OfArchive(self.archives.len()));
+                    let number = self.targets.len() - 1;
+                    self.archives.push((self.entries.len(), (number, matrix)));
+                } else {
+                    matrix.write_header(&mut self.entries);
+                    let sections = matrix.section_bytes().into_iter();
+                    self.sections.extend(sections.map(|s| Section::Here((s, Use::InPlace))));
+                }
             }
         }
         Ok(())
@@ -141,9 +165,10 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Codes the codebooks that take fewer bytes so; they are then decoded when they are read.
-    pub fn code_codebooks(&mut self) {
-        self.codes_codebooks = true;
+    /// Takes the fewest bytes: codebooks are coded, and archives go on from each other. They are then
+    /// decoded together when they are read.
+    pub fn for_size(&mut self) {
+        self.is_for_size = true;
     }
 
     /// Stores a network's graph, its bytes as
@@ -183,22 +208,70 @@ impl<'a> Writer<'a> {
         number
     }
 
-    /// The values of a codebook as they are stored: owned where they are coded.
-    fn codebook_bytes<'c>(&self, codebook: &'c Codebook) -> Cow<'c, [u8]> {
-        let bytes = codebook.as_bytes();
-        let coded = self.codes_codebooks.then(|| CodedArray::encode(bytes, Dtype::FLOAT32));
-        match coded {
-            Some(Ok(Some(coded))) => Cow::Owned(coded.as_bytes().to_vec()),
-            _ => Cow::Borrowed(bytes),
+    /// The codebooks as they are stored: what the header says of them, and their sections.
+    fn stored_codebooks(&self) -> (Vec<u8>, Vec<Cow<'_, [u8]>>) {
+        let (mut header, mut sections) = (Vec::new(), Vec::new());
+        bits::put_varint(&mut header, self.codebooks.len() as u64);
+        let mut rest = &self.codebooks[..];
+        while !rest.is_empty() {
+            let (mut together, mut values) = (Vec::new(), 0);
+            if self.is_for_size {
+                for codebook in rest.iter().take_while(|codebook| is_codable(codebook)) {
+                    values += codebook.k();
+                    if values > MAX_VALUES {
+                        values -= codebook.k();
+                        break;
+                    }
+                    together.push(&**codebook);
+                }
+            }
+            let (coded, count) = (coded_codebooks::encode(&together), together.len().max(1));
+            if !together.is_empty()
+                && coded.len() + CODED_HEADER_NBYTES < 4 * values
+                && values as u64 <= MAX_VALUES_A_BYTE * coded.len() as u64
+            {
+                bits::put_varint(&mut header, 0);
+                bits::put_varint(&mut header, together.len() as u64);
+                together.iter().for_each(|c| bits::put_varint(&mut header, c.k() as u64));
+                bits::put_varint(&mut header, coded.len() as u64);
+                sections.push(Cow::Owned(coded));
+            } else {
+                for codebook in &rest[..count] {
+                    bits::put_varint(&mut header, codebook.k() as u64);
+                    sections.push(Cow::Borrowed(codebook.as_bytes()));
+                }
+            }
+            rest = &rest[count..];
         }
+        (header, sections)
+    }
+
+    /// The archives as they are stored.
+    fn stored_archives(&self) -> Result<Vec<Cow<'a, CompressedMatrix>>> {
+        let archives: Vec<Numbered<'a>> = self.archives.iter().map(|archive| archive.1).collect();
+        if self.is_for_size { chained(&archives) } else { alone(&archives) }
     }
 
     /// Writes the container to `out` and returns its size.
-    fn write_to(&self, out: &mut impl Write) -> std::io::Result<u64> {
-        let codebooks: Vec<Cow<'_, [u8]>> =
-            self.codebooks.iter().map(|c| self.codebook_bytes(c)).collect();
+    fn write_to(
+        &self,
+        archives: &[Cow<'a, CompressedMatrix>],
+        out: &mut impl Write,
+    ) -> std::io::Result<u64> {
+        let (codebook_header, codebooks) = self.stored_codebooks();
         let mut blocks = Blocks::default();
-        let all = || codebooks.iter().map(|c| &**c).chain(self.sections.iter().copied());
+        let sections = self.sections.iter().flat_map(|section| match *section {
+            Section::Here(placed) => vec![placed],
+            Section::OfArchive(at) => {
+                archives[at].section_bytes().into_iter().map(|s| (s, Use::Decoded)).collect()
+            }
+        });
+        let codebooks = codebooks.iter().map(|c| match c {
+            Cow::Borrowed(values) => (*values, Use::InPlace),
+            Cow::Owned(coded) => (&coded[..], Use::Decoded),
+        });
+        let sections: Vec<Placed<'_>> = codebooks.chain(sections).collect();
+        let all = || sections.iter().copied();
         for_each_slice(all(), |slice| {
             blocks.update(slice);
             Ok(())
@@ -214,18 +287,15 @@ impl<'a> Writer<'a> {
             put_string(&mut header, key);
             put_string(&mut header, value);
         }
-        bits::put_varint(&mut header, self.codebooks.len() as u64);
-        for (codebook, bytes) in self.codebooks.iter().zip(&codebooks) {
-            if let Cow::Owned(coded) = bytes {
-                bits::put_varint(&mut header, 0);
-                bits::put_varint(&mut header, codebook.k() as u64);
-                bits::put_varint(&mut header, coded.len() as u64);
-            } else {
-                bits::put_varint(&mut header, codebook.k() as u64);
-            }
-        }
+        header.extend_from_slice(&codebook_header);
         bits::put_varint(&mut header, self.names.len() as u64);
-        header.extend_from_slice(&self.entries);
+        let mut done = 0;
+        for (&(end, _), matrix) in self.archives.iter().zip(archives) {
+            header.extend_from_slice(&self.entries[done..end]);
+            matrix.write_header(&mut header);
+            done = end;
+        }
+        header.extend_from_slice(&self.entries[done..]);
         if let Some(graph) = &self.graph {
             bits::put_varint(&mut header, GRAPH_TAG);
             bits::put_varint(&mut header, graph.len() as u64);
@@ -244,10 +314,14 @@ impl<'a> Writer<'a> {
     }
 
     /// The container's bytes.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// `LimitExceeded` when the memory for coding cannot be had.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut out = Vec::new();
-        self.write_to(&mut out).expect("writing to memory cannot fail");
-        out
+        let written = self.write_to(&self.stored_archives()?, &mut out);
+        written.expect("writing to memory cannot fail");
+        Ok(out)
     }
 
     /// Writes the container beside `path`, syncs it, renames it to `path`; returns its size.
@@ -255,8 +329,10 @@ impl<'a> Writer<'a> {
     /// A symbolic link keeps pointing where it did, and a file that was there keeps its mode.
     ///
     /// # Errors
-    /// `Io` that names the path; then whatever was at `path` is unchanged.
+    /// `Io` that names the path, `LimitExceeded` when the memory for coding cannot be had; then
+    /// whatever was at `path` is unchanged.
     pub fn save(&self, path: &Path) -> Result<u64> {
+        let archives = self.stored_archives()?;
         let failed = |e| Error::io(format!("saving {}", path.display()), e);
         // A link to nothing, and a path that does not exist yet, stay as they are.
         let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
@@ -281,8 +357,8 @@ impl<'a> Writer<'a> {
             file.as_file().set_permissions(old.permissions()).map_err(failed)?;
         }
         let mut out = std::io::BufWriter::with_capacity(1 << 20, file.as_file_mut());
-        let nbytes =
-            self.write_to(&mut out).and_then(|n| out.flush().map(|()| n)).map_err(failed)?;
+        let written = self.write_to(&archives, &mut out);
+        let nbytes = written.and_then(|n| out.flush().map(|()| n)).map_err(failed)?;
         drop(out);
         file.as_file().sync_all().map_err(failed)?;
         file.persist(&target).map_err(|e| failed(e.error))?;
@@ -303,12 +379,12 @@ fn check_text(what: &str, text: &str) -> Result<()> {
 
 /// Gives `sections` and the zeros between them, in file order.
 fn for_each_slice<'s>(
-    sections: impl Iterator<Item = &'s [u8]>,
+    sections: impl Iterator<Item = Placed<'s>>,
     mut give: impl FnMut(&[u8]) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     let mut end = 0u64;
-    for section in sections {
-        let start = section_start(end, section.len() as u64).unwrap_or(end);
+    for (section, used) in sections {
+        let start = section_start(end, section.len() as u64, used).unwrap_or(end);
         give(&ZEROS[..(start - end) as usize])?;
         give(section)?;
         end = start + section.len() as u64;

@@ -1,13 +1,15 @@
 //! `archive`: the fewest bytes, for files: each entry's bits by context mixing.
 //!
 //! ```text
-//!   lines: the rows or the columns, whichever take fewer bytes
+//!   lines: the rows or the channels (without kernels, columns), whichever take fewer bytes
 //!   stream: │ line 0 │ line 1 │ … │            bits in one arithmetic coder (`entropy/mixing`)
 //!   line  = empty?  (kept?  (negative or not  rank among those of the sign, from the top bit))*
 //!
 //!   references.rs  earlier lines like this one, found without side information ─┐
-//!   network.rs     a linear network over the columns, learnt line by line ──────┼─▶ model.rs: kept?
-//!   levels.rs      a codebook's order, signs and magnitudes, in integers ───────┘   values.rs: which
+//!   network.rs     a linear network over the columns, or a kernel's positions ──┼─▶ model.rs: kept?
+//!   kernels.rs     channels, kernels and neighbours in them ────────────────────┤   values.rs: which
+//!   levels.rs      a codebook's order, signs and magnitudes, in integers ───────┘
+//!   learnt.rs      what of all this goes on in the next matrix of a file (`container/chains.rs`)
 //! ```
 //!
 //! It is for files: it decodes only as a whole, one entry after the other, so `read` does that once
@@ -16,7 +18,7 @@
 //!
 //! Why mixing: trained rows are alike in ways that no fixed code sees. Rows of a pruned dense layer
 //! repeat nearly (references), are sums of few directions (network), and differ in density (columns,
-//! lines, channels, kernels). % of dense f32 with everything counted, trained layers of VGG19 (4096 ×
+//! lines, channels, kernels). Kernels are smooth: a weight's neighbours tell its sign and size. % of dense f32 with everything counted, trained layers of VGG19 (4096 ×
 //! 512) and DeepDTA (1024 × 192):
 //!
 //! ```text
@@ -32,14 +34,22 @@
 //! kept, and lose at 90 % and above. DeepDTA gains from the densities alone. What did not help: starting
 //! slots at the density; a slot for the pair of the best references, a map by column, sets of weights
 //! by the lead of the first reference (each under 0.2 %, and small layers lost by them); other limits of
-//! slots; more weight for the maps. A third fewer contexts than at first made small convolutions 1.5 %
+//! slots; more weight for the maps; densities of the layers before as a start (under 0.1 %, though
+//! they correlate by 0.9); what the widths between values say of their counts. A third fewer contexts than at first made small convolutions 1.5 %
 //! smaller, and so did weights that start lower.
+//!
+//! Of ResNets of CIFAR-10 (20 and 56 layers, 80 and 90 % pruned, 16 and 32 values a layer), files of
+//! chains are 7 to 10 % under the order-0 entropy with its codebooks. In the mean of them neighbours in
+//! kernels take 1.8 % off, chains 1.4, the network over positions 0.3, channels as lines in place of
+//! columns 0.15; the rest are the codebooks.
 //!
 //! Time: a core codes 5 M entries a second at 90 % sparsity, 10 M at 97 %, 1.5 M where most is kept
 //! with many values. The encoder codes both directions, on two threads; for speed it codes rows
 //! alone. Memory: 2.4 bytes for each entry of up to 4,096 lines, and 4 bytes for each pair of columns
 //! where there are at most 1,024.
 
+mod kernels;
+mod learnt;
 mod levels;
 mod lines;
 mod model;
@@ -59,13 +69,15 @@ use crate::error::{Error, Result};
 use crate::rows::{RowBlock, Rows, Shape, filled};
 use crate::simd::Lanes;
 use crate::threads;
+pub use learnt::Learnt;
 use levels::Levels;
 use lines::Lines;
 use model::Model;
 use std::ops::Range;
 use std::sync::Arc;
+pub(crate) use values::MAX_MIXED;
 
-pub(super) const SPEC: LayoutSpec = LayoutSpec {
+pub(crate) const SPEC: LayoutSpec = LayoutSpec {
     name: "archive",
     id: 9,
     coders: &[Coder::Mixing],
@@ -83,34 +95,45 @@ const MAX_BITS_A_BYTE: u64 = 1 << 17;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
     Rows,
-    Columns,
-}
-
-impl Direction {
-    /// The number of lines and the entries of one.
-    fn sides(self, shape: Shape) -> [usize; 2] {
-        match self {
-            Self::Rows => [shape.nrows, shape.ncols],
-            Self::Columns => [shape.ncols, shape.nrows],
-        }
-    }
+    /// The columns, or the kernels of one channel in all rows.
+    Channels,
 }
 
 /// How the lines of a matrix lie.
 #[derive(Clone, Copy, Debug)]
 struct Form {
     direction: Direction,
-    /// Positions of a convolution's kernel, next to each other in a line.
+    /// Positions of a convolution's kernel, next to each other in a line; 1 without.
     taps: usize,
 }
 
+impl Form {
+    /// The number of lines and the entries of one; none where those are too many to count.
+    fn sides(self, shape: Shape) -> Option<[usize; 2]> {
+        match self.direction {
+            Direction::Rows => Some([shape.nrows, shape.ncols]),
+            Direction::Channels => {
+                let width = u32::try_from(shape.nrows.checked_mul(self.taps)?).ok()?;
+                Some([shape.ncols / self.taps, width as usize])
+            }
+        }
+    }
+}
+
+/// What a matrix goes on from: what was learnt up to another one, which stands so many entries before
+/// it in its file.
+pub type Before<'a> = (&'a Learnt, u64);
+
 /// A matrix in this layout: its bytes, and the form they were decoded to.
 #[derive(Debug)]
-struct Archive {
+pub struct Archive {
     /// None where nothing is kept.
     form: Option<Form>,
+    /// How many entries of the file before this one stands the matrix that it goes on from; 0 where it
+    /// stands alone.
+    apart: u64,
     stream: Array<u8>,
-    decoded: Box<dyn Layout>,
+    decoded: Arc<dyn Layout>,
 }
 
 fn encode(rows: &Rows, encoding: &Encoding) -> Result<Encoded> {
@@ -124,113 +147,188 @@ fn encode(rows: &Rows, encoding: &Encoding) -> Result<Encoded> {
     }
     let decoded = decoded(rows)?;
     if rows.nnz() == 0 {
-        return Ok((
-            Box::new(Archive { form: None, stream: Vec::new().into(), decoded }),
-            Some(codebook.clone()),
-        ));
+        let archive = Archive { form: None, apart: 0, stream: Vec::new().into(), decoded };
+        return Ok((Box::new(archive), Some(codebook.clone())));
     }
     let levels = Levels::new(codebook);
     let lines = Lines::of_rows(rows, symbols);
     let mut forms = vec![Form { direction: Direction::Rows, taps }];
-    if encoding.goal == Goal::Size && shape.nrows > 1 && shape.ncols > 1 {
-        forms.push(Form { direction: Direction::Columns, taps: 1 });
+    let turned = Form { direction: Direction::Channels, taps };
+    if encoding.goal == Goal::Size
+        && turned.sides(shape).is_some_and(|[nlines, _]| nlines > 1 && shape.nrows > 1)
+    {
+        forms.push(turned);
     }
     let mut streams: Vec<Vec<u8>> = vec![Vec::new(); forms.len()];
     let items: Vec<_> = forms.iter().zip(&mut streams).collect();
     threads::for_each(items.len(), items, |(form, stream)| {
-        *stream = match form.direction {
-            Direction::Rows => encode_lines(&lines, shape.ncols, form, &levels)?,
-            Direction::Columns => {
-                encode_lines(&lines.turned(shape.ncols), shape.nrows, form, &levels)?
-            }
-        };
+        *stream = encode_lines(&lines, shape, *form, &levels, Learnt::new(levels.k()))?.0;
         Ok(())
     })?;
     let best = (0..forms.len()).min_by_key(|&i| streams[i].len()).unwrap_or(0);
     let stream = streams.swap_remove(best).into();
-    let archive = Archive { form: Some(forms[best]), stream, decoded };
+    let archive = Archive { form: Some(forms[best]), apart: 0, stream, decoded };
     Ok((Box::new(archive), Some(codebook.clone())))
 }
 
 /// The form that rows, once decoded, are held in.
-fn decoded(rows: &Rows) -> Result<Box<dyn Layout>> {
+fn decoded(rows: &Rows) -> Result<Arc<dyn Layout>> {
     let encoding =
         Encoding { coder: Coder::Fixed, goal: Goal::Size, columns: Columns::Coded, taps: 1 };
-    Ok((packed::SPEC.encode)(rows, &encoding)?.0)
+    Ok((packed::SPEC.encode)(rows, &encoding)?.0.into())
 }
 
-fn encode_lines(lines: &Lines, ncols: usize, form: &Form, levels: &Levels) -> Result<Vec<u8>> {
-    let mut model = Model::new(levels, lines.len(), ncols, form.taps)?;
+/// Codes the rows of a matrix of `shape`, as lines of `form`.
+fn encode_lines(
+    rows: &Lines,
+    shape: Shape,
+    form: Form,
+    levels: &Levels,
+    learnt: Learnt,
+) -> Result<(Vec<u8>, Learnt)> {
+    let [nlines, width] = form.sides(shape).expect("a form that was checked");
+    let turned;
+    let lines = match form.direction {
+        Direction::Rows => rows,
+        Direction::Channels => {
+            turned = rows.turned(shape.ncols, form.taps);
+            &turned
+        }
+    };
+    let mut model = Model::new(levels, nlines, width, form.taps, learnt)?;
     let mut encoder = Encoder::new();
-    let mut line = filled(0u32, ncols, 1)?;
+    let mut line = filled(0u32, width, 1)?;
     for i in 0..lines.len() {
         line.fill(0);
         let (places, symbols) = lines.line(i);
         for (&place, &symbol) in places.iter().zip(symbols) {
-            line[place as usize] = u32::from(levels.ranks[usize::from(symbol)]) + 1;
+            line[place as usize] = levels.entries[usize::from(symbol)];
         }
         model.code_line(&mut encoder, &mut line)?;
     }
-    Ok(encoder.finish())
+    Ok((encoder.finish(), model.into_learnt()))
 }
 
 fn read(parts: Parts) -> Result<Box<dyn Layout>> {
-    let [direction, taps] = parts.params::<2>()?;
-    let stream: Array<u8> = parts.section("stream")?;
-    let codebook = parts.codebook.clone().unwrap_or_else(|| Arc::new(Codebook::empty()));
-    if parts.nnz == 0 {
-        if !stream.is_empty() || (direction, taps) != (0, 0) {
-            return Err(Error::corrupt(
-                "a stream or a parameter over 0 with nnz = 0, expected none",
-            ));
-        }
-        let mut rows = Rows::with_codebook(parts.shape, codebook);
-        (0..parts.shape.nrows).for_each(|_| rows.end_row());
-        return Ok(Box::new(Archive { form: None, stream, decoded: decoded(&rows.finish())? }));
-    }
-    let is_divisor = |taps: &usize| *taps > 0 && parts.shape.ncols.is_multiple_of(*taps);
-    let form = match (direction, usize::try_from(taps).ok().filter(is_divisor)) {
-        (0, Some(taps)) => Form { direction: Direction::Rows, taps },
-        (1, Some(1)) => Form { direction: Direction::Columns, taps: 1 },
-        _ => {
+    Ok(Box::new(Archive::read(parts, None)?.0))
+}
+
+impl Archive {
+    /// Takes a matrix that goes on from `before`, or stands alone; and what is learnt up to its end, for
+    /// others to go on from, where it keeps anything.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Truncated`.
+    pub(crate) fn read(parts: Parts, before: Option<Before<'_>>) -> Result<(Self, Option<Learnt>)> {
+        let [direction, taps, apart] = parts.params::<3>()?;
+        let stream: Array<u8> = parts.section("stream")?;
+        let codebook = parts.codebook.clone().unwrap_or_else(|| Arc::new(Codebook::empty()));
+        if apart != before.map_or(0, |(_, apart)| apart) {
             return Err(Error::corrupt(format!(
-                "params: direction {direction} and {taps} taps, expected 0 and a divisor of ncols = {}, \
-                 or 1 and 1",
-                parts.shape.ncols
+                "params: a matrix that goes on from another one {apart} entries before, expected one \
+                 that stands alone"
             )));
         }
-    };
-    let most = (stream.len() as u64 + 8).saturating_mul(MAX_BITS_A_BYTE);
-    let [nlines, ncols] = form.direction.sides(parts.shape);
-    if nlines.max(ncols) as u64 > most {
-        return Err(Error::corrupt(format!(
-            "section stream: {} bytes for {nlines} lines of {ncols} entries, expected more",
-            stream.len()
-        )));
+        if parts.nnz == 0 {
+            if !stream.is_empty() || (direction, taps, apart) != (0, 0, 0) {
+                return Err(Error::corrupt(
+                    "a stream or a parameter over 0 with nnz = 0, expected none",
+                ));
+            }
+            let mut rows = Rows::with_codebook(parts.shape, codebook);
+            (0..parts.shape.nrows).for_each(|_| rows.end_row());
+            let decoded = decoded(&rows.finish())?;
+            return Ok((Self { form: None, apart, stream, decoded }, None));
+        }
+        let is_divisor = |taps: &usize| *taps > 0 && parts.shape.ncols.is_multiple_of(*taps);
+        let form = match (direction, usize::try_from(taps).ok().filter(is_divisor)) {
+            (0, Some(taps)) => Some(Form { direction: Direction::Rows, taps }),
+            (1, Some(taps)) => Some(Form { direction: Direction::Channels, taps }),
+            _ => None,
+        };
+        let Some((form, [nlines, width])) = form.and_then(|f| Some((f, f.sides(parts.shape)?)))
+        else {
+            return Err(Error::corrupt(format!(
+                "params: direction {direction} and {taps} taps, expected 0 or 1, and a divisor of \
+                 ncols = {} for lines of under 2^32 entries",
+                parts.shape.ncols
+            )));
+        };
+        let most = (stream.len() as u64 + 8).saturating_mul(MAX_BITS_A_BYTE);
+        if nlines.max(width) as u64 > most {
+            return Err(Error::corrupt(format!(
+                "section stream: {} bytes for {nlines} lines of {width} entries, expected more",
+                stream.len()
+            )));
+        }
+        if before.is_some() && codebook.k() > MAX_MIXED {
+            return Err(Error::corrupt(format!(
+                "codebook: {} values in a matrix that goes on from another one, expected at most \
+                 {MAX_MIXED}",
+                codebook.k()
+            )));
+        }
+        let start = before.map_or_else(|| Learnt::new(codebook.k()), |(learnt, _)| learnt.clone());
+        let (lines, learnt) =
+            decode_lines(stream.as_slice(), [nlines, width], parts.nnz, form, &codebook, start)?;
+        let lines = match form.direction {
+            Direction::Rows => lines,
+            Direction::Channels => lines.turned(width, form.taps),
+        };
+        let goes_on = codebook.k() <= MAX_MIXED;
+        let decoded = decoded(&lines.into_rows(parts.shape, codebook))?;
+        Ok((Self { form: Some(form), apart, stream, decoded }, goes_on.then_some(learnt)))
     }
-    let lines = decode_lines(stream.as_slice(), [nlines, ncols], parts.nnz, form, &codebook)?;
-    let lines = if form.direction == Direction::Columns { lines.turned(ncols) } else { lines };
-    let decoded = decoded(&lines.into_rows(parts.shape, codebook))?;
-    Ok(Box::new(Archive { form: Some(form), stream, decoded }))
+
+    /// The same matrix, whose rows are given, coded on from `before`, or alone; and what is learnt up to
+    /// its end, where others can go on from it.
+    ///
+    /// # Errors
+    /// `LimitExceeded` when the memory cannot be had.
+    pub(crate) fn after(
+        &self,
+        rows: &Rows,
+        before: Option<Before<'_>>,
+    ) -> Result<(Self, Option<Learnt>)> {
+        let (codebook, symbols) = rows.shared("archive")?;
+        let apart = before.map_or(0, |(_, apart)| apart);
+        let (decoded, form) = (self.decoded.clone(), self.form);
+        let Some(form) = form else {
+            return Ok((Self { form, apart: 0, stream: Vec::new().into(), decoded }, None));
+        };
+        let levels = Levels::new(codebook);
+        let start = before.map_or_else(|| Learnt::new(levels.k()), |(learnt, _)| learnt.clone());
+        let lines = Lines::of_rows(rows, symbols);
+        let (stream, learnt) = encode_lines(&lines, rows.shape(), form, &levels, start)?;
+        let goes_on = levels.k() <= MAX_MIXED;
+        let archive = Self { form: Some(form), apart, stream: stream.into(), decoded };
+        Ok((archive, goes_on.then_some(learnt)))
+    }
+
+    /// True for a matrix that cannot be decoded without the one that it goes on from.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.apart > 0
+    }
 }
 
 fn decode_lines(
     stream: &[u8],
-    [nlines, ncols]: [usize; 2],
+    [nlines, width]: [usize; 2],
     nnz: usize,
     form: Form,
     codebook: &Codebook,
-) -> Result<Lines> {
+    learnt: Learnt,
+) -> Result<(Lines, Learnt)> {
     let levels = Levels::new(codebook);
-    let mut model = Model::new(&levels, nlines, ncols, form.taps)?;
+    let mut model = Model::new(&levels, nlines, width, form.taps, learnt)?;
     let mut decoder = Decoder::new(stream);
-    let mut line = filled(0u32, ncols, 1)?;
+    let mut line = filled(0u32, width, 1)?;
     let mut lines = Lines::default();
     for i in 0..nlines {
         model.code_line(&mut decoder, &mut line)?;
         for (place, &entry) in (0..).zip(&line) {
             if entry != 0 {
-                lines.push(place, levels.symbols[entry as usize - 1]);
+                lines.push(place, levels.symbols[entry as usize]);
             }
         }
         lines.end_line();
@@ -245,7 +343,7 @@ fn decode_lines(
     if lines.nnz() < nnz {
         return Err(Error::corrupt(format!("lines: {} kept weights, expected {nnz}", lines.nnz())));
     }
-    Ok(lines)
+    Ok((lines, model.into_learnt()))
 }
 
 impl Layout for Archive {
@@ -253,10 +351,17 @@ impl Layout for Archive {
         &SPEC
     }
 
+    fn archive(&self) -> Option<&Archive> {
+        Some(self)
+    }
+
     fn params(&self) -> Vec<u64> {
         match self.form {
-            None => vec![0, 0],
-            Some(form) => vec![u64::from(form.direction == Direction::Columns), form.taps as u64],
+            None => vec![0, 0, 0],
+            Some(form) => {
+                let direction = u64::from(form.direction == Direction::Channels);
+                vec![direction, form.taps as u64, self.apart]
+            }
         }
     }
 

@@ -20,7 +20,7 @@
 //! A layout is made in two ways only: `encode`, from [`Rows`], and `read`, from the [`Parts`] of a
 //! file; `read` checks everything, so a layout that exists is valid.
 
-mod archive;
+pub(crate) mod archive;
 mod cla;
 mod coded;
 mod cser;
@@ -291,6 +291,11 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
     /// The coder in use.
     fn coder(&self) -> Coder {
         self.spec().coders[0]
+    }
+
+    /// The matrix as an archive, where it is one.
+    fn archive(&self) -> Option<&archive::Archive> {
+        None
     }
 
     /// The numbers beside shape, k and nnz that [`LayoutSpec::read`] needs; few and small.

@@ -46,7 +46,7 @@ pub(super) type Named<'py> = (String, String, Vec<u64>, Value<'py>);
 
 /// Writes a container beside `path`, syncs it, renames it; returns its size in bytes.
 #[pyfunction]
-#[pyo3(signature = (path, tensors, aliases, metadata, graph=None, *, code_codebooks=false))]
+#[pyo3(signature = (path, tensors, aliases, metadata, graph=None, *, for_size=false))]
 pub(super) fn write(
     py: Python<'_>,
     path: PathBuf,
@@ -54,7 +54,7 @@ pub(super) fn write(
     aliases: Vec<(String, String)>,
     metadata: BTreeMap<String, String>,
     graph: Option<GraphTuple>,
-    code_codebooks: bool,
+    for_size: bool,
 ) -> PyResult<u64> {
     let tensors: Vec<_> = tensors
         .iter()
@@ -75,8 +75,8 @@ pub(super) fn write(
         for (name, target) in &aliases {
             writer.add_alias(name, target)?;
         }
-        if code_codebooks {
-            writer.code_codebooks();
+        if for_size {
+            writer.for_size();
         }
         if let Some(graph) = graph {
             writer.set_graph(to_graph(graph)?.to_bytes());

@@ -114,7 +114,7 @@ impl PyMatrix {
 
     /// The matrix as a container of its own.
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let bytes = released(py, || Ok(container::matrix_to_bytes(&self.0)))?;
+        let bytes = released(py, || container::matrix_to_bytes(&self.0))?;
         Ok(PyBytes::new(py, &bytes))
     }
 

@@ -147,9 +147,7 @@ class Case:
             path.write_bytes(bytes.fromhex(EXAMPLE))
         else:
             aliases = [(n, t["alias_of"]) for n, t in self.expected.items() if "alias_of" in t]
-            _core.write(
-                str(path), self.tensors, aliases, self.metadata, code_codebooks=self.is_coded
-            )
+            _core.write(str(path), self.tensors, aliases, self.metadata, for_size=self.is_coded)
         if path.stat().st_size > MAX_NBYTES:
             path.unlink()
             raise ValueError(f"{self.name}: over {MAX_NBYTES} bytes")
@@ -338,6 +336,7 @@ def archive_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
     case.add_matrix("references", repeated, "archive_of_rows")
     case.add_matrix("columns", np.ascontiguousarray(repeated.T), "archive")
     yield case
+    yield archive_chain()
     case = Case("archive_low_bits")
     case.add_matrix("w", distinct(700)[np.minimum(*rng.integers(0, 700, (2, 20, 35)))], "archive")
     yield case
@@ -348,8 +347,26 @@ def archive_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
     yield case
 
 
+def archive_chain() -> Case:
+    """Return archives that go on from each other, and some between that do not."""
+    case = Case("archive_chain", is_coded=True)
+    weights = [np.sort(few_values(12, 54, 9, 0.4, seed)) for seed in range(20, 25)]
+    case.add_matrix("first", weights[0], "archive_of_rows", shape=(12, 6, 3, 3), taps=9)
+    case.add_plain("bias", np.arange(12, dtype=np.float32) / 7)
+    case.add_matrix("second", weights[1], "archive", shape=(12, 6, 3, 3), taps=9)
+    case.add_matrix("nothing", np.zeros((12, 54), np.float32), "archive")
+    case.add_matrix("dense", weights[2], "archive")
+    case.add_matrix("packed", weights[3], "packed")
+    many = distinct(600)[np.arange(720) * 7 % 600].reshape(12, 60)
+    case.add_matrix("too many values", many, "archive_of_rows")
+    case.add_matrix("other taps", weights[3], "archive", shape=(12, 27, 2), taps=2)
+    case.add_matrix("taps again", weights[4], "archive", shape=(12, 6, 9), taps=9)
+    case.add_alias("tied", "second")
+    return case
+
+
 def planes() -> Case:
-    """Return plain tensors and a codebook that are coded by planes, in every form."""
+    """Return plain tensors that are coded by planes, in every form, and codebooks."""
     case = Case("planes", is_coded=True)
     rng = np.random.default_rng(9)
     values = (rng.standard_normal(150) / 8).astype(np.float32)
@@ -370,7 +387,12 @@ def planes() -> Case:
     case.add_matrix(
         "codebook", rng.permutation(codebook).reshape(8, 10), "packed", codebook=codebook
     )
-    assert all(isinstance(v, CodedArray) for name, *_, v in case.tensors[:-2])
+    near = np.arange(1, 9, dtype=np.float32)[:, None] ** 3 * np.float32([-0.01, 0.013])
+    near = np.unique(near)
+    case.add_matrix("beside", rng.permutation(near).reshape(4, 4), "packed", codebook=near)
+    descending = near[::-1].copy()
+    case.add_matrix("as it is", near.reshape(4, 4), "packed", codebook=descending)
+    assert all(isinstance(v, CodedArray) for name, *_, v in case.tensors[:-4])
     return case
 
 

@@ -7,7 +7,7 @@
     read = check the first 16 bytes and the header's CRC
            walk the header once, with every count checked against the bytes left
            check each block's CRC, cut the data into codebooks and sections, check the zeros
-           decode each tensor (decoder_layouts.py, decoder_planes.py)
+           decode each tensor (decoder_layouts.py, decoder_planes.py, decoder_codebooks.py)
 
 It shares nothing with tersenet, so where the two agree the page is what they agree on. It is meant
 to be read beside FORMAT.md: each check is there in words. It reads codewords one by one in plain
@@ -20,9 +20,10 @@ import zlib
 from dataclasses import dataclass, field
 from math import prod
 
+import decoder_codebooks
 import decoder_planes
 import numpy as np
-from decoder_layouts import LAYOUTS, Matrix, Refused, decode, refuse_if
+from decoder_layouts import LAYOUTS, Learnt, Matrix, Refused, decode, refuse_if
 
 __all__ = ["Container", "Limits", "Refused", "Tensor", "read"]
 
@@ -33,6 +34,7 @@ ALIGNMENT = 64
 MAX_RANK = 64
 MAX_PARAMETERS = 64
 MAX_CODEBOOK = 65_536
+MAX_CHAIN = 1 << 22
 
 # name, and the numpy type of an element; bfloat16 and float8 have none and stay bit patterns.
 DTYPES = (
@@ -99,8 +101,10 @@ def read(data: bytes, limits: Limits | None = None) -> Container:
         refuse_if((values == 0).any(), "codebook: +0.0, which means pruned")
         refuse_if(len(np.unique(values)) != len(values), "codebook: a repeated value")
     tensors: dict[str, Tensor] = {}
+    learnt: list[Learnt | None] = []
     for entry, parts in zip(header.entries, sections, strict=True):
-        tensors[entry.name] = _tensor(entry, parts, header, tensors, codebooks)
+        tensors[entry.name], end = _tensor(entry, parts, header, tensors, codebooks, learnt)
+        learnt.append(end)
     return Container(header.metadata, tensors)
 
 
@@ -182,13 +186,19 @@ class Header:
             key = cursor.string("metadata key")
             refuse_if(key in self.metadata, f"metadata: key {key!r} twice")
             self.metadata[key] = cursor.string("metadata value")
-        self.codebooks: list[tuple[int, int | None]] = []
-        for _ in range(cursor.count("codebooks")):
-            k = cursor.varint("codebook size")
-            is_coded = k == 0
-            k = cursor.varint("codebook size") if is_coded else k
-            refuse_if(not 1 <= k <= MAX_CODEBOOK, f"codebook: {k} values")
-            self.codebooks.append((k, cursor.varint("codebook bytes") if is_coded else None))
+        self.codebooks: list[tuple[list[int], int | None]] = []
+        left = cursor.count("codebooks")
+        while left:
+            sizes, size = [cursor.varint("codebook size")], None
+            if sizes == [0]:
+                count = cursor.count("codebooks coded together")
+                refuse_if(not 1 <= count <= left, f"{count} codebooks coded together")
+                sizes = [cursor.varint("codebook size") for _ in range(count)]
+                size = cursor.varint("codebook bytes")
+                refuse_if(sum(sizes) > min(16 * size, MAX_CODEBOOK), "codebooks: too many values")
+            refuse_if(any(not 1 <= k <= MAX_CODEBOOK for k in sizes), f"codebooks: {sizes} values")
+            self.codebooks.append((sizes, size))
+            left -= len(sizes)
         self.entries: list[Entry] = []
         n = cursor.count("entries")
         refuse_if(n > limits.tensors, f"{n} tensors, over the limit of {limits.tensors}")
@@ -238,7 +248,8 @@ class Header:
         shape = _shape(cursor)
         nelements = _checked_product(name, shape, np.dtype(DTYPES[dtype][1]).itemsize)
         codebook = cursor.varint("codebook number")
-        refuse_if(codebook > len(self.codebooks), f"{name!r}: codebook {codebook} is not there")
+        ncodebooks = sum(len(sizes) for sizes, _ in self.codebooks)
+        refuse_if(codebook > ncodebooks, f"{name!r}: codebook {codebook} is not there")
         layout, coder = cursor.u8("layout"), cursor.u8("coder")
         refuse_if(layout >= len(LAYOUTS), f"{name!r}: layout {layout}: a newer version reads it")
         refuse_if(coder > 3, f"{name!r}: coder {coder}: a newer version reads it")
@@ -255,8 +266,34 @@ class Header:
         refuse_if(nparameters > MAX_PARAMETERS, f"{name!r}: {nparameters} parameters")
         parameters = [cursor.varint("parameter") for _ in range(nparameters)]
         matrix = Matrix(name, layout, nrows, ncols, nnz, parameters)
+        before, total = self._before(matrix), 0
+        link = before
+        while link is not None:
+            assert link.matrix is not None
+            total += link.matrix.nrows * link.matrix.ncols
+            link = self._before(link.matrix, self.entries.index(link))
+        refuse_if(total > MAX_CHAIN, f"{name!r}: goes on from {total} entries")
+        if before is not None:
+            goes_on = [entry.matrix for entry in self.entries if entry.matrix is not None]
+            others = [self._before(other, self._number(other)) for other in goes_on]
+            refuse_if(any(o is before for o in others), f"{name!r}: goes on as another one does")
         sizes = [cursor.varint("section size") for _ in range(LAYOUTS[layout].nsections)]
         return Entry(name, dtype, shape or (nrows, ncols), matrix, codebook, sizes=sizes)
+
+    def _number(self, matrix: Matrix) -> int:
+        return next(i for i, entry in enumerate(self.entries) if entry.matrix is matrix)
+
+    def _before(self, matrix: Matrix, number: int | None = None) -> Entry | None:
+        """Return the entry that a matrix goes on from, which is entry `number` or the next one."""
+        number = len(self.entries) if number is None else number
+        apart = matrix.apart
+        if not apart:
+            return None
+        refuse_if(apart > number, f"{matrix.name!r}: goes on from no entry")
+        entry = self.entries[number - apart]
+        is_archive = entry.matrix is not None and entry.matrix.is_archive and entry.matrix.nnz > 0
+        refuse_if(not is_archive, f"{matrix.name!r}: goes on from no archive")
+        return entry
 
 
 def _dtype(name: str, cursor: Cursor) -> int:
@@ -314,23 +351,25 @@ def _data(data: bytes, header: Header) -> bytes:
 def _cut(body: bytes, header: Header) -> tuple[list[np.ndarray], list[list[bytes]]]:
     at = 0
 
-    def cut(size: int) -> bytes:
+    def cut(size: int, is_coded: bool) -> bytes:
         nonlocal at
-        start = aligned(at, size)
+        start = at if is_coded else aligned(at, size)
         end = start + size
         refuse_if(end > len(body), f"data: a section ends at {end} of {len(body)} bytes")
         refuse_if(any(body[at:start]), f"data: padding at {at} is not zero")
         at = end
         return body[start:end]
 
-    codebooks = [
-        np.frombuffer(
-            cut(4 * k) if nbytes is None else decoder_planes.decode(cut(nbytes), 4 * k, 4, True),
-            "<u4",
-        )
-        for k, nbytes in header.codebooks
-    ]
-    sections = [[cut(size) for size in entry.sizes] for entry in header.entries]
+    codebooks = []
+    for ks, nbytes in header.codebooks:
+        if nbytes is None:
+            codebooks.append(np.frombuffer(cut(4 * ks[0], False), "<u4"))
+        else:
+            codebooks += decoder_codebooks.decode(cut(nbytes, True), ks)
+    sections = []
+    for entry in header.entries:
+        is_coded = entry.is_coded or (entry.matrix is not None and entry.matrix.is_archive)
+        sections.append([cut(size, is_coded) for size in entry.sizes])
     refuse_if(at != len(body), f"data: sections end at {at} of {len(body)} bytes")
     return codebooks, sections
 
@@ -341,13 +380,18 @@ def _tensor(
     header: Header,
     before: dict[str, Tensor],
     codebooks: list[np.ndarray],
-) -> Tensor:
+    learnt: list[Learnt | None],
+) -> tuple[Tensor, Learnt | None]:
     if entry.alias_of is not None:
-        return before[header.entries[entry.alias_of].name]
+        return before[header.entries[entry.alias_of].name], None
     dtype, numpy_dtype = DTYPES[entry.dtype]
+    end = None
     if entry.matrix is not None:
         codebook = codebooks[entry.codebook - 1] if entry.codebook else np.zeros(0, "<u4")
-        flat = decode(entry.matrix, codebook, sections).view("<f4").reshape(-1)
+        apart = entry.matrix.apart
+        start = learnt[len(learnt) - apart] if apart else None
+        values, end = decode(entry.matrix, codebook, sections, start)
+        flat = values.view("<f4").reshape(-1)
     else:
         elements = _plain_bytes(entry, sections[0])
         if dtype == "bool":
@@ -355,7 +399,7 @@ def _tensor(
         flat = np.frombuffer(elements, numpy_dtype)
     # An empty tensor may have a side that NumPy does not take.
     fits = flat.size > 0 or prod(max(side, 1) for side in entry.shape) < 1 << 48
-    return Tensor(dtype, entry.shape, flat.reshape(entry.shape) if fits else flat)
+    return Tensor(dtype, entry.shape, flat.reshape(entry.shape) if fits else flat), end
 
 
 def _plain_bytes(entry: Entry, section: bytes) -> bytes:

@@ -10,6 +10,7 @@ Plain integers throughout, in the words and letters of the page.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from math import isqrt
 
 import numpy as np
@@ -110,6 +111,9 @@ class Slot:
     def __init__(self, p: int = 1 << 21) -> None:
         self.p, self.c = p, 0
 
+    def calm(self) -> None:
+        self.c = min(self.c, 60)
+
     def learn(self, bit: int) -> None:
         self.p += (bit * 0x3FFFFF - self.p) * (131_072 // (2 * self.c + 3)) >> 16
         self.c = min(self.c + 1, 1023)
@@ -165,7 +169,7 @@ class Predictor:
         bit = bits.take(clamp(q + r >> 1, 8, 65_528))
         bins[i + (j >> 6)] += bit * 65_535 - bins[i + (j >> 6)] >> 6
         c = self.c.get(u, 0)
-        e = (bit * 65_536 - q) * (24 + (2560 // (32 + c) if c < 4096 else 0)) >> 8
+        e = (bit * 65_536 - q) * (24 + (5120 // (32 + c) if c < 4096 else 0)) >> 8
         self.c[u] = min(c + 1, 4096)
         for n in range(self.inputs):
             step = x[n] * e + 8192 >> 14
@@ -176,41 +180,50 @@ class Predictor:
 
 
 class Values:
-    """The codebook's order, signs and levels."""
+    """The codebook's entries, signs and levels."""
 
     def __init__(self, codebook: np.ndarray) -> None:
         patterns = codebook.tolist()
-        low = 0x7FFFFFFF
-        order = sorted(
-            range(len(patterns)),
-            key=lambda i: (-(patterns[i] >> 31), (patterns[i] & low) * (-1) ** (patterns[i] >> 31)),
-        )
-        self.symbols = order
-        self.k = len(order)
-        self.negatives = sum(pattern >> 31 for pattern in patterns)
+        self.k = len(patterns)
+        self.symbols: dict[int, int] = {}
+        self.counts = [0, 0]
+        for symbol in sorted(range(self.k), key=lambda i: patterns[i] & 0x7FFFFFFF):
+            positive = 1 - (patterns[symbol] >> 31)
+            self.symbols[1 + positive + 2 * self.counts[positive]] = symbol
+            self.counts[positive] += 1
         fields = [max(1, pattern >> 23 & 255) for pattern in patterns]
         largest = max((x for x in fields if x < 255), default=1)
         magnitudes = []
-        for symbol in order:
-            pattern, x = patterns[symbol], fields[symbol]
+        for pattern, x in zip(patterns, fields, strict=True):
             f = (pattern & 0x7FFFFF) + (1 << 23 if pattern >> 23 & 255 else 0)
             magnitudes.append(1 << 24 if x == 255 else f >> largest - x)
         mean = max(1, sum(magnitudes) // self.k)
-        self.levels = [0, *(clamp(x * 32 // mean, 1, 255) for x in magnitudes)]
-
-    def sign(self, e: int) -> int:
-        return 0 if e == 0 else 1 if e <= self.negatives else 2
+        levels = [clamp(x * 32 // mean, 1, 255) for x in magnitudes]
+        self.levels = {0: 0} | {e: levels[symbol] for e, symbol in self.symbols.items()}
 
     def signed(self, e: int) -> int:
-        return -self.levels[e] if e <= self.negatives else self.levels[e]
+        return -self.levels[e] if e % 2 else self.levels[e]
+
+
+def sign(e: int) -> int:
+    """Return 0 for what is not kept, 1 with the sign bit, 2 without."""
+    return 0 if e == 0 else 2 - e % 2
+
+
+def step(y: int) -> int:
+    """Return the A of the page."""
+    if y == 0:
+        return 16
+    size = min(15, (lg(abs(y) // 8 + 1) + 1) // 2)
+    return 16 + size if y > 0 else 16 - size
 
 
 def planes(entries: list[int]) -> tuple[int, int, int]:
-    """Return a bit for each entry over 0, and the low two bits of each."""
+    """Return a bit for each entry over 0, bit 1 of each, and bit 0 ^ bit 2."""
     return (
         sum((e > 0) << i for i, e in enumerate(entries)),
-        sum((e & 1) << i for i, e in enumerate(entries)),
         sum((e >> 1 & 1) << i for i, e in enumerate(entries)),
+        sum(((e ^ e >> 2) & 1) << i for i, e in enumerate(entries)),
     )
 
 
@@ -315,36 +328,60 @@ def hashed(c: int, node: int, bits: int) -> int:
     return ((y ^ y >> 15) * 0xC2B2AE35 & 0xFFFFFFFF) >> 32 - bits
 
 
+class Learnt:
+    """What matrices that go on from each other share."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.empty = [Slot(1 << 16), Slot()]
+        self.certain, self.slots = Slots(1 << 17), Slots()
+        self.kept, self.value = Predictor(5), Predictor(8)
+        self.value_slots, self.low = Slots(), Slots()
+        self.slot_bits = clamp(k.bit_length() + 6, 13, 18)
+        self.kernels: Network | None = None
+
+    def calmed(self) -> Learnt:
+        """Return it as the start of a matrix that goes on."""
+        start = deepcopy(self)
+        for slots in (start.certain, start.slots, start.value_slots):
+            for slot in slots.values():
+                slot.calm()
+        for slot in start.empty:
+            slot.calm()
+        start.kept.c.clear()
+        start.value.c.clear()
+        return start
+
+
 class Model:
     """What is expected of each entry, and the entries."""
 
-    def __init__(self, bits: Bits, values: Values, m: int, n: int, t: int) -> None:
-        self.bits, self.values, self.n, self.t = bits, values, n, t
+    def __init__(self, bits: Bits, values: Values, m: int, n: int, t: int, learnt: Learnt) -> None:
+        self.bits, self.values, self.n, self.t, self.learnt = bits, values, n, t, learnt
         self.side = isqrt(t) if isqrt(t) ** 2 == t else t
         self.references = References(m, n)
-        self.network = Network(n) if n <= 1024 and m >= 192 else None
-        self.empty = [Slot(1 << 16), Slot()]
+        self.network = Network(n) if t == 1 and n <= 1024 and m >= 192 else None
+        if t > 1:
+            if learnt.kernels is None or learnt.kernels.n != t:
+                learnt.kernels = Network(t) if t <= 1024 else None
+            self.network = learnt.kernels
         self.was_empty = 0
         self.total = self.nlines = 0
         self.columns, self.channels = [0] * n, [0] * (n // t)
         self.densities = [16] * n
         self.before = [0] * n
-        self.certain, self.slots = Slots(1 << 17), Slots()
-        self.kept, self.value = Predictor(5), Predictor(8)
-        self.value_slots, self.low = Slots(), Slots()
-        self.slot_bits = clamp(values.k.bit_length() + 6, 13, 18)
 
     def mean(self, lines: int) -> int:
         return lg((64 * self.total + 10_240) // (self.n * lines + 16) + 1)
 
     def line(self) -> list[int]:
         line = [0] * self.n
-        self.was_empty = self.empty[self.was_empty].code(self.bits)
+        self.was_empty = self.learnt.empty[self.was_empty].code(self.bits)
         if not self.was_empty:
             self.entries(line)
             self.bits.check()
             if self.network:
-                self.network.end_line(line, self.values)
+                self.network.end_line(line[-self.t :] if self.t > 1 else line, self.values)
             self.references.end_line(line)
             levels = [self.values.levels[e] for e in line]
             self.total += sum(levels)
@@ -366,6 +403,9 @@ class Model:
             for j in range(start, end):
                 if j % self.t == 0:
                     self.h = 0
+                    if self.t > 1 and j and self.network:
+                        self.network.end_line(line[j - self.t : j], self.values)
+                        self.network.start_line()
                 column = self.references.column(j)
                 entry = line[j] = self.entry(line, j, column)
                 self.w = (self.w << 1 | (entry > 0)) & 15
@@ -378,7 +418,9 @@ class Model:
                     self.channels[j // self.t] += level
                     self.z = self.before[j] = entry
                     if self.network:
-                        self.network.keep(j, self.values.signed(entry))
+                        self.network.keep(
+                            j % self.t if self.t > 1 else j, self.values.signed(entry)
+                        )
             if end < self.n:
                 self.references.end_piece(start // PIECE, line[start:end])
 
@@ -392,11 +434,12 @@ class Model:
             d3 = bucket(lg(self.channels[j // t] + 10), expected)
             if pi:
                 kappa = 1 + clamp(lg(self.h + 2) - lg(16 * pi + 64) - g + 56, 0, 30)
-        x = int(self.network.l[j]) >> 4 if self.network else 0
-        l1 = int(self.network.l1[j]) if self.network else 0
+        unit = pi if t > 1 else j
+        x = int(self.network.l[unit]) >> 4 if self.network else 0
+        l1 = int(self.network.l1[unit]) if self.network else 0
         big_x = x + 2048 >> 7
-        if not any(column) and (x < -1024 if self.network else d3 < 6):
-            if not self.certain[big_x, d3].code(self.bits):
+        if not any(column) and (x < -1024 if self.network and t == 1 else d3 < 6):
+            if not self.learnt.certain[big_x, d3].code(self.bits):
                 return 0
             a = [0, 0, 0]
         else:
@@ -413,39 +456,55 @@ class Model:
                     pi % side > 0 and line[j - 1] > 0,
                     j >= t and line[j - t] > 0,
                 )
+            numbered = self.learnt.slots
             slots = [
-                self.slots[1, big_x, alpha],
-                self.slots[2, d3, d1, a[0] > 0],
-                self.slots[3, self.w, alpha],
-                self.slots[4, place],
+                numbered[1, big_x, alpha],
+                numbered[2, d3, d1, a[0] > 0],
+                numbered[3, self.w, alpha],
+                numbered[4, t > 1, place],
             ]
             sets = (alpha, min(pi, 8)), d1, (big_x, alpha)
-            if not self.kept.code(self.bits, slots, x, *sets):
+            if not self.learnt.kept.code(self.bits, slots, x, *sets):
                 return 0
         expected = clamp(l1 + 64 >> 6, -120, 120) + 128
         first = next((hint for hint in a if hint), 0)
         contexts = [
             0,
-            a[0] << 16 ^ a[1] << 8 ^ a[2],
+            a[0] << 20 ^ a[1] << 10 ^ a[2],
             self.z,
             (32 * d3 + d1) * 8 + kappa // 4,
             expected,
             (expected // 2) * 64 + d2,
-            (expected // 2) * 256 + first,
+            (expected // 2) * 1024 + first,
         ]
+        if t > 1:
+            contexts[1], contexts[6] = self.around(line, j, pi)
         return self.entry_value(contexts, a, j, (min(pi, 8), kappa, d1))
+
+    def around(self, line: list[int], j: int, pi: int) -> tuple[int, int]:
+        side, across = self.side, pi % self.side
+
+        def level(apart: int, is_there: bool) -> int:
+            return self.values.signed(line[j - apart]) if is_there else 0
+
+        above, beside = level(side, pi >= side), level(1, across > 0)
+        corners = level(side + 1, pi >= side and across > 0)
+        corners += level(side - 1, pi >= side and across + 1 < side)
+        around = step(2 * (above + beside) + corners) * 16 + min(pi, 8)
+        return around, step(above) * 32 + step(beside)
 
     def bit(self, contexts: list[int], node: int, u: int, v: int, m: int) -> int:
         slots = [
-            self.value_slots[i, hashed(c, node, self.slot_bits)] for i, c in enumerate(contexts)
+            self.learnt.value_slots[i, hashed(c, node, self.learnt.slot_bits)]
+            for i, c in enumerate(contexts)
         ]
-        return self.value.code(self.bits, slots, 256, u, v, m)
+        return self.learnt.value.code(self.bits, slots, 256, u, v, m)
 
     def entry_value(
         self, contexts: list[int], a: list[int], j: int, near: tuple[int, int, int]
     ) -> int:
-        sign, (pi, kappa, d1) = self.values.sign, near
-        negatives, positives = self.values.negatives, self.values.k - self.values.negatives
+        pi, kappa, d1 = near
+        negatives, positives = self.values.counts
         is_positive = int(positives > 0)
         if negatives and positives:
             sigma = 3 * sign(a[0]) + sign(a[1])
@@ -454,38 +513,52 @@ class Model:
         count = positives if is_positive else negatives
         negative = 1 - is_positive
         agrees = int(sign(a[0]) == 1 + is_positive)
-        nbits = (count - 1).bit_length()
+        nbits = (self.values.k - 1).bit_length()
         number, theta = 0, 1
         for place in reversed(range(nbits)):
             bit = 0
             if number + (1 << place) < count:
                 if nbits - place > 9:
-                    bit = self.low[theta, negative].code(self.bits)
+                    bit = self.learnt.low[theta, negative].code(self.bits)
                 else:
                     u = 96 + (2 * min(theta, 63) + negative) * 2 + agrees
                     m = 96 + 2 * min(theta, 127) + negative
                     bit = self.bit(contexts, 2 + 2 * theta + negative, u, 32 + d1, m)
             theta = 2 * theta + bit
             number += bit << place
-        return negatives + 1 + number if is_positive else negatives - number
+        return 1 + is_positive + 2 * number
 
 
-def archive(matrix: Matrix, codebook: np.ndarray, sections: list[bytes]) -> np.ndarray:
-    """Return words: 0 or symbol + 1."""
+def archive(
+    matrix: Matrix, codebook: np.ndarray, sections: list[bytes], before: Learnt | None
+) -> tuple[np.ndarray, Learnt | None]:
+    """Return words: 0 or symbol + 1; and what is learnt, of a matrix that keeps something.
+
+    Args:
+        matrix: its entry of the header.
+        codebook: bit patterns, u32 [k].
+        sections: the layout's.
+        before: what is learnt up to the end of the matrix that it goes on from, if it does.
+    """
     nrows, ncols, nnz = matrix.nrows, matrix.ncols, matrix.nnz
-    d, t = matrix.parameters
+    d, t, apart = matrix.parameters
     stream = sections[0]
     out = np.zeros((nrows, ncols), np.int64)
     if nnz == 0:
-        refuse_if(d or t or stream, "something where nothing is kept")
-        return out
+        refuse_if(d or t or apart or stream, "something where nothing is kept")
+        return out, None
     refuse_if(d > 1, f"direction {d}")
-    refuse_if(t == 0 or ncols % t or (d == 1 and t > 1), f"{t} taps")
-    lines = out.T if d else out
-    refuse_if(max(nrows, ncols) > (len(stream) + 8) << 17, "stream: too short for the shape")
+    refuse_if(t == 0 or ncols % t, f"{t} taps")
+    m, n = (ncols // t, nrows * t) if d else (nrows, ncols)
+    refuse_if(n >= 1 << 32, f"lines of {n} entries")
+    refuse_if(max(m, n) > (len(stream) + 8) << 17, "stream: too short for the shape")
     bits, values = Bits(stream), Values(codebook)
-    model = Model(bits, values, *lines.shape, t)
-    symbols = np.array([-1, *values.symbols]) + 1
+    refuse_if(before is not None and max(values.k, before.k) > 512, "too many values to go on")
+    learnt = Learnt(values.k) if before is None else before.calmed()
+    model = Model(bits, values, m, n, t, learnt)
+    symbols = np.zeros(1 + max(values.symbols), np.int64)
+    symbols[list(values.symbols)] = [symbol + 1 for symbol in values.symbols.values()]
+    lines = np.zeros((m, n), np.int64)
     found = 0
     for line in lines:
         line[:] = model.line()
@@ -493,4 +566,7 @@ def archive(matrix: Matrix, codebook: np.ndarray, sections: list[bytes]) -> np.n
         refuse_if(found > nnz, "more than nnz entries")
     bits.finish()
     refuse_if(found != nnz, "fewer than nnz entries")
-    return symbols[out]
+    learnt.k = max(learnt.k, values.k)
+    if d:
+        lines = lines.reshape(m, nrows, t).transpose(1, 0, 2).reshape(nrows, ncols)
+    return symbols[lines], learnt

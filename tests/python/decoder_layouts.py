@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from decoder_archive import archive
+from decoder_archive import Learnt, archive
 from decoder_coded import coded
 from decoder_sections import (
     Matrix,
@@ -32,25 +32,28 @@ from decoder_sections import (
     words,
 )
 
-__all__ = ["LAYOUTS", "Matrix", "Refused", "decode", "refuse_if"]
+__all__ = ["LAYOUTS", "Learnt", "Matrix", "Refused", "decode", "refuse_if"]
 
 MAX_CODEWORD = 24
 ROWS_PER_BLOCK = 64
 ROWS_PER_SEGMENT = 65_535
 
 
-def decode(matrix: Matrix, codebook: np.ndarray, sections: list[bytes]) -> np.ndarray:
-    """Return the matrix as bit patterns, u32 [nrows, ncols].
+def decode(
+    matrix: Matrix, codebook: np.ndarray, sections: list[bytes], before: Learnt | None = None
+) -> tuple[np.ndarray, Learnt | None]:
+    """Return the matrix as bit patterns, u32 [nrows, ncols], and what an archive has learnt.
 
     Args:
         matrix: its entry of the header.
         codebook: bit patterns, u32 [k]; k = 0 where it has none.
         sections: the layout's, in order.
+        before: what was learnt up to the end of the archive that it goes on from.
 
     Raises:
         Refused: wherever FORMAT.md says that a reader must refuse.
     """
-    layout = LAYOUTS[matrix.layout]
+    layout, learnt = LAYOUTS[matrix.layout], None
     try:
         npar = len(matrix.parameters)
         refuse_if(npar not in layout.nparameters, f"{npar} parameters")
@@ -58,7 +61,7 @@ def decode(matrix: Matrix, codebook: np.ndarray, sections: list[bytes]) -> np.nd
             refuse_if((len(codebook) > 0) != (matrix.nnz > 0), "a codebook without nnz or reverse")
             table = np.concatenate([np.zeros(1, np.uint32), codebook.astype(np.uint32)])
             if layout.decode is None:
-                words = archive(matrix, codebook, sections)
+                words, learnt = archive(matrix, codebook, sections, before)
             else:
                 words = layout.decode(matrix, len(codebook), sections)
             refuse_if((words > len(codebook)).any(), "a symbol beyond the codebook")
@@ -71,7 +74,7 @@ def decode(matrix: Matrix, codebook: np.ndarray, sections: list[bytes]) -> np.nd
         refuse_if(kept != matrix.nnz, f"{kept} weights are kept, expected nnz = {matrix.nnz}")
     except Refused as error:
         raise Refused(f"{matrix.name!r}: {layout.name}: {error}") from error
-    return values
+    return values, learnt
 
 
 # Layouts that hold values.
@@ -531,5 +534,5 @@ LAYOUTS = (
     Layout("shac", 1, (12, 3), 9, True, shac),
     Layout("packed", 0, (7,), 5, True, packed),
     Layout("coded", 2, (17,), 6, True, coded),
-    Layout("archive", 3, (2,), 1, True, None),
+    Layout("archive", 3, (3,), 1, True, None),
 )

@@ -37,6 +37,15 @@ class Matrix:
     nnz: int
     parameters: list[int]
 
+    @property
+    def is_archive(self) -> bool:
+        return self.layout == 9
+
+    @property
+    def apart(self) -> int:
+        """How many entries of the file before is the one that it goes on from; 0 without one."""
+        return self.parameters[2] if self.is_archive and len(self.parameters) > 2 else 0
+
 
 def word(x: int) -> np.dtype:
     """Return the smallest unsigned type that holds x."""

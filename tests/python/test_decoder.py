@@ -160,14 +160,14 @@ def models(draw):
 @given(models())
 @settings(relaxed, max_examples=MAX_EXAMPLES)
 def test_the_decoder_reads_the_bits_that_tersenet_wrote(tmp_path_factory, model):
-    tensors, aliases, metadata, code_codebooks = model
+    tensors, aliases, metadata, for_size = model
     path = tmp_path_factory.getbasetemp() / "decoder.terse"
     _core.write(
         str(path),
         [(name, dtype, shape, v) for name, (dtype, shape, _, v) in tensors.items()],
         list(aliases.items()),
         metadata,
-        code_codebooks=code_codebooks,
+        for_size=for_size,
     )
     found = decoder.read(path.read_bytes())
     assert found.metadata == metadata

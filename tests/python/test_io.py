@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from tersenet import CompressedMatrix, _core
+from tersenet import CompressedMatrix, _core, files
 from tersenet import io as terse
 from tersenet.errors import FormatError
 from tersenet.io import Limits
@@ -104,6 +106,80 @@ def test_a_file_for_size_takes_the_archive_where_it_is_smallest(tmp_path):
     x = rng.integers(-8, 8, 200).astype(np.float32)
     np.testing.assert_allclose(loaded["a"].matvec(x), alike @ x, rtol=1e-5, atol=1e-4)
     assert loaded["a"].to(goal="size") == matrices["a"]
+
+
+def layers_alike(count: int) -> dict[str, np.ndarray]:
+    """Small layers [24, 8, 3, 3] of the same kind: kernels that are smooth, in rows of any scale."""
+    rng = np.random.default_rng(5)
+    layers = {}
+    for number in range(count):
+        smooth = rng.standard_normal((24, 8, 1, 3)) + rng.standard_normal((24, 8, 3, 1))
+        weights = smooth * rng.gamma(1, 1, (24, 1, 1, 1)) * (0.05 + 0.01 * number)
+        steps = np.round(weights / 0.04).clip(-8, 8).astype(np.float32) / 32
+        layers[f"layer{number}.weight"] = steps
+    return layers
+
+
+def as_kernels(layers: dict[str, np.ndarray]) -> dict[str, files.Typed]:
+    return {
+        name: files.Typed(
+            CompressedMatrix.compress(w.reshape(24, 72), "archive", taps=9),
+            "float32",
+            w.shape,
+            name,
+        )
+        for name, w in layers.items()
+    }
+
+
+def test_archives_of_a_file_for_size_go_on_from_each_other(tmp_path):
+    layers = layers_alike(6)
+    typed = as_kernels(layers)
+    matrices = {name: matrix.value for name, matrix in typed.items()}
+    path = tmp_path / "chain.terse"
+    terse.save(typed, path, goal="size")
+    alone = sum(matrix.sections()["stream"] for matrix in matrices.values())
+    with terse.open(path) as file:
+        assert {file.info(name)["layout"] for name in file} == {"archive"}
+        assert sum(file.info(name)["nbytes"] for name in file) < 0.95 * alone
+        file.verify()
+    # Lazily, in any order, each from a file just opened or not.
+    for names in (list(layers), list(layers)[::-1], ["layer3.weight"], ["layer5.weight"] * 2):
+        with terse.open(path) as file:
+            for name in names:
+                found = file.get(name).decompress().reshape(layers[name].shape)
+                assert found.tobytes() == layers[name].tobytes()
+    # One of them elsewhere stands alone: in another file, as bytes, pickled, in another layout.
+    with terse.open(path) as file:
+        last = file.get("layer5.weight")
+    assert last.to_bytes() == matrices["layer5.weight"].to_bytes()
+    assert pickle.loads(pickle.dumps(last)) == matrices["layer5.weight"]
+    terse.save({"copy": last, "again": last.to("coded")}, tmp_path / "copy.terse")
+    copy = terse.load(tmp_path / "copy.terse")
+    for name in ("copy", "again"):
+        assert copy[name].decompress().tobytes() == layers["layer5.weight"].tobytes()
+    assert copy["copy"].nbytes == matrices["layer5.weight"].nbytes
+
+
+def test_a_matrix_that_goes_on_from_what_it_cannot_is_an_error(tmp_path):
+    layers = layers_alike(2)
+    path = tmp_path / "chain.terse"
+    terse.save(as_kernels(layers), path, goal="size")
+    data = path.read_bytes()
+    nbytes = int.from_bytes(data[8:12], "little")
+    header = data[16 : 16 + nbytes]
+    # Three parameters, the direction, 9 taps, and how many entries before it goes on from.
+    for direction in (0, 1):
+        parameters = bytes([3, direction, 9, 1])
+        if parameters in header:
+            break
+    at = header.rindex(parameters) + 3
+    for apart, message in ((0, "stream"), (2, "goes on from"), (127, "goes on from")):
+        damaged = header[:at] + bytes([apart]) + header[at + 1 :]
+        checksum = zlib.crc32(damaged).to_bytes(4, "little")
+        path.write_bytes(data[:12] + checksum + damaged + data[16 + nbytes :])
+        with pytest.raises(FormatError, match=message), terse.open(path) as file:
+            file.get("layer1.weight")
 
 
 def trained_like(n: int) -> np.ndarray:

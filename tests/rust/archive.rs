@@ -116,8 +116,10 @@ proptest! {
         ncols in 1usize..300,
         nnz in 1usize..5000,
         k in 1u32..700,
-        columns in any::<bool>(),
+        turned in any::<bool>(),
+        taps in prop_oneof![Just(1u64), 2u64..30],
     ) {
+        let ncols = ncols.next_multiple_of(taps as usize);
         let values: Vec<f32> = (1..=k).map(|i| if i % 3 == 0 { -1.0 } else { 1.0 } * i as f32).collect();
         let owner: Owner = Arc::new(stream.clone());
         let parts = Parts {
@@ -125,7 +127,7 @@ proptest! {
             nnz: nnz.min(nrows * ncols),
             codebook: Some(Arc::new(Codebook::new(values).unwrap())),
             coder: tersenet::entropy::Coder::Mixing,
-            params: vec![columns.into(), 1],
+            params: vec![turned.into(), taps, 0],
             sections: vec![("stream", owner, 0, stream.len())],
         };
         match CompressedMatrix::read(by_name("archive").unwrap(), parts) {

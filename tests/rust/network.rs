@@ -63,7 +63,7 @@ fn container(graph: &Graph, weights: &[(&str, Weight)]) -> Vec<u8> {
         writer.add(name, dtype, &dims, stored).unwrap();
     }
     writer.set_graph(graph.to_bytes());
-    writer.to_bytes()
+    writer.to_bytes().unwrap()
 }
 
 fn load(bytes: Vec<u8>, resident: Resident) -> tersenet::Result<Network> {

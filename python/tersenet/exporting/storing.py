@@ -41,7 +41,7 @@ def store(graph: Graph, path: Path, goal: Goal | None, metadata: Mapping[str, st
         [],
         strings(metadata),
         graph.encoded(),
-        code_codebooks=goal == "size",
+        for_size=goal == "size",
     )
 
 

@@ -14,6 +14,7 @@ Price: one byte a weight for the mask, one masked copy a use.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from tersenet.parametrization import Parametrization, Target, as_array, attach, targets
 from tersenet.plan import Plan
 from tersenet.pruning import PRUNERS, Mask
+from tersenet.pruning.magnitude import Weights
 
 
 class Masked(Parametrization):
@@ -87,6 +89,36 @@ def prune(model: nn.Module, plan: Plan, *, regrow: bool = False) -> PruningRepor
         >>> prune(model, Plan.of(sparsity=0.9)).layers[0].nnz
         10
     """
+    chosen = prunable(model, plan)
+    arrays, within = {}, {}
+    for target in chosen:
+        arrays[target.name] = as_array(target.original if regrow else target.weight())
+        if target.parametrization is not None and not regrow:
+            within[target.name] = target.parametrization.mask.cpu().numpy()
+    found = ranked(chosen, plan, arrays, within)
+    report = []
+    for target in chosen:
+        mask = found[target.name]
+        put(target, torch.from_numpy(mask))
+        report.append(PrunedLayer(target.name, mask.shape, int(np.count_nonzero(mask))))
+    return PruningReport(tuple(report))
+
+
+def put(target: Target, mask: Tensor) -> None:
+    """Let the mask, bool in the shape of the weight, compute a weight that is not quantized."""
+    mask = mask.to(target.original.device)
+    if target.parametrization is None:
+        attach(target, Masked(mask), target.original)
+    else:
+        target.parametrization.mask = mask
+
+
+def prunable(model: nn.Module, plan: Plan) -> list[Target]:
+    """Return the weights that the plan prunes, in the model's order.
+
+    Raises:
+        ValueError: as `targets`, or if a layer is quantized already.
+    """
     chosen = [target for target in targets(model, plan) if target.rule.prunes]
     for target in chosen:
         if type(target.parametrization) not in (type(None), Masked):
@@ -94,6 +126,26 @@ def prune(model: nn.Module, plan: Plan, *, regrow: bool = False) -> PruningRepor
                 f"prune: layer {target.name!r} is quantized, expected a layer that is not "
                 "(prune first, or unparametrize it)"
             )
+    return chosen
+
+
+def ranked(
+    chosen: list[Target],
+    plan: Plan,
+    arrays: Mapping[str, Weights],
+    within: Mapping[str, Mask],
+) -> dict[str, Mask]:
+    """Return the masks that the rules of the chosen weights ask for.
+
+    Args:
+        chosen: of `prunable`.
+        plan: its scope says whether weights that ask the same are ranked together.
+        arrays: what is ranked, for each chosen name.
+        within: masks that the results may not leave; may leave names out.
+
+    Raises:
+        ValueError: if a pruner is unknown, or refuses the arrays.
+    """
     groups: dict[object, list[Target]] = {}
     for target in chosen:
         rule = target.rule
@@ -102,30 +154,16 @@ def prune(model: nn.Module, plan: Plan, *, regrow: bool = False) -> PruningRepor
         groups.setdefault(key, []).append(target)
     found: dict[str, Mask] = {}
     for group in groups.values():
-        found |= _masks(group, regrow)
-    report = []
-    for target in chosen:
-        mask = found[target.name]
-        tensor = torch.from_numpy(mask).to(target.original.device)
-        if target.parametrization is None:
-            attach(target, Masked(tensor), target.original)
-        else:
-            target.parametrization.mask = tensor
-        report.append(PrunedLayer(target.name, mask.shape, int(np.count_nonzero(mask))))
-    return PruningReport(tuple(report))
-
-
-def _masks(group: list[Target], regrow: bool) -> dict[str, Mask]:
-    """Return the masks of targets that ask the same and are ranked together."""
-    rule = group[0].rule
-    name = rule.pruner or "magnitude"
-    if name not in PRUNERS:
-        raise ValueError(f"prune: pruner is {name!r}, expected one of {', '.join(PRUNERS)}")
-    arrays, within = {}, {}
-    for target in group:
-        arrays[target.name] = as_array(target.original if regrow else target.weight())
-        if target.parametrization is not None and not regrow:
-            within[target.name] = target.parametrization.mask.cpu().numpy()
-    return PRUNERS[name](
-        arrays, sparsity=rule.sparsity, threshold=rule.threshold, scope="global", within=within
-    )
+        rule = group[0].rule
+        pruner = rule.pruner or "magnitude"
+        if pruner not in PRUNERS:
+            raise ValueError(f"prune: pruner is {pruner!r}, expected one of {', '.join(PRUNERS)}")
+        names = [target.name for target in group]
+        found |= PRUNERS[pruner](
+            {name: arrays[name] for name in names},
+            sparsity=rule.sparsity,
+            threshold=rule.threshold,
+            scope="global",
+            within={name: within[name] for name in names if name in within},
+        )
+    return found

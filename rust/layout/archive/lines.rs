@@ -5,7 +5,7 @@ use crate::rows::{Rows, Shape};
 use std::sync::Arc;
 
 /// The kept weights of lines, one line after the other.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Lines {
     /// Where each line starts; one more than there are lines.
     starts: Vec<usize>,
@@ -54,11 +54,15 @@ impl Lines {
         (&self.places[range.clone()], &self.symbols[range])
     }
 
-    /// The lines across these, of which each has `width` entries.
-    pub(super) fn turned(&self, width: usize) -> Self {
-        let mut starts = vec![0; width + 1];
-        self.places.iter().for_each(|&place| starts[place as usize + 1] += 1);
-        for i in 0..width {
+    /// The lines across these: `width / taps` of them, each with `taps` neighbours of every line.
+    ///
+    /// Turned again, with as many taps, they are these; with one, rows become columns.
+    pub(super) fn turned(&self, width: usize, taps: usize) -> Self {
+        let count = width / taps;
+        let across = |place: u32| (place as usize / taps, place as usize % taps);
+        let mut starts = vec![0; count + 1];
+        self.places.iter().for_each(|&place| starts[across(place).0 + 1] += 1);
+        for i in 0..count {
             starts[i + 1] += starts[i];
         }
         let mut next = starts.clone();
@@ -66,8 +70,9 @@ impl Lines {
         for line in 0..self.len() {
             let (places_here, symbols_here) = self.line(line);
             for (&place, &symbol) in places_here.iter().zip(symbols_here) {
-                let at = &mut next[place as usize];
-                (places[*at], symbols[*at]) = (line as u32, symbol);
+                let (to, tap) = across(place);
+                let at = &mut next[to];
+                (places[*at], symbols[*at]) = ((line * taps + tap) as u32, symbol);
                 *at += 1;
             }
         }
@@ -101,7 +106,7 @@ mod tests {
                 line.iter().for_each(|(&place, &symbol)| straight.push(place, symbol));
                 straight.end_line();
             }
-            let turned = straight.turned(40);
+            let turned = straight.turned(40, 1);
             prop_assert_eq!(turned.len(), 40);
             for (place, line) in (0..40).map(|place| (place, turned.line(place))) {
                 let here = (0u32..).zip(&lines);
@@ -111,8 +116,21 @@ mod tests {
                     line.0.iter().copied().zip(line.1.iter().copied()).collect();
                 prop_assert_eq!(found, expected);
             }
-            let back = turned.turned(lines.len());
-            prop_assert_eq!((back.starts, back.places, back.symbols), (straight.starts, straight.places, straight.symbols));
+            let back = turned.turned(lines.len(), 1);
+            prop_assert_eq!(&back, &straight);
+            for taps in [4, 40] {
+                let turned = straight.turned(40, taps);
+                prop_assert_eq!(turned.len(), 40 / taps);
+                for (i, line) in lines.iter().enumerate() {
+                    for (&place, &symbol) in line {
+                        let (to, tap) = (place as usize / taps, place as usize % taps);
+                        let (places, symbols) = turned.line(to);
+                        let at = places.binary_search(&((i * taps + tap) as u32)).unwrap();
+                        prop_assert_eq!(symbols[at], symbol);
+                    }
+                }
+                prop_assert_eq!(&turned.turned(lines.len() * taps, taps), &straight);
+            }
         }
     }
 }

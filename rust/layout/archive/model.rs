@@ -1,20 +1,16 @@
 //! What the archive expects of a matrix, entry by entry.
 
+use super::kernels::{Densities, Kernels};
+use super::learnt::{KEPT_SLOTS, Learnt};
 use super::levels::Levels;
 use super::network::{MAX_COLS, MIN_LINES, Network};
 use super::references::{PIECE, References};
-use super::values::{ValueContexts, ValueModel};
-use crate::entropy::mixing::{
-    BinaryCoder, LOGIT_ONE, Predictor, PredictorSize, Slot, log2_quarters,
-};
+use super::values::ValueContexts;
+use crate::entropy::mixing::{BinaryCoder, LOGIT_ONE, log2_quarters};
 use crate::error::Result;
 use crate::rows::filled;
 use std::ops::Range;
 
-/// Inputs of the mixer of kept or pruned: four slots and the network's logit.
-const KEPT_INPUTS: usize = 5;
-/// First slots of the contexts of kept or pruned.
-const KEPT_SLOTS: [usize; 5] = [0, 256, 2304, 2432, 2432 + 32_768];
 /// The least logit that is not pruned for certain, where no reference keeps anything.
 const CERTAIN_LOGIT: i32 = -4 * LOGIT_ONE;
 /// The least density that is not, where there is no network.
@@ -22,7 +18,7 @@ const CERTAIN_DENSITY: usize = 6;
 
 /// A density or magnitude beside what is expected, in quarters of an octave: 16 is as expected.
 #[inline(always)]
-fn bucket(found: i32, expected: i32) -> usize {
+pub(super) fn bucket(found: i32, expected: i32) -> usize {
     (found - expected + 16).clamp(0, 31) as usize
 }
 
@@ -30,35 +26,28 @@ fn bucket(found: i32, expected: i32) -> usize {
 #[derive(Debug)]
 pub(super) struct Model<'a> {
     levels: &'a Levels,
-    /// Positions of a convolution's kernel, next to each other in a line; 1 without.
-    taps: usize,
-    /// The length of a side of the kernel.
-    side: usize,
-    kept: Predictor<KEPT_INPUTS>,
-    values: ValueModel,
-    /// Pruned for certain, by logit and density.
-    certain: Vec<Slot>,
-    /// Lines that keep nothing, by whether the one before does.
-    empty: [Slot; 2],
+    learnt: Learnt,
+    kernels: Kernels,
     was_empty: bool,
     references: References,
+    /// Over the columns of a line, or over the positions of a kernel.
     network: Option<Network>,
     nlines: u64,
-    /// Magnitudes so far: of each column, each channel, and all; entries so far.
+    /// Levels so far: of each column, and all; entries so far.
     columns: Vec<u64>,
-    channels: Vec<u64>,
     total: u64,
     entries: u64,
     /// The density of each column.
     densities: Vec<u8>,
     /// About 4·log2 of 16·j + 64, for column j.
     log_places: Vec<u8>,
-    kept_cols: Vec<(u32, i16)>,
+    /// What the network's line, or kernel, keeps so far.
+    kept: Vec<(u32, i16)>,
     last_values: Vec<u32>,
 }
 
 impl<'a> Model<'a> {
-    /// A model of `nlines` lines of `ncols` entries.
+    /// A model of `nlines` lines of `ncols` entries that starts from `learnt`.
     ///
     /// # Errors
     /// `LimitExceeded` when the memory cannot be had.
@@ -67,41 +56,46 @@ impl<'a> Model<'a> {
         nlines: usize,
         ncols: usize,
         taps: usize,
+        mut learnt: Learnt,
     ) -> Result<Self> {
         let mut log_places = filled(0, ncols, 1)?;
         for (j, log) in (0..).zip(&mut log_places) {
             *log = log2_quarters(16 * j + 64) as u8;
         }
+        let network = if taps == 1 {
+            (ncols <= MAX_COLS && nlines >= MIN_LINES).then(|| Network::new(ncols))
+        } else {
+            let known = learnt.kernels.take().filter(|network| network.ncols() == taps);
+            (taps <= MAX_COLS).then(|| known.map_or_else(|| Network::new(taps), Ok))
+        };
         Ok(Self {
             levels,
-            taps,
-            side: if taps.isqrt().pow(2) == taps { taps.isqrt() } else { taps },
-            kept: Predictor::new(PredictorSize {
-                slots: KEPT_SLOTS[4],
-                sets: [32 * 9, 32],
-                maps: 256,
-            }),
-            values: ValueModel::new(levels.symbols.len()),
-            certain: vec![Slot::new(1 << 11); 32 * 32],
-            empty: [Slot::new(1 << 10), Slot::new(1 << 15)],
+            learnt,
+            kernels: Kernels::new(ncols, taps)?,
             was_empty: false,
             references: References::new(nlines, ncols)?,
-            network: (ncols <= MAX_COLS && nlines >= MIN_LINES)
-                .then(|| Network::new(ncols))
-                .transpose()?,
+            network: network.transpose()?,
             nlines: 0,
             columns: filled(0, ncols, 1)?,
-            channels: filled(0, ncols / taps, 1)?,
             total: 0,
             entries: 0,
             densities: filled(16, ncols, 1)?,
             log_places,
-            kept_cols: Vec::new(),
+            kept: Vec::new(),
             last_values: filled(0, ncols, 1)?,
         })
     }
 
-    /// Codes a line of entries: 0 where pruned, else the value's rank plus 1.
+    /// What it learnt, as a start for another matrix.
+    pub(super) fn into_learnt(mut self) -> Learnt {
+        self.learnt.calm();
+        if self.kernels.taps > 1 {
+            self.learnt.kernels = self.network;
+        }
+        self.learnt
+    }
+
+    /// Codes a line of entries, as [`Levels`] numbers them.
     ///
     /// # Errors
     /// `Truncated` when a decoder's bytes end long before; `LimitExceeded` for memory.
@@ -111,7 +105,7 @@ impl<'a> Model<'a> {
         line: &mut [u32],
     ) -> Result<()> {
         let is_empty = !C::DECODES && line.iter().all(|&entry| entry == 0);
-        let slot = &mut self.empty[usize::from(self.was_empty)];
+        let slot = &mut self.learnt.empty[usize::from(self.was_empty)];
         self.was_empty = slot.code(coder, is_empty.into()) == 1;
         self.nlines += 1;
         self.entries += line.len() as u64;
@@ -122,10 +116,7 @@ impl<'a> Model<'a> {
             return Ok(());
         }
         self.references.start_line();
-        if let Some(network) = &mut self.network {
-            network.start_line();
-        }
-        self.kept_cols.clear();
+        self.start_network();
         let mut state = LineState::new(self.mean());
         for start in (0..line.len()).step_by(PIECE) {
             let piece = start..line.len().min(start + PIECE);
@@ -136,15 +127,26 @@ impl<'a> Model<'a> {
             }
         }
         coder.check()?;
-        if let Some(network) = &mut self.network {
-            network.end_line(&self.kept_cols);
-        }
+        self.end_network();
         self.references.end_line(line)?;
-        self.end_line(state.magnitude, line);
+        self.end_line(state.level, line);
         Ok(())
     }
 
-    /// About 4·log2 of 64 times the mean magnitude of an entry so far.
+    fn start_network(&mut self) {
+        self.kept.clear();
+        if let Some(network) = &mut self.network {
+            network.start_line();
+        }
+    }
+
+    fn end_network(&mut self) {
+        if let Some(network) = &mut self.network {
+            network.end_line(&self.kept);
+        }
+    }
+
+    /// About 4·log2 of 64 times the mean level of an entry so far.
     fn mean(&self) -> i32 {
         log2_quarters((self.total * 64 + 10_240) / (self.entries + 16) + 1)
     }
@@ -158,33 +160,38 @@ impl<'a> Model<'a> {
     ) {
         for col in piece.clone() {
             let at = col - piece.start;
-            let (channel, position) =
-                if self.taps == 1 { (col, 0) } else { (col / self.taps, col % self.taps) };
-            if position == 0 {
+            let place = self.kernels.place(col);
+            let (has_kernels, position) = (self.kernels.taps > 1, place.position);
+            if position == 0 && has_kernels {
                 state.kernel = 0;
+                if col > 0 {
+                    self.end_network();
+                    self.start_network();
+                }
             }
             let line_density =
-                bucket(state.log_magnitude, i32::from(self.log_places[col]) + state.mean - 40);
+                bucket(state.log_level, i32::from(self.log_places[col]) + state.mean - 40);
             let column_density = usize::from(self.densities[col]);
-            let (density, kernel, neighbours) = if self.taps == 1 {
-                (column_density, 0, 0)
+            let Densities { channel: density, kernel, neighbours } = if has_kernels {
+                self.kernels.densities(line, place, self.nlines - 1, state.kernel, state.mean)
             } else {
-                self.kernel_contexts(line, col, channel, position, state)
+                Densities { channel: column_density, kernel: 0, neighbours: 0 }
             };
+            let unit = if has_kernels { position } else { col };
             let (logit, level) = match &self.network {
-                Some(network) => (network.logit(col), network.level(col)),
+                Some(network) => (network.logit(unit), network.level(unit)),
                 None => (0, 0),
             };
             let logit_bucket = ((logit + 2048) >> 7) as usize;
             let is_certain = !self.references.is_kept(at)
-                && if self.network.is_some() {
+                && if !has_kernels && self.network.is_some() {
                     logit < CERTAIN_LOGIT
                 } else {
                     density < CERTAIN_DENSITY
                 };
             let given = u32::from(line[col] != 0);
             if is_certain {
-                let slot = &mut self.certain[logit_bucket * 32 + density];
+                let slot = &mut self.learnt.certain[logit_bucket * 32 + density];
                 if slot.code(coder, given) == 0 {
                     line[col] = 0;
                     state.flags <<= 1;
@@ -195,87 +202,56 @@ impl<'a> Model<'a> {
             let held = usize::from(a != 0) * 4 + usize::from(b != 0) * 2 + usize::from(c != 0);
             let mut bit = 1;
             if !is_certain {
-                let by_place = if self.taps == 1 {
-                    (2 * col + usize::from(a != 0)) & 0x7fff
+                let by_place = if has_kernels {
+                    KEPT_SLOTS[4] + (kernel * 64 + position.min(63)) * 8 + neighbours
                 } else {
-                    (kernel * 64 + position.min(63)) * 8 + neighbours
+                    KEPT_SLOTS[3] + ((2 * col + usize::from(a != 0)) & 0x7fff)
                 };
                 let slots = [
                     KEPT_SLOTS[0] + logit_bucket * 8 + held,
                     KEPT_SLOTS[1] + (density * 32 + line_density) * 2 + usize::from(a != 0),
                     KEPT_SLOTS[2] + (state.flags & 15) * 8 + held,
-                    KEPT_SLOTS[3] + by_place,
+                    by_place,
                     0,
                 ];
                 let sets = [held * 9 + position.min(8), line_density];
                 let map = logit_bucket * 8 + held;
-                bit = self.kept.code(coder, &slots, logit, sets, map, given);
+                bit = self.learnt.kept.code(coder, &slots, logit, sets, map, given);
             }
             state.flags = state.flags << 1 | bit as usize;
             if bit == 0 {
                 line[col] = 0;
             } else {
+                let levels = self.levels;
                 let contexts = ValueContexts {
                     hints: [a, b, c].map(u32::from),
                     expected: (((level + 64) >> 6).clamp(-120, 120) + 128) as u32,
                     densities: [density, line_density, column_density],
                     kernel,
                     position: position.min(8),
+                    around: has_kernels.then(|| self.kernels.around(levels, line, place)),
                     last: state.last,
                     last_in_column: self.last_values[col],
                 };
-                let levels = self.levels;
-                let entry = self.values.code(coder, levels, &contexts, line[col]);
+                let entry = self.learnt.values.code(coder, levels, &contexts, line[col]);
                 line[col] = entry;
                 self.last_values[col] = entry;
                 state.last = entry;
-                let (magnitude, signed) =
-                    (u64::from(levels.magnitudes[entry as usize]), levels.signed(entry));
+                let (level, signed) = (levels.level(entry), levels.signed(entry));
                 if let Some(network) = &mut self.network {
-                    network.keep(col, signed);
+                    network.keep(unit, signed);
                 }
-                self.kept_cols.push((col as u32, signed));
-                self.columns[col] += magnitude;
-                self.channels[channel] += magnitude;
-                state.add(magnitude);
+                self.kept.push((unit as u32, signed));
+                self.columns[col] += level;
+                self.kernels.add(place, level);
+                state.add(level);
             }
             self.references.learn(at, line[col]);
         }
     }
 
-    /// The density of the channel, of this kernel so far, and which neighbours are kept.
-    #[inline(always)]
-    fn kernel_contexts(
-        &self,
-        line: &[u32],
-        col: usize,
-        channel: usize,
-        position: usize,
-        state: &LineState,
-    ) -> (usize, usize, usize) {
-        let seen = (self.nlines - 1) * self.taps as u64 + position as u64;
-        let density = bucket(
-            log2_quarters(self.channels[channel] + 10),
-            log2_quarters(16 * seen + 16) + state.mean - 40,
-        );
-        let kernel = if position == 0 {
-            0
-        } else {
-            let found = log2_quarters(state.kernel + 2);
-            (found - log2_quarters(16 * position as u64 + 64) - state.mean + 56).clamp(0, 30)
-                as usize
-                + 1
-        };
-        let is_kept =
-            |apart: usize, is_there: bool| usize::from(is_there && line[col - apart] != 0);
-        let neighbours = is_kept(self.side, position >= self.side) * 4
-            + is_kept(1, !position.is_multiple_of(self.side)) * 2
-            + is_kept(self.taps, col >= self.taps);
-        (density, kernel, neighbours)
-    }
-
-    fn end_line(&mut self, magnitude: u64, line: &[u32]) {
-        self.total += magnitude;
+    fn end_line(&mut self, level: u64, line: &[u32]) {
+        self.total += level;
         let expected = log2_quarters(16 * self.nlines + 8) + self.mean() - 40;
         for (density, &column) in self.densities[..line.len()].iter_mut().zip(&self.columns) {
             *density = bucket(log2_quarters(column + 5), expected) as u8;
@@ -285,9 +261,9 @@ impl<'a> Model<'a> {
 
 /// What is known of a line as it is coded.
 struct LineState {
-    magnitude: u64,
-    log_magnitude: i32,
-    /// Magnitudes of this kernel.
+    level: u64,
+    log_level: i32,
+    /// Levels of this kernel.
     kernel: u64,
     /// The value kept last.
     last: u32,
@@ -298,12 +274,12 @@ struct LineState {
 
 impl LineState {
     fn new(mean: i32) -> Self {
-        Self { magnitude: 0, log_magnitude: log2_quarters(32), kernel: 0, last: 0, flags: 0, mean }
+        Self { level: 0, log_level: log2_quarters(32), kernel: 0, last: 0, flags: 0, mean }
     }
 
-    fn add(&mut self, magnitude: u64) {
-        self.magnitude += magnitude;
-        self.kernel += magnitude;
-        self.log_magnitude = log2_quarters(self.magnitude + 32);
+    fn add(&mut self, level: u64) {
+        self.level += level;
+        self.kernel += level;
+        self.log_level = log2_quarters(self.level + 32);
     }
 }

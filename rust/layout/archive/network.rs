@@ -1,4 +1,4 @@
-//! A linear network over the columns of a line, learnt as lines come.
+//! A linear network over the columns of a line, or over the positions of a kernel, learnt as they come.
 //!
 //! ```text
 //!   a line starts:         logit[j] = bias[j];  level[j] = level_bias[j]
@@ -28,7 +28,7 @@ const LOGIT_BITS: i32 = 4;
 const LEVEL_BITS: i32 = 5;
 
 /// Weights and state of the network of one matrix.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Network {
     ncols: usize,
     nlines: i32,
@@ -69,6 +69,11 @@ impl Network {
             errors: zeros(),
             level_errors: zeros(),
         })
+    }
+
+    /// The number of columns.
+    pub(super) fn ncols(&self) -> usize {
+        self.ncols
     }
 
     pub(super) fn start_line(&mut self) {

@@ -7,8 +7,8 @@
 //!                   alive: those within 12 of the sixteenth least
 //! ```
 //!
-//! Nothing of this is stored: a decoder finds the same lines. Unlike is told by the low two bits of
-//! the entries, from bit planes of 32 columns. Inside a piece the 16 are scored entry by entry. A line
+//! Nothing of this is stored: a decoder finds the same lines. Unlike is told by two bits of an entry,
+//! the low one of its number and the sign with the next one, from bit planes of 32 columns. Inside a piece the 16 are scored entry by entry. A line
 //! equal to its best reference takes its place, so that repeated lines are compared once.
 //!
 //! Pieces of 16 columns and a margin of 20 gave 1 to 2 % less on layers whose rows repeat, at half the
@@ -29,15 +29,15 @@ const MARGIN: u32 = 12;
 /// Scores are told apart up to this one when a piece starts.
 const MAX_SCORE: u32 = 200;
 
-/// The bits of the entries of a piece: kept, and the two low bits of each.
+/// The bits of the entries of a piece: kept, and two bits that tell unlike ones.
 type Planes = [u32; 3];
 
 fn planes(entries: &[u32]) -> Planes {
     let mut planes = [0; 3];
     for (i, &entry) in entries.iter().enumerate() {
         planes[0] |= u32::from(entry != 0) << i;
-        planes[1] |= (entry & 1) << i;
-        planes[2] |= (entry >> 1 & 1) << i;
+        planes[1] |= (entry >> 1 & 1) << i;
+        planes[2] |= ((entry ^ entry >> 2) & 1) << i;
     }
     planes
 }

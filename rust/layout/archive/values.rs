@@ -1,21 +1,23 @@
 //! Which value a kept weight has: its sign, then its rank among those of that sign, bit by bit.
 //!
 //! ```text
-//!   sign ──▶ rank among the k₋ or k₊ values of that sign, by magnitude, from the top bit down;
-//!            a bit that no value of that sign has set is skipped
+//!   sign ──▶ number among the values of that sign, from the least magnitude up, from the top bit of
+//!            those that k values need down; a bit that no value of that sign has set is skipped
 //! ```
 //!
 //! The top nine bits are mixed from seven contexts, the ones below have a slot for each place in the
-//! tree, so that any k goes.
+//! tree, so that any k goes. In a kernel the values around tell more than references do.
 
-use super::levels::Levels;
+use super::levels::{Levels, sign};
 use crate::entropy::mixing::{BinaryCoder, LOGIT_ONE, Predictor, PredictorSize, Slot};
 
 /// Inputs of the mixer: seven slots and a constant.
 const INPUTS: usize = 8;
-/// Bits of a rank that are mixed.
+/// Bits of a number that are mixed.
 const MIXED_BITS: u32 = 9;
-/// Sets of weights and maps of a sign's contexts; a rank's come after them.
+/// The most values of which all bits are mixed: more do not go on from another matrix.
+pub(crate) const MAX_MIXED: usize = 1 << MIXED_BITS;
+/// Sets of weights and maps of a sign's contexts; a number's come after them.
 const SIGN_SETS: usize = 96;
 
 /// What is known when a value is coded.
@@ -30,6 +32,8 @@ pub(super) struct ValueContexts {
     pub(super) kernel: usize,
     /// The position in the kernel, up to 8.
     pub(super) position: usize,
+    /// What is around it in a kernel: two numbers, none without one.
+    pub(super) around: Option<[u32; 2]>,
     /// The value kept last in the line, and in the column.
     pub(super) last: u32,
     pub(super) last_in_column: u32,
@@ -44,12 +48,12 @@ struct Bit {
 }
 
 /// The state of what predicts values.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ValueModel {
     mixed: Predictor<INPUTS>,
     /// Bits of a slot's number among those of one context.
     slot_bits: u32,
-    /// The low bits of ranks, by place in the tree and sign.
+    /// The low bits of numbers, by place in the tree and sign.
     low: Vec<Slot>,
 }
 
@@ -65,11 +69,16 @@ impl ValueModel {
                 maps: 512,
             }),
             slot_bits,
-            low: vec![Slot::new(1 << 15); if bits > MIXED_BITS { 2 << bits } else { 0 }],
+            low: vec![Slot::new(1 << 15); if k > MAX_MIXED { 2 << bits } else { 0 }],
         }
     }
 
-    /// Codes an entry that is kept: a rank plus 1.
+    /// Makes what it has learnt a start for another matrix of at most [`MAX_MIXED`] values.
+    pub(super) fn calm(&mut self, told: u32) {
+        self.mixed.calm(told);
+    }
+
+    /// Codes an entry that is kept.
     pub(super) fn code<C: BinaryCoder>(
         &mut self,
         coder: &mut C,
@@ -77,45 +86,41 @@ impl ValueModel {
         contexts: &ValueContexts,
         entry: u32,
     ) -> u32 {
-        let negatives = levels.negatives;
-        let positives = levels.symbols.len() - negatives;
+        let [negatives, positives] = levels.counts;
         let hashes = hashes(contexts);
-        let [a, b, _] = contexts.hints.map(|hint| levels.sign(hint));
+        let [a, b, _] = contexts.hints.map(sign);
         let mut is_positive = positives > 0;
         if negatives > 0 && positives > 0 {
             let signs = 3 * a + b;
-            let last = 3 * levels.sign(contexts.last_in_column) + levels.sign(contexts.last);
+            let last = 3 * sign(contexts.last_in_column) + sign(contexts.last);
             let bit = Bit {
                 node: 1,
                 sets: [signs * 9 + contexts.position, contexts.kernel],
                 map: signs * 9 + last,
-                given: u32::from(entry as usize > negatives),
+                given: u32::from(sign(entry) == 2),
             };
             is_positive = self.code_bit(coder, &hashes, &bit) == 1;
         }
-        let (rank, count) = if is_positive {
-            ((entry as usize).wrapping_sub(negatives + 1), positives)
-        } else {
-            (negatives.wrapping_sub(entry as usize), negatives)
-        };
-        let sign = usize::from(!is_positive);
+        let number = (entry as usize).wrapping_sub(1) >> 1;
+        let count = levels.counts[usize::from(is_positive)];
+        let negative = usize::from(!is_positive);
         let agrees = usize::from(a == 1 + usize::from(is_positive));
-        let nbits = usize::BITS - (count - 1).leading_zeros();
+        let nbits = usize::BITS - (levels.k() - 1).leading_zeros();
         let (mut node, mut base) = (1, 0);
         for place in (0..nbits).rev() {
             if base + (1 << place) >= count {
                 node *= 2;
                 continue;
             }
-            let given = (rank >> place) as u32 & 1;
+            let given = (number >> place) as u32 & 1;
             let found = if nbits - place > MIXED_BITS {
-                self.low[2 * node + sign].code(coder, given)
+                self.low[2 * node + negative].code(coder, given)
             } else {
                 let line = 32 + contexts.densities[1];
                 let bit = Bit {
-                    node: (2 + 2 * node + sign) as u32,
-                    sets: [SIGN_SETS + (2 * node.min(63) + sign) * 2 + agrees, line],
-                    map: SIGN_SETS + 2 * node.min(127) + sign,
+                    node: (2 + 2 * node + negative) as u32,
+                    sets: [SIGN_SETS + (2 * node.min(63) + negative) * 2 + agrees, line],
+                    map: SIGN_SETS + 2 * node.min(127) + negative,
                     given,
                 };
                 self.code_bit(coder, &hashes, &bit)
@@ -123,7 +128,7 @@ impl ValueModel {
             node = 2 * node + found as usize;
             base += (found as usize) << place;
         }
-        (if is_positive { negatives + 1 + base } else { negatives - base }) as u32
+        (1 + 2 * base + usize::from(is_positive)) as u32
     }
 
     fn code_bit<C: BinaryCoder>(
@@ -147,14 +152,12 @@ fn hashes(contexts: &ValueContexts) -> [u32; INPUTS - 1] {
     let [a, b, c] = contexts.hints;
     let [density, line, column] = contexts.densities.map(|density| density as u32);
     let half = contexts.expected >> 1;
+    let near = (density * 32 + line) * 8 + contexts.kernel as u32 / 4;
+    let in_column = half * 64 + column;
+    if let Some([around, beside]) = contexts.around {
+        return [0, around, contexts.last, near, contexts.expected, in_column, beside];
+    }
     let first = [a, b, c].into_iter().find(|&hint| hint != 0).unwrap_or(0);
-    [
-        0,
-        a << 16 ^ b << 8 ^ c,
-        contexts.last,
-        (density * 32 + line) * 8 + contexts.kernel as u32 / 4,
-        contexts.expected,
-        half * 64 + column,
-        half * 256 + first,
-    ]
+    let hints = a << 20 ^ b << 10 ^ c;
+    [0, hints, contexts.last, near, contexts.expected, in_column, half * 1024 + first]
 }

@@ -1,0 +1,247 @@
+"""LeNet-5 on MNIST: dense training, and training what is left of it by what the dense one says.
+
+The network is Caffe's: 430,500 weights, no activation after a convolution, so that the biases of
+the convolutions fold into those of ip1. Inputs are pixels / 255.
+
+The pruned networks train on three warped copies of the training images; the loss is half the
+cross-entropy of the labels and half that of the dense network's softened scores (Hinton et al.
+2015). While the convolutions stand still their outputs are computed once: an epoch of the linear
+layers, which hold 94 % of the weights, then costs a tenth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import mnist
+import torch
+import torch.nn.functional as F
+from networks import LeNet5
+from torch import Tensor, nn
+
+from tersenet.parametrization import original_of
+from tersenet.pruning import Stage
+from tersenet.training import Callback, TensorBatches, evaluate, fit
+
+SEED = 0
+DENSE_EPOCHS = 8
+EPOCH = 13_760  # images between two updates of ADMM, a quarter of the training images
+
+_COPIES = 3
+_BATCH_SIZE = 64
+_HEAD_BATCH_SIZE = 256
+_TEMPERATURE = 3.0
+
+Train = Callable[[nn.Module, Sequence[Callback], Stage], None]
+
+
+def train_dense(net: LeNet5, data: mnist.Mnist) -> None:
+    """Train on warped images, then fold the convolutions' biases into ip1's."""
+    batches = mnist.WarpedBatches(data.train, batch_size=_BATCH_SIZE, seed=SEED)
+    net.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1e-3, total_steps=DENSE_EPOCHS * len(batches), pct_start=0.2
+    )
+    fit(
+        net,
+        batches,
+        epochs=DENSE_EPOCHS,
+        optimizer=optimizer,
+        loss=F.cross_entropy,
+        scheduler=scheduler,
+        scheduler_unit="step",
+        seed=SEED,
+    )
+
+
+def fold_biases(net: LeNet5) -> None:
+    """Move the biases of the convolutions, which no activation follows, into ip1's."""
+    with torch.no_grad():
+        through = net.conv2.weight.sum((2, 3)) @ net.conv1.bias + net.conv2.bias
+        net.ip1.bias += net.ip1.weight @ through.repeat_interleave(16)
+    net.conv1.bias = net.conv2.bias = None
+
+
+class Body(nn.Module):
+    """The convolutions of a LeNet-5, sharing its layers: images to features [batch, 800]."""
+
+    def __init__(self, net: LeNet5) -> None:
+        """Share the layers."""
+        super().__init__()
+        self.conv1, self.conv2 = net.conv1, net.conv2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features."""
+        return F.max_pool2d(self.conv2(F.max_pool2d(self.conv1(x), 2)), 2).flatten(1)
+
+
+class Head(nn.Module):
+    """The linear layers of a LeNet-5, sharing its layers: features to scores [batch, 10]."""
+
+    def __init__(self, net: LeNet5) -> None:
+        """Share the layers."""
+        super().__init__()
+        self.ip1, self.ip2 = net.ip1, net.ip2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores."""
+        return self.ip2(F.relu(self.ip1(x)))
+
+
+class Batches:
+    """An endless shuffled stream of examples, cut into epochs of one length."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor, batch_size: int, seed: int) -> None:
+        """Keep the tensors, whose first dimensions count the examples."""
+        self._inputs, self._targets = inputs, targets
+        self._batch_size = batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+        self._stream = self._endless()
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return EPOCH // self._batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over (inputs, targets) of the next epoch."""
+        for _ in range(len(self)):
+            chosen = next(self._stream)
+            yield self._inputs[chosen], self._targets[chosen]
+
+    def _endless(self) -> Iterator[Tensor]:
+        while True:
+            order = torch.randperm(len(self._inputs), generator=self._generator)
+            yield from order[: len(order) // self._batch_size * self._batch_size].split(
+                self._batch_size
+            )
+
+
+def distillation(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Half the cross-entropy of the labels, half that of the teacher's softened scores.
+
+    Args:
+        outputs: [batch, 10].
+        targets: the teacher's scores and the label, [batch, 11].
+    """
+    scores, labels = targets[:, :10], targets[:, 10].long()
+    soft = F.kl_div(
+        F.log_softmax(outputs / _TEMPERATURE, 1),
+        F.log_softmax(scores / _TEMPERATURE, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return (F.cross_entropy(outputs, labels) + _TEMPERATURE**2 * soft) / 2
+
+
+class Trainer:
+    """Trains a whole LeNet-5, or its linear layers on features, by what a dense one says."""
+
+    def __init__(self, data: mnist.Mnist, teacher: LeNet5, *, mildly: bool = False) -> None:
+        """Warp the training images, and ask the teacher about them.
+
+        Mildly, they are warped half as much, and the images as they are take one copy's place.
+        """
+        self.validation = data.validation
+        batches: list[Iterable[mnist.Images]]
+        if mildly:
+            plain = TensorBatches(*data.train, batch_size=1000, shuffle=False)
+            warped = mnist.WarpedBatches(
+                data.train, batch_size=1000, seed=SEED, degrees=4, scale=0.04, pixels=0.7
+            )
+            batches = [plain] + [warped] * (_COPIES - 1)
+        else:
+            batches = [mnist.WarpedBatches(data.train, batch_size=1000, seed=SEED)] * _COPIES
+        with torch.no_grad():
+            pairs = [
+                (x, torch.cat([teacher(x), y[:, None].float()], 1))
+                for copy in batches
+                for x, y in copy
+            ]
+        self.inputs, self.targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        self.features: dict[str, Tensor] = {}
+
+    def look_once(self, body: Body) -> None:
+        """Compute the features of all images, for `head`."""
+        with torch.no_grad():
+            self.features = {
+                "train": torch.cat([body(x) for x in self.inputs.split(1000)]),
+                "validation": body(self.validation[0]),
+            }
+
+    def whole(self, epochs: dict[str, int], lr: dict[str, float], *, tidies: bool = True) -> Train:
+        """Return what trains all layers, for as many epochs in each phase."""
+
+        def train(model: nn.Module, callbacks: Sequence[Callback], stage: Stage) -> None:
+            batches = Batches(self.inputs, self.targets, _BATCH_SIZE, stage.seed)
+            _train(model, batches, epochs[stage.phase], lr[stage.phase], callbacks, stage)
+            if tidies:
+                tidy(model)
+
+        return train
+
+    def head(self, epochs: dict[str, int], lr: dict[str, float]) -> Train:
+        """Return what trains the linear layers, for as many epochs in each phase."""
+
+        def train(model: nn.Module, callbacks: Sequence[Callback], stage: Stage) -> None:
+            batches = Batches(self.features["train"], self.targets, _HEAD_BATCH_SIZE, stage.seed)
+            _train(model, batches, epochs[stage.phase], lr[stage.phase], callbacks, stage)
+            tidy(model)
+
+        return train
+
+    def validate(self, model: nn.Module) -> float:
+        """Return minus the validation loss of a whole network, which is finer than accuracy."""
+        return -evaluate(model, [self.validation], F.cross_entropy)
+
+    def validate_head(self, model: nn.Module) -> float:
+        """Return minus the validation loss of linear layers on the features."""
+        images = (self.features["validation"], self.validation[1])
+        return -evaluate(model, [images], F.cross_entropy)
+
+
+def _train(
+    model: nn.Module,
+    batches: Batches,
+    epochs: int,
+    lr: float,
+    callbacks: Sequence[Callback],
+    stage: Stage,
+) -> None:
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    if stage.phase == "admm":
+        scheduler = None
+    else:
+        steps = epochs * len(batches)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, lr, total_steps=steps, pct_start=0.1
+        )
+    fit(
+        model,
+        batches,
+        epochs=epochs,
+        optimizer=optimizer,
+        loss=distillation,
+        scheduler=scheduler,
+        scheduler_unit="step",
+        callbacks=callbacks,
+        seed=stage.seed,
+    )
+
+
+def tidy(model: nn.Module) -> None:
+    """Set weights to zero that cannot matter, without a change to what is computed.
+
+    A hidden unit that no score uses needs no inputs; one without inputs is a constant, which the
+    biases of the scores take over.
+    """
+    ip1, ip2 = model.ip1, model.ip2
+    with torch.no_grad():
+        unused = (ip2.weight == 0).all(0)
+        constant = (ip1.weight == 0).all(1)
+        ip2.bias += ip2.weight[:, constant] @ ip1.bias[constant].relu()
+        dead = unused | constant
+        ip1.bias[dead] = 0
+        for layer, place in ((ip1, (dead, slice(None))), (ip2, (slice(None), dead))):
+            original_of(layer, "weight")[place] = 0
