@@ -158,14 +158,18 @@ def llama() -> nn.Module:
     return _loaded(Llama(), tensors)
 
 
-def cifar10(count: int) -> tuple[Tensor, np.ndarray]:
-    """Return test images [count, 3, 32, 32] of 0 to 255, count at most 1,000, and their classes."""
+def cifar10(count: int, part: str = "test") -> tuple[Tensor, np.ndarray]:
+    """Return the first images [count, 3, 32, 32] of 0 to 255, of "train" or "test", and classes."""
     from PIL import Image
 
-    mosaic = np.asarray(Image.open(data() / "cifar10" / "test_00.webp").convert("RGB"))
-    images = mosaic.reshape(25, 32, 40, 32, 3).transpose(0, 2, 4, 1, 3).reshape(1000, 3, 32, 32)
+    images = []
+    for start in range(0, count, 1000):
+        path = data() / "cifar10" / f"{part}_{start // 1000:02}.webp"
+        tiles = np.asarray(Image.open(path).convert("RGB")).reshape(25, 32, 40, 32, 3)
+        images.append(tiles.transpose(0, 2, 4, 1, 3).reshape(1000, 3, 32, 32)[: count - start])
     with np.load(data() / "cifar10" / "labels.npz") as labels:
-        return torch.from_numpy(images[:count].astype(np.float32)), labels["test"][:count]
+        joined = np.concatenate(images).astype(np.float32)
+        return torch.from_numpy(joined), labels[part][:count]
 
 
 def normalized(images: Tensor) -> Tensor:

@@ -33,9 +33,10 @@ import numpy.typing as npt
 from tersenet._core import PAIRS, CompressedMatrix
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from torch import Tensor, nn
 
-Row = TypeVar("Row", bound="PairRow | WeightRow")
+Row = TypeVar("Row", bound="DataclassInstance")
 
 _BLOCK = 1 << 21  # values decoded at a time
 _RUNS = 5
@@ -423,6 +424,8 @@ def _text(name: str, value: Any) -> str:
     """Return a value as people read it: bytes with commas, fractions as percentages."""
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if name in ("density", "occupancy"):
         return f"{100 * value:.3g} %"
     if isinstance(value, float):
