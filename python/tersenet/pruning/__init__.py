@@ -1,12 +1,13 @@
 """Pruners: which weights stay.
 
 `PRUNERS` is the one place to add a pruner: a function of (arrays, *, sparsity, threshold, scope,
-within) that returns a mask for each array, in a module of its own. `prune`, `masks` and
-`unparametrize` need torch, which is loaded only when one of these names is asked for.
+within) that returns a mask for each array, in a module of its own. It ranks magnitudes, or scores
+such as `taylor_scores`. What needs torch loads it only when its name is asked for.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from tersenet.pruning.magnitude import Mask, magnitude_mask, magnitude_masks
 if TYPE_CHECKING:
     from tersenet.parametrization import masks, unparametrize
     from tersenet.pruning.masking import Masked, PrunedLayer, PruningReport, prune
+    from tersenet.pruning.soft import SoftPruning
+    from tersenet.pruning.taylor import taylor_scores
 
 __all__ = [
     "PRUNERS",
@@ -22,24 +25,32 @@ __all__ = [
     "Masked",
     "PrunedLayer",
     "PruningReport",
+    "SoftPruning",
     "magnitude_mask",
     "magnitude_masks",
     "masks",
     "prune",
+    "taylor_scores",
     "unparametrize",
 ]
 
 PRUNERS: dict[str, Callable[..., dict[str, Mask]]] = {"magnitude": magnitude_masks}
 
 
+_MODULES = {  # of what needs torch
+    "Masked": "pruning.masking",
+    "PrunedLayer": "pruning.masking",
+    "PruningReport": "pruning.masking",
+    "SoftPruning": "pruning.soft",
+    "masks": "parametrization",
+    "prune": "pruning.masking",
+    "taylor_scores": "pruning.taylor",
+    "unparametrize": "parametrization",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Load torch only when a name that needs it is asked for."""
-    if name in ("masks", "unparametrize"):
-        from tersenet import parametrization
-
-        return getattr(parametrization, name)
-    if name in __all__:
-        from tersenet.pruning import masking
-
-        return getattr(masking, name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"tersenet.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
