@@ -35,7 +35,9 @@ from tersenet._core import PAIRS, CompressedMatrix
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Row = TypeVar("Row", bound="PairRow | WeightRow")
+    from tersenet.budget import BudgetRow
+
+Row = TypeVar("Row", bound="PairRow | WeightRow | BudgetRow")
 
 _BLOCK = 1 << 21  # values decoded at a time
 _RUNS = 5

@@ -58,8 +58,7 @@ def scores_of(scores: Mapping[str, Weights], name: str, shape: tuple[int, ...]) 
 
 def groups_within(mask: Mask, scores: Weights) -> Mask:
     """Return, in the shape of the scores, which groups have a weight that is kept."""
-    kept: Mask = mask.any(axis=tuple(range(scores.ndim, mask.ndim)))
-    return kept
+    return np.asarray(mask.any(axis=tuple(range(scores.ndim, mask.ndim))))
 
 
 def spread(groups: Mask, shape: tuple[int, ...]) -> Mask:

@@ -120,9 +120,9 @@ def mean_gradients(
     means = {name: as_array(total / count) for name, total in sums.items()}
     for name, mean in means.items():
         if not np.isfinite(mean).all():
-            found_bad = np.count_nonzero(~np.isfinite(mean))
+            bad = np.count_nonzero(~np.isfinite(mean))
             raise ValueError(
-                f"taylor: the gradient of layer {name!r} holds {found_bad} non-finite values, "
+                f"taylor: the gradient of layer {name!r} holds {bad} non-finite values, "
                 "expected finite ones"
             )
     return means
@@ -156,21 +156,20 @@ def _distance(target: Target, quantized: Quantizing | None) -> Weights:
     """Return how far each weight would move: |w| to zero, or |Q(w) - w|."""
     if quantized is None:
         is_masked = isinstance(target.parametrization, Masked)
-        return np.abs(as_array(target.original if is_masked else target.weight()))
+        moved: Weights = np.abs(as_array(target.original if is_masked else target.weight()))
+        return moved
     weight, name = as_array(target.weight()), target.name
-    if callable(quantized):
-        rounded = quantized(weight)
-    elif name in quantized:
-        rounded = quantized[name]
-    else:
+    if not callable(quantized) and name not in quantized:
         raise ValueError(f"taylor: quantized has no layer {name!r}, expected one for each layer")
-    values = rounded.values() if isinstance(rounded, Quantized) else _nearest(rounded, weight, name)
+    found = quantized(weight) if callable(quantized) else quantized[name]
+    values = found.values() if isinstance(found, Quantized) else _nearest(found, weight, name)
     if values.shape != weight.shape:
         raise ValueError(
             f"taylor: quantized layer {name!r} has shape {list(values.shape)}, "
             f"expected {list(weight.shape)}"
         )
-    return np.abs(values - weight)
+    distance: Weights = np.abs(values - weight)
+    return distance
 
 
 def _nearest(codebook: object, weight: Weights, name: str) -> Weights:
