@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tersenet.budget import BudgetRow
+    from tersenet.hardware import EnergyRow
 
-Row = TypeVar("Row", bound="PairRow | WeightRow | BudgetRow")
+Row = TypeVar("Row", bound="PairRow | WeightRow | BudgetRow | EnergyRow")
 
 _BLOCK = 1 << 21  # values decoded at a time
 _RUNS = 5

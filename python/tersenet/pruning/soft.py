@@ -122,7 +122,7 @@ class SoftPruning(Callback):
         """Choose the masks of the plan's own sparsity, and make them hard; once for all.
 
         Raises:
-            ValueError: if a layer has had no gradient since the last choice but one.
+            ValueError: if a layer has had no gradient to be scored by.
         """
         if self.is_soft:
             self._taken = self._steps
