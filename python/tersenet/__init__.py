@@ -18,10 +18,12 @@ from tersenet.quantization.kept import Quantized
 from tersenet.reporting import compare, report
 
 if TYPE_CHECKING:
+    from tersenet.budget import fit_budget
     from tersenet.compression import compress, decompress, left_dense
     from tersenet.exporting import export
     from tersenet.parametrization import masks, unparametrize
-    from tersenet.pruning import prune
+    from tersenet.pipeline import prune_and_quantize
+    from tersenet.pruning import prune, taylor_scores
     from tersenet.quantization import codebook_parameters, quantize, quantized
 
 __version__ = _core.__version__
@@ -45,16 +47,19 @@ __all__ = [
     "compress",
     "decompress",
     "export",
+    "fit_budget",
     "from_safetensors",
     "left_dense",
     "load",
     "masks",
     "open",
     "prune",
+    "prune_and_quantize",
     "quantize",
     "quantized",
     "report",
     "save",
+    "taylor_scores",
     "to_safetensors",
     "unparametrize",
 ]
@@ -64,11 +69,14 @@ _NEEDS_TORCH = {
     "compress": "tersenet.compression",
     "decompress": "tersenet.compression",
     "export": "tersenet.exporting",
+    "fit_budget": "tersenet.budget",
     "left_dense": "tersenet.compression",
     "masks": "tersenet.parametrization",
     "prune": "tersenet.pruning",
+    "prune_and_quantize": "tersenet.pipeline",
     "quantize": "tersenet.quantization",
     "quantized": "tersenet.quantization",
+    "taylor_scores": "tersenet.pruning",
     "unparametrize": "tersenet.parametrization",
 }
 

@@ -1,8 +1,9 @@
 """Pruners: which weights stay.
 
 `PRUNERS` is the one place to add a pruner: a function of (arrays, *, sparsity, threshold, scope,
-within) that returns a mask for each array, in a module of its own. `ADMM` and `prune_admm` train
-toward what a pruner keeps. What needs torch loads it only when its name is asked for.
+within) that returns a mask for each array, in a module of its own. It ranks magnitudes, or scores
+such as `taylor_scores`. `ADMM` and `prune_admm` train toward what a pruner keeps. What needs torch
+loads it only when its name is asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from tersenet.pruning.admm import ADMM
     from tersenet.pruning.masking import Masked, PrunedLayer, PruningReport, prune
     from tersenet.pruning.progressive import Candidate, ProgressiveReport, Stage, prune_admm
+    from tersenet.pruning.soft import SoftPruning
+    from tersenet.pruning.taylor import taylor_scores
 
 __all__ = [
     "ADMM",
@@ -28,12 +31,14 @@ __all__ = [
     "ProgressiveReport",
     "PrunedLayer",
     "PruningReport",
+    "SoftPruning",
     "Stage",
     "magnitude_mask",
     "magnitude_masks",
     "masks",
     "prune",
     "prune_admm",
+    "taylor_scores",
     "unparametrize",
 ]
 
@@ -47,10 +52,12 @@ _MODULES = {  # of what needs torch
     "ProgressiveReport": "pruning.progressive",
     "PrunedLayer": "pruning.masking",
     "PruningReport": "pruning.masking",
+    "SoftPruning": "pruning.soft",
     "Stage": "pruning.progressive",
     "masks": "parametrization",
     "prune": "pruning.masking",
     "prune_admm": "pruning.progressive",
+    "taylor_scores": "pruning.taylor",
     "unparametrize": "parametrization",
 }
 

@@ -3,11 +3,13 @@
 ::
 
     weight = where(mask, original, 0)          # on each use; the gradient is masked likewise
+    soft:    the gradient passes straight through to all of the original
 
 Why this way: the dense original keeps training where it is kept, and whatever momentum, Adam's
 state or weight decay do to it elsewhere never shows. `where` and not a product, so that a pruned
 NaN or infinity is zero too. Pruning again ranks only what is still kept, so a mask shrinks, unless
-`regrow` asks to rank all of the original.
+`regrow` asks to rank all of the original. A soft mask is for the time before the choice is final:
+what it hides keeps learning (`SoftPruning`).
 
 Price: one byte a weight for the mask, one masked copy a use.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +28,28 @@ from tersenet.parametrization import Parametrization, Target, as_array, attach, 
 from tersenet.plan import Plan
 from tersenet.pruning import PRUNERS, Mask
 from tersenet.pruning.magnitude import Weights
+from tersenet.pruning.scores import groups_within, scores_of, spread
+
+
+class _StraightThrough(torch.autograd.Function):
+    """where(mask, original, 0), whose gradient reaches all of the original."""
+
+    @staticmethod
+    def forward(ctx: Any, original: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, original, torch.zeros_like(original))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, None]:
+        return grads[0], None
 
 
 class Masked(Parametrization):
-    """Computes a weight as its original where the mask is True, and zero elsewhere."""
+    """Computes a weight as its original where the mask is True, and zero elsewhere.
+
+    While `is_soft`, what is pruned gets gradients as if it were not.
+    """
+
+    is_soft = False
 
     def __init__(self, mask: Tensor) -> None:
         """Keep the mask, a bool tensor in the shape of the weight, as a buffer."""
@@ -37,6 +58,9 @@ class Masked(Parametrization):
 
     def forward(self, original: Tensor) -> Tensor:
         """Return the masked weight."""
+        if self.is_soft:
+            weight: Tensor = _StraightThrough.apply(original, self.mask)
+            return weight
         return torch.where(self.mask, original, torch.zeros_like(original))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -72,7 +96,13 @@ class PruningReport:
         return 1 - sum(layer.nnz for layer in self.layers) / size if size else 0.0
 
 
-def prune(model: nn.Module, plan: Plan, *, regrow: bool = False) -> PruningReport:
+def prune(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    regrow: bool = False,
+    scores: Mapping[str, Weights] | None = None,
+) -> PruningReport:
     """Mask the weights of the layers whose rule asks for it, in place; the model stays trainable.
 
     Reached are Linear, Conv1d, Conv2d and, where a pattern means them, Embedding layers; biases
@@ -80,9 +110,13 @@ def prune(model: nn.Module, plan: Plan, *, regrow: bool = False) -> PruningRepor
     A layer that is pruned already can only lose more weights, unless `regrow`; then all weights
     under the mask are ranked anew. If an error is raised, the model is as it was.
 
+    With `scores` (of `taylor_scores`, or your own) the pruner ranks these in place of the weights:
+    floats of at least 0 by layer name, in the shape of the weight, or [out, in] or [out] for
+    kernels or filters that stay or go whole. A sparsity is then met exactly in what has a score.
+
     Raises:
-        ValueError: if a pattern matches nothing, a pruner is unknown, a weight is NaN or no plain
-            parameter, or a layer is quantized already.
+        ValueError: if a pattern matches nothing, a pruner is unknown, a weight or score is NaN, a
+            weight is no plain parameter, a layer is quantized already, or scores do not fit.
 
     Example:
         >>> model = nn.Linear(10, 10)
@@ -90,15 +124,24 @@ def prune(model: nn.Module, plan: Plan, *, regrow: bool = False) -> PruningRepor
         10
     """
     chosen = prunable(model, plan)
-    arrays, within = {}, {}
+    arrays, present, within = {}, {}, {}
     for target in chosen:
-        arrays[target.name] = as_array(target.original if regrow else target.weight())
+        name, shape = target.name, tuple(target.original.shape)
+        if scores is not None:
+            arrays[name] = scores_of(scores, name, shape)
+        else:
+            arrays[name] = as_array(target.original if regrow else target.weight())
         if target.parametrization is not None and not regrow:
-            within[target.name] = target.parametrization.mask.cpu().numpy()
+            present[name] = target.parametrization.mask.cpu().numpy()
+            within[name] = groups_within(present[name], arrays[name])
     found = ranked(chosen, plan, arrays, within)
     report = []
     for target in chosen:
         mask = found[target.name]
+        if scores is not None:
+            mask = spread(mask, tuple(target.original.shape))
+        if target.name in present:
+            mask = mask & present[target.name]
         put(target, torch.from_numpy(mask))
         report.append(PrunedLayer(target.name, mask.shape, int(np.count_nonzero(mask))))
     return PruningReport(tuple(report))

@@ -92,14 +92,14 @@ def fit(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        state.outputs = _outputs(model, state.inputs)
+        state.outputs = outputs_of(model, state.inputs)
         state.loss = loss(state.outputs, state.targets)
         call("loss_computed")
         state.loss.backward()  # type: ignore[no-untyped-call]
         call("gradients_computed")
         return state.loss
 
-    with _seeded(model, seed), _mode(model, training=True):
+    with _seeded(model, seed), in_mode(model, training=True):
         call("fit_start")
         for state.epoch in range(epochs):
             if state.stop:
@@ -140,9 +140,9 @@ def evaluate(
         ValueError: if there are no examples.
     """
     total, count = 0.0, 0
-    with _mode(model, training=False), torch.no_grad():
+    with in_mode(model, training=False), torch.no_grad():
         for inputs, targets in batches:
-            total += float(measure(_outputs(model, inputs), targets)) * len(targets)
+            total += float(measure(outputs_of(model, inputs), targets)) * len(targets)
             count += len(targets)
     if count == 0:
         raise ValueError("evaluate: no examples, expected at least one")
@@ -159,6 +159,23 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
     return float((outputs.argmax(1) == targets).float().mean())
 
 
+def outputs_of(model: nn.Module, inputs: Any) -> Any:
+    """Return what the model gives for the inputs of a batch; a tuple becomes its arguments."""
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put every module into a mode, and afterwards back into the one it was in."""
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before.items():
+            module.training = was_training
+
+
 class _AtEpochEnd(Callback):
     def __init__(self, function: Callable[[State], None]) -> None:
         self._function = function
@@ -167,26 +184,11 @@ class _AtEpochEnd(Callback):
         self._function(state)
 
 
-def _outputs(model: nn.Module, inputs: Any) -> Any:
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-
-
 def _advance(scheduler: LRScheduler, loss: Tensor | float) -> None:
     if isinstance(scheduler, ReduceLROnPlateau):
         scheduler.step(float(loss))
     else:
         scheduler.step()
-
-
-@contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    before = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was_training in before.items():
-            module.training = was_training
 
 
 @contextmanager

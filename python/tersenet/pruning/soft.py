@@ -1,0 +1,209 @@
+"""Soft pruning: masks that are chosen again while the weights under them keep training.
+
+::
+
+    at step t of `steps`, every `every` steps:
+        s      = final - (final - initial) * (1 - t / steps)³     # of each rule's sparsity
+        scores = sum over these steps of |original * gradient|    # the Taylor score; or |original|
+        mask   = the largest scores, among all weights
+    forward    where(mask, original, 0)
+    backward   the gradient of the masked weight, to all of the original
+    at t = steps: the masks of the plan's own sparsity, and hard from then on
+
+Why this way: a mask that is chosen once can only be wrong later. The gradient of a pruned weight says
+what it would do if it came back, so it goes on training at no cost and returns when its score is
+among the largest. The cubic schedule prunes fast while there is much to choose from, and slowly when
+what is left matters. At the end the masks are as `prune` makes them, and no optimizer moves them.
+
+Price: for the Taylor score one float32 a weight and one pass over the weights a step; a ranking every
+`every` steps. Weight decay pulls what is pruned as well, so that it fades unless its gradient acts.
+
+Source: schedule: Zhu and Gupta 2018, "To prune, or not to prune"; gradients straight through the
+mask: Lin et al. 2020, "Dynamic model pruning with feedback"; score: see `taylor`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tersenet.parametrization import as_array, targets
+from tersenet.plan import Plan
+from tersenet.pruning.magnitude import Weights
+from tersenet.pruning.masking import Masked, PruningReport, prune
+from tersenet.pruning.scores import GROUPS, grouped
+from tersenet.training.callback import Callback, State
+
+CRITERIA = ("taylor", "magnitude")
+
+
+class SoftPruning(Callback):
+    """Prunes by soft masks while a model trains, and by hard ones at the end.
+
+    In `fit` it is a callback. In a loop of your own call `step()` after each `backward()`, before the
+    optimizer's step. After `steps` of them the masks are final, and training may go on; `finish()`
+    ends it earlier, and so does the end of `fit`. The parameters stay the same objects.
+
+    Example:
+        >>> model = nn.Linear(10, 10)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> soft = SoftPruning(model, Plan.of(sparsity=0.9), steps=20, every=5)
+        >>> for _ in range(20):
+        ...     sgd.zero_grad()
+        ...     model(torch.eye(10)).square().mean().backward()
+        ...     soft.step()
+        ...     sgd.step()
+        >>> int((model.weight != 0).sum()), soft.is_soft
+        (10, False)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        *,
+        steps: int,
+        every: int = 100,
+        initial: float = 0.0,
+        criterion: str = "taylor",
+        by: str = "weight",
+    ) -> None:
+        """Put soft masks on the layers that the plan prunes, by magnitude at first.
+
+        Args:
+            model: on the device where it trains; masks that it has may regrow.
+            plan: a sparsity for each layer to prune, its rules' pruner and its scope.
+            steps: after how many steps the masks are final, at least 1.
+            every: after how many steps they are chosen again, at least 1.
+            initial: the sparsity to begin with, in [0, 1), at most that of any rule.
+            criterion: what is ranked, "taylor" or "magnitude".
+            by: what stays or goes whole: "weight", "kernel" or "filter".
+
+        Raises:
+            ValueError: if an option is out of its range, the plan prunes nothing or by a threshold,
+                or as `prune`.
+        """
+        for name, count in (("steps", steps), ("every", every)):
+            if count < 1:
+                raise ValueError(f"soft pruning: {name} is {count}, expected at least 1")
+        for name, choice, choices in (("criterion", criterion, CRITERIA), ("by", by, GROUPS)):
+            if choice not in choices:
+                words = ", ".join(choices)
+                raise ValueError(f"soft pruning: {name} is {choice!r}, expected one of {words}")
+        self._targets = [target for target in targets(model, plan) if target.rule.prunes]
+        if not self._targets:
+            raise ValueError("soft pruning: the plan prunes no layer, expected a sparsity for one")
+        for target in self._targets:
+            sparsity = target.rule.sparsity
+            if sparsity is None:
+                found = f"layer {target.name!r} gets threshold {target.rule.threshold}"
+                raise ValueError(f"soft pruning: {found}, expected a sparsity")
+            if not 0 <= initial <= sparsity:
+                found = f"initial is {initial}, the sparsity of layer {target.name!r} {sparsity}"
+                raise ValueError(f"soft pruning: {found}, expected at least 0 and no more than it")
+        self._model, self._plan = model, plan
+        self._steps, self._every, self._initial = steps, every, initial
+        self._criterion, self._by = criterion, by
+        self._sums: dict[str, Tensor] = {}  # since the step after the last choice
+        self._is_used = False  # by the last choice
+        self._taken = 0
+        self.is_soft = True
+        self._report = self._choose(self._magnitudes())
+
+    def step(self) -> None:
+        """Count a step: add its gradients to the scores, and choose the masks when it is time."""
+        self._add()
+        self._advance()
+
+    def finish(self) -> PruningReport:
+        """Choose the masks of the plan's own sparsity, and make them hard; once for all.
+
+        Raises:
+            ValueError: if a layer has had no gradient to be scored by.
+        """
+        if self.is_soft:
+            self._taken = self._steps
+            self._report = self._choose(self._scores())
+            self.is_soft = False
+            self._set_soft(False)
+            self._sums.clear()
+        return self._report
+
+    def gradients_computed(self, state: State) -> None:
+        """Add the gradients to the scores."""
+        self._add()
+
+    def step_end(self, state: State) -> None:
+        """Choose the masks when it is time."""
+        self._advance()
+
+    def fit_end(self, state: State) -> None:
+        """Make the masks hard, if they are not yet."""
+        self.finish()
+
+    def _add(self) -> None:
+        if not self.is_soft or self._criterion != "taylor":
+            return
+        if self._is_used:
+            self._sums.clear()
+            self._is_used = False
+        for target in self._targets:
+            original = target.original
+            if original.grad is None:
+                continue
+            with torch.no_grad():
+                score = (original * original.grad.to_dense()).abs()
+            score = score.to(torch.promote_types(score.dtype, torch.float32))
+            before = self._sums.get(target.name)
+            self._sums[target.name] = score if before is None else before.add_(score)
+
+    def _advance(self) -> None:
+        if not self.is_soft:
+            return
+        self._taken += 1
+        if self._taken == self._steps:
+            self.finish()
+        elif self._taken % self._every == 0:
+            self._choose(self._scores())
+
+    def _choose(self, scores: dict[str, Weights]) -> PruningReport:
+        """Choose the masks anew, for the sparsity of this step."""
+        report = prune(self._model, self._plan_now(), regrow=True, scores=scores)
+        self._set_soft(True)
+        self._is_used = True
+        return report
+
+    def _plan_now(self) -> Plan:
+        left = (1 - self._taken / self._steps) ** 3
+        if left == 0:
+            return self._plan
+        rules = {
+            pattern: rule
+            if rule.sparsity is None
+            else replace(rule, sparsity=rule.sparsity - (rule.sparsity - self._initial) * left)
+            for pattern, rule in self._plan.layers.items()
+        }
+        return replace(self._plan, layers=rules)
+
+    def _set_soft(self, is_soft: bool) -> None:
+        for target in self._targets:
+            masked = target.parametrization
+            assert isinstance(masked, Masked)
+            masked.is_soft = is_soft
+
+    def _scores(self) -> dict[str, Weights]:
+        if self._criterion == "magnitude":
+            return self._magnitudes()
+        for target in self._targets:
+            if target.name not in self._sums:
+                raise ValueError(
+                    f"soft pruning: layer {target.name!r} has had no gradient to score it by, "
+                    "expected one since the masks were chosen (criterion 'magnitude' needs none)"
+                )
+        return {name: grouped(as_array(total), self._by) for name, total in self._sums.items()}
+
+    def _magnitudes(self) -> dict[str, Weights]:
+        return {t.name: grouped(np.abs(as_array(t.original)), self._by) for t in self._targets}

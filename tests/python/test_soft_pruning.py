@@ -1,0 +1,248 @@
+"""Soft masks: what is pruned keeps learning and may return, until the masks are final."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from models import copies
+from torch import nn
+from torch.nn import functional as F
+
+from tersenet import Plan, Rule, compress, decompress, masks, prune, quantize, quantized
+from tersenet.pipeline import prune_and_quantize
+from tersenet.pruning import SoftPruning
+from tersenet.training import TensorBatches, fit
+
+X = torch.randn(64, 12, generator=torch.Generator().manual_seed(1))
+Y = (X[:, :3].argmax(1)).long()
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def trained(model, epochs, callbacks=(), seed=0, lr=0.02):
+    adam = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=0.01)
+    batches = TensorBatches(X, Y, batch_size=16, seed=seed)  # 4 steps an epoch
+    fit(
+        model,
+        batches,
+        epochs=epochs,
+        optimizer=adam,
+        loss=F.cross_entropy,
+        callbacks=list(callbacks),
+        seed=seed,
+    )
+    return model
+
+
+def backward(model):
+    model.zero_grad()
+    F.cross_entropy(model(X), Y).backward()
+
+
+def test_the_gradient_reaches_what_a_soft_mask_hides():
+    model = network()
+    SoftPruning(model, Plan.of(sparsity=0.8), steps=10, initial=0.8)
+    backward(model)
+    for index in (0, 2):
+        kept = masks(model)[str(index)]
+        original = model[index].parametrizations.weight.original
+        assert (model[index].weight[~kept].view(torch.int32) == 0).all()
+        assert torch.equal(model[index].weight[kept], original[kept])
+        # the gradient of a plain layer with the same, masked weights
+        plain = copy.deepcopy(model)
+        plain[index] = nn.Linear(model[index].in_features, model[index].out_features)
+        plain[index].weight = nn.Parameter(model[index].weight.detach().clone())
+        plain[index].bias = model[index].bias
+        plain.zero_grad()
+        F.cross_entropy(plain(X), Y).backward()
+        assert torch.equal(original.grad, plain[index].weight.grad)
+        assert (original.grad[~kept] != 0).any()
+
+
+def test_a_soft_mask_hides_a_nan():
+    model = nn.Linear(4, 1)
+    SoftPruning(model, Plan.of(sparsity=0.5), steps=10, initial=0.5)
+    with torch.no_grad():
+        model.parametrizations.weight.original[~masks(model)[""]] = float("nan")
+    assert (model.weight == 0).sum() == 2
+
+
+def test_the_schedule_is_cubic_and_ends_exactly():
+    model = network()
+    soft = SoftPruning(model, Plan.of(sparsity=0.9), steps=20, every=5, initial=0.3)
+    sizes = []
+    for step in range(1, 26):
+        backward(model)
+        soft.step()
+        sizes.append(int(masks(model)["0"].sum()))
+        assert soft.is_soft == (step < 20)
+    expected = [
+        192 - round(192 * (0.9 - 0.6 * (1 - min(step // 5 * 5, 20) / 20) ** 3))
+        for step in range(1, 26)
+    ]
+    assert sizes == expected and sizes[-1] == 192 - round(0.9 * 192)
+
+
+def test_a_pruned_weight_returns_when_its_score_is_among_the_largest():
+    model = nn.Linear(4, 1, bias=False)
+    model.weight.data = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    soft = SoftPruning(model, Plan.of(sparsity=0.5), steps=4, every=2, initial=0.5)
+    assert masks(model)[""].tolist() == [[True, True, False, False]]
+    # |w * g| summed over two steps: 4 + 4, 3 + 0, 2 * (1 + 4), 1 * (1 + 1)
+    for gradient in ([1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 4.0, -1.0]):
+        model.zero_grad()
+        (model(torch.tensor(gradient))).sum().backward()
+        soft.step()
+    assert masks(model)[""].tolist() == [[True, False, True, False]]
+    for _ in range(2):
+        model.zero_grad()
+        (model(torch.tensor([0.0, 1.0, 0.0, 1.0]))).sum().backward()
+        soft.step()
+    assert masks(model)[""].tolist() == [[False, True, False, True]] and not soft.is_soft
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "magnitude"])
+def test_weights_return_in_training_and_the_final_mask_is_exact_and_stays(criterion):
+    model = trained(network(), 2)
+    plan = Plan({"*": Rule(sparsity=0.8), "2": Rule(sparsity=0.5)})
+    soft = SoftPruning(model, plan, steps=40, every=4, criterion=criterion)
+    seen, returned = [], []
+
+    def watch(state):
+        present = masks(model)["0"].clone()
+        returned.append(bool(seen and (present & ~seen[-1]).any()))
+        seen.append(present)
+
+    trained(model, 10, [soft, watch], lr=0.05)
+    assert any(returned) and not soft.is_soft
+    final = {name: mask.clone() for name, mask in masks(model).items()}
+    assert [int(mask.sum()) for mask in final.values()] == [192 - round(0.8 * 192), 24]
+    trained(model, 3)
+    for name, mask in masks(model).items():
+        weight = model.get_submodule(name).weight
+        assert torch.equal(mask, final[name])
+        assert (weight[~mask].view(torch.int32) == 0).all() and (weight[mask] != 0).all()
+    hidden = model[0].parametrizations.weight.original
+    backward(model)
+    assert (hidden.grad[~final["0"]] == 0).all()
+
+
+def test_the_callback_and_a_loop_by_hand_are_the_same():
+    model, twin = network(), network()
+    soft = SoftPruning(model, Plan.of(sparsity=0.8), steps=8, every=2)
+    trained(model, 3, [soft], seed=3)
+    by_hand = SoftPruning(twin, Plan.of(sparsity=0.8), steps=8, every=2)
+    adam = torch.optim.Adam(twin.parameters(), lr=0.02, weight_decay=0.01)
+    batches = TensorBatches(X, Y, batch_size=16, seed=3)
+    for _ in range(3):
+        for x, y in batches:
+            adam.zero_grad()
+            F.cross_entropy(twin(x), y).backward()
+            by_hand.step()
+            adam.step()
+    assert all(torch.equal(masks(twin)[name], mask) for name, mask in masks(model).items())
+    assert by_hand.finish() == soft.finish()
+
+
+def test_two_runs_find_the_same():
+    found = []
+    for _ in range(2):
+        model = network()
+        soft = SoftPruning(model, Plan.of(sparsity=0.7, pruning_scope="global"), steps=12, every=3)
+        trained(model, 3, [soft])
+        found.append((soft.finish(), {k: v.clone() for k, v in model.state_dict().items()}))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(value, found[1][1][key]) for key, value in found[0][1].items())
+    kept = sum(int(mask.sum()) for mask in masks(model).values())
+    assert kept == 240 - round(0.7 * 240)
+
+
+def test_filters_are_soft_and_hard_as_a_whole():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    soft = SoftPruning(model, Plan.of("conv:*", sparsity=0.5), steps=4, every=2, by="filter")
+    x = torch.randn(16, 1, 4, 4)
+    for _ in range(4):
+        model.zero_grad()
+        F.cross_entropy(model(x), torch.arange(16) % 3).backward()
+        soft.step()
+    mask = masks(model)["0"].flatten(1)
+    assert mask.all(1).sum() == 4 and (mask.all(1) | ~mask.any(1)).all()
+    assert soft.finish().layers[0].nnz == 36
+
+
+def test_the_end_of_fit_makes_masks_hard_that_are_not():
+    model = network()
+    soft = SoftPruning(model, Plan.of(sparsity=0.9), steps=1000, every=3)
+    trained(model, 2, [soft])
+    assert not soft.is_soft and masks(model)["2"].sum() == 48 - round(0.9 * 48)
+
+
+def test_soft_masks_are_copied_and_pickled_and_compressed_as_they_are():
+    model = network()
+    SoftPruning(model, Plan.of(sparsity=0.9), steps=10, initial=0.9)
+    for twin in copies(model):
+        assert torch.equal(twin(X), model(X))
+        backward(twin)
+        assert (twin[0].parametrizations.weight.original.grad[~masks(twin)["0"]] != 0).any()
+    assert torch.equal(decompress(compress(model))(X), model(X))
+
+
+def test_two_stages_end_pruned_quantized_and_trained():
+    model, stages = trained(network(), 10), []
+    plan = Plan.of(sparsity=0.7, quantizer="cws", k=6)
+
+    def train(model, callbacks, stage):
+        before = F.cross_entropy(model(X), Y).item()
+        trained(model, 6, callbacks, lr=0.01)
+        stages.append((stage, before, F.cross_entropy(model(X), Y).item()))
+
+    report = prune_and_quantize(model, plan, train, steps=20, every=4)
+    assert [stage for stage, _, _ in stages] == ["pruning", "quantization"]
+    assert stages[1][2] < stages[1][1]
+    assert [layer.nnz for layer in report.pruning.layers] == [192 - round(0.7 * 192), 48 - 34]
+    for layer, shared in zip(report.pruning.layers, report.quantization.layers, strict=True):
+        assert layer.nnz == shared.nnz + shared.dropped and shared.k <= 6
+        weight = model.get_submodule(layer.name).weight.detach()
+        assert len(np.unique(weight[weight != 0])) <= 6
+        assert quantized(model)[layer.name].nnz == shared.nnz
+    small = compress(model)
+    assert torch.equal(decompress(small)(X), model.eval()(X))
+
+
+@pytest.mark.parametrize(
+    ("plan", "options", "message"),
+    [
+        (Plan.of(sparsity=0.5), {"steps": 0}, "steps is 0, expected at least 1"),
+        (Plan.of(sparsity=0.5), {"every": 0}, "every is 0"),
+        (Plan.of(sparsity=0.5), {"criterion": "luck"}, "expected one of taylor, magnitude"),
+        (Plan.of(sparsity=0.5), {"by": "row"}, "expected one of weight, kernel, filter"),
+        (Plan.of(sparsity=0.5), {"initial": 0.6}, "initial is 0.6, the sparsity of layer '0' 0.5"),
+        (Plan.of(threshold=0.5), {}, "layer '0' gets threshold 0.5, expected a sparsity"),
+        (Plan.of(quantizer="uq", k=2), {}, "prunes no layer"),
+        (Plan.of("1", sparsity=0.5), {}, "pattern '1' matches no layer"),
+    ],
+)
+def test_bad_arguments_are_named_and_change_nothing(plan, options, message):
+    model = network()
+    with pytest.raises(ValueError, match=message):
+        SoftPruning(model, plan, **{"steps": 10, **options})
+    assert not masks(model)
+
+
+def test_what_cannot_be_pruned_softly_is_an_error():
+    model = network()
+    soft = SoftPruning(model, Plan.of(sparsity=0.5), steps=10)
+    with pytest.raises(ValueError, match="layer '0' has had no gradient"):
+        soft.finish()
+    with pytest.raises(ValueError, match="quantizes no layer"):
+        prune_and_quantize(network(), Plan.of(sparsity=0.5), lambda *_: None, steps=1)
+    shared = network()
+    prune(shared, Plan.of(sparsity=0.5))
+    quantize(shared, Plan.of(quantizer="cws", k=2))
+    with pytest.raises(ValueError, match="layer '0' is quantized"):
+        SoftPruning(shared, Plan.of(sparsity=0.5), steps=10)
