@@ -10,63 +10,15 @@
 //! hold [`MAX_ENTRIES`] in all at most, and large matrices, which gain nothing, stand alone. A reader
 //! that asks in the order of the file decodes each once.
 
-use super::header::{Body, EntryHeader, MatrixBody};
+use super::link::MAX_ENTRIES;
 use crate::error::Result;
 use crate::layout::archive;
 use crate::matrix::CompressedMatrix;
 use crate::threads;
 use std::borrow::Cow;
 
-/// Entries of the matrices that one goes on from, at most.
-const MAX_ENTRIES: u64 = 1 << 22;
 /// Entries of a matrix that is written in a chain, at most.
 const MAX_LINK_ENTRIES: u64 = 1 << 20;
-
-/// How a matrix goes on from another one.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Link {
-    /// The number of that entry, and how many entries before it is.
-    pub before: Option<(usize, u64)>,
-    /// Entries of the matrices of the chain up to this one, with it.
-    entries: u64,
-}
-
-impl Link {
-    /// The link of a matrix that comes after the `earlier` entries.
-    ///
-    /// # Errors
-    /// What is wrong with its parameter.
-    pub fn of(matrix: &MatrixBody, earlier: &[EntryHeader]) -> std::result::Result<Self, String> {
-        let shape = matrix.shape;
-        let mut link = Self { before: None, entries: shape.entries() as u64 };
-        let is_archive = |matrix: &MatrixBody| matrix.layout.id == archive::SPEC.id;
-        let apart = matrix.params.get(2).copied().filter(|_| is_archive(matrix)).unwrap_or(0);
-        if apart == 0 {
-            return Ok(link);
-        }
-        let number = usize::try_from(apart).ok().and_then(|n| earlier.len().checked_sub(n));
-        let before = number.and_then(|number| Some((number, &earlier.get(number)?.body)));
-        let Some((number, Body::Matrix(before))) = before else {
-            return Err(format!(
-                "goes on from what is {apart} entries before, expected an archive"
-            ));
-        };
-        if !is_archive(before) || before.nnz == 0 {
-            return Err(format!(
-                "goes on from entry {number}, expected an archive that keeps something"
-            ));
-        }
-        if before.link.entries > MAX_ENTRIES {
-            return Err(format!(
-                "goes on from {} entries of matrices, expected at most {MAX_ENTRIES}",
-                before.link.entries
-            ));
-        }
-        link.before = Some((number, apart));
-        link.entries = link.entries.saturating_add(before.link.entries);
-        Ok(link)
-    }
-}
 
 /// An archive that is to be written, and the number of its entry.
 pub type Numbered<'a> = (usize, &'a CompressedMatrix);

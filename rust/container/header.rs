@@ -13,15 +13,16 @@
 )]
 
 use super::Limits;
-use super::chains::Link;
 use super::coded_codebooks::{MAX_VALUES, MAX_VALUES_A_BYTE};
+use super::dtype::Dtype;
+use super::link::Link;
+use super::placement::{Placement, Use, block_count};
 use crate::bits;
 use crate::codebook::MAX_K;
 use crate::cursor::Cursor;
 use crate::entropy::Coder;
-use crate::entropy::planes::Words;
 use crate::error::{Error, ErrorKind, Result};
-use crate::layout::{LAYOUTS, LayoutSpec, archive};
+use crate::layout::{LAYOUTS, LayoutSpec};
 use crate::rows::Shape;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -30,12 +31,6 @@ use std::ops::Range;
 pub const MAGIC: [u8; 8] = *b"\x89TRS\r\n\x1a\n";
 /// The version this crate writes, and the newest it reads.
 pub const VERSION: u8 = 1;
-/// Bytes before the header: magic, header size, header checksum.
-pub const PREAMBLE_NBYTES: u64 = 16;
-/// Sections at least this large start at a multiple of [`ALIGNMENT`].
-pub const LARGE_NBYTES: u64 = 1024;
-/// What large sections are aligned to, in the data and in the file.
-pub const ALIGNMENT: u64 = 64;
 /// The size of a checksummed block of data, as a power of two, that is written.
 pub const BLOCK_LOG2: u8 = 16;
 /// The extension that holds a network's graph.
@@ -45,80 +40,6 @@ pub const MAX_RANK: u64 = 64;
 const MAX_PARAMS: u64 = 64;
 /// The coder of plain tensors, planes: its number, and its name in listings.
 pub const PLANES: (u8, &str) = (1, "planes");
-
-/// The type of a tensor's elements, stored little-endian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dtype(u8);
-
-impl Dtype {
-    /// Names, bytes an element; the place in this table is the number in files.
-    const TABLE: &'static [(&'static str, u64)] = &[
-        ("float32", 4),
-        ("float64", 8),
-        ("float16", 2),
-        ("bfloat16", 2),
-        ("int8", 1),
-        ("int16", 2),
-        ("int32", 4),
-        ("int64", 8),
-        ("uint8", 1),
-        ("uint16", 2),
-        ("uint32", 4),
-        ("uint64", 8),
-        ("bool", 1),
-        ("complex64", 8),
-        ("complex128", 16),
-        ("float8_e4m3fn", 1),
-        ("float8_e5m2", 1),
-    ];
-    /// 32-bit floating point, what products compute in.
-    pub const FLOAT32: Self = Self(0);
-
-    /// Finds a type by NumPy's and torch's name.
-    ///
-    /// # Errors
-    /// `InvalidArgument` that lists the names there are.
-    pub fn by_name(name: &str) -> Result<Self> {
-        (0u8..).zip(Self::TABLE).find(|(_, row)| row.0 == name).map(|(id, _)| Self(id)).ok_or_else(
-            || {
-                let names: Vec<&str> = Self::TABLE.iter().map(|row| row.0).collect();
-                Error::invalid(format!("dtype: {name:?}, expected one of {}", names.join(", ")))
-            },
-        )
-    }
-
-    fn row(self) -> (&'static str, u64) {
-        Self::TABLE.get(usize::from(self.0)).copied().unwrap_or(("unknown", 1))
-    }
-
-    /// The name.
-    pub fn name(self) -> &'static str {
-        self.row().0
-    }
-
-    /// Bytes an element.
-    pub fn nbytes(self) -> u64 {
-        self.row().1
-    }
-
-    /// The words that planes of the elements are made of: of a complex number, two.
-    pub fn words(self) -> Words {
-        let nbytes =
-            if self.name().starts_with("complex") { self.nbytes() / 2 } else { self.nbytes() };
-        let is_float = ["float", "bfloat", "complex"].iter().any(|t| self.name().starts_with(t));
-        Words::new(usize::try_from(nbytes).unwrap_or(1), is_float)
-    }
-
-    /// True when `bytes` may be elements: of bool, 0 and 1.
-    pub fn holds(self, bytes: &[u8]) -> bool {
-        self.name() != "bool" || bytes.iter().all(|&byte| byte <= 1)
-    }
-
-    /// True for the types whose numbers a compressed matrix may stand for.
-    pub fn is_matrix_type(self) -> bool {
-        matches!(self.name(), "float32" | "float16" | "bfloat16")
-    }
-}
 
 /// What the header says of one tensor's bytes.
 #[derive(Clone, Debug)]
@@ -200,55 +121,6 @@ pub struct Header {
     pub by_name: HashMap<String, usize>,
     /// The bytes of the network's graph, where there is one.
     pub graph: Option<Vec<u8>>,
-}
-
-/// How the bytes of a section are used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
-    /// As they lie, aligned where there are many.
-    InPlace,
-    /// To decode them as a whole, wherever they are.
-    Decoded,
-}
-
-impl Use {
-    /// That of a layout's sections.
-    pub fn of(layout: &LayoutSpec) -> Self {
-        if layout.id == archive::SPEC.id { Self::Decoded } else { Self::InPlace }
-    }
-}
-
-/// Where a section of `nbytes` starts when the one before ends at `end`.
-pub fn section_start(end: u64, nbytes: u64, used: Use) -> Option<u64> {
-    if nbytes >= LARGE_NBYTES && used == Use::InPlace {
-        end.checked_next_multiple_of(ALIGNMENT)
-    } else {
-        Some(end)
-    }
-}
-
-/// Where the data starts in the file.
-pub fn data_start(header_nbytes: u64, data_nbytes: u64) -> Option<u64> {
-    section_start(PREAMBLE_NBYTES.checked_add(header_nbytes)?, data_nbytes, Use::InPlace)
-}
-
-/// The number of blocks of `data_nbytes`.
-pub fn block_count(data_nbytes: u64, block_log2: u8) -> u64 {
-    data_nbytes.div_ceil(1u64.checked_shl(u32::from(block_log2)).unwrap_or(u64::MAX))
-}
-
-/// Lays sections one after the other and remembers where the last one ends.
-#[derive(Default)]
-struct Placement {
-    end: u64,
-}
-
-impl Placement {
-    fn place(&mut self, nbytes: u64, used: Use) -> Option<(u64, u64)> {
-        let start = section_start(self.end, nbytes, used)?;
-        self.end = start.checked_add(nbytes)?;
-        Some((start, nbytes))
-    }
 }
 
 impl Header {
@@ -441,18 +313,17 @@ fn parse_entry(
             sections: Vec::new(),
         });
     }
-    let dtype = Dtype(cursor.byte("dtype")?);
-    if usize::from(dtype.0) >= Dtype::TABLE.len() || kind > 3 {
+    let id = cursor.byte("dtype")?;
+    let Some(dtype) = Dtype::of_id(id).filter(|_| kind <= 3) else {
         return Err(Error::new(
             ErrorKind::UnsupportedVersion,
             format!(
-                "{name}: kind {kind} and dtype {}, expected kinds up to 3 and dtypes up to {}: \
+                "{name}: kind {kind} and dtype {id}, expected kinds up to 3 and dtypes up to {}: \
                  a newer tersenet reads it",
-                dtype.0,
-                Dtype::TABLE.len().saturating_sub(1)
+                Dtype::count().saturating_sub(1)
             ),
         ));
-    }
+    };
     let rank = cursor.varint("rank")?;
     if rank > MAX_RANK {
         return Err(
@@ -573,9 +444,4 @@ fn parse_entry(
 pub fn put_string(out: &mut Vec<u8>, text: &str) {
     bits::put_varint(out, text.len() as u64);
     out.extend_from_slice(text.as_bytes());
-}
-
-/// The number of a type in files.
-pub fn dtype_id(dtype: Dtype) -> u8 {
-    dtype.0
 }

@@ -1,23 +1,21 @@
 //! Reading: one pass over the header, then one tensor at a time, each byte checked when used.
 
 use super::Limits;
-use super::chains::Link;
 use super::coded_codebooks;
-use super::header::{
-    Body, CodebookSection, Dtype, EntryHeader, Header, MAGIC, MatrixBody, PLANES, PREAMBLE_NBYTES,
-    block_count, data_start,
-};
+use super::dtype::Dtype;
+use super::header::{Body, CodebookSection, EntryHeader, Header, MAGIC, MatrixBody, PLANES};
+use super::link::Link;
+use super::placement::{PREAMBLE_NBYTES, block_count, data_start};
+use super::source::{Source, copy_of, open_file};
 use crate::array::{Array, Owner};
 use crate::codebook::Codebook;
 use crate::entropy::{Coder, planes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::archive::{self, Learnt};
 use crate::layout::{LayoutSpec, Parts};
-use crate::lines::Lines;
 use crate::mapping;
 use crate::matrix::CompressedMatrix;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -35,11 +33,6 @@ pub struct Reader {
     codebooks: Mutex<Vec<Option<Arc<Codebook>>>>,
     /// What was learnt up to the end of the entry read last, for one that goes on from it.
     learnt: Mutex<Option<(usize, Arc<Learnt>)>>,
-}
-
-enum Source {
-    File(File),
-    Memory(Owner),
 }
 
 /// What a name stands for.
@@ -439,73 +432,10 @@ fn within(place: &str, error: Error) -> Error {
     if place.is_empty() { error } else { error.within(place) }
 }
 
-impl Source {
-    fn len(&self) -> Result<u64> {
-        match self {
-            Self::File(file) => Ok(file.metadata().map_err(|e| Error::io("size", e))?.len()),
-            Self::Memory(bytes) => Ok((**bytes).as_ref().len() as u64),
-        }
-    }
-
-    fn read(&self, range: Range<u64>) -> Result<Lines> {
-        let nbytes = (range.end - range.start) as usize;
-        match self {
-            Self::Memory(bytes) => {
-                copy_of(&(**bytes).as_ref()[range.start as usize..range.end as usize])
-            }
-            Self::File(file) => {
-                let mut lines = Lines::zeroed::<u8>(nbytes)?;
-                read_at(file, lines.as_mut_slice(), range.start).map_err(|e| match e.kind() {
-                    std::io::ErrorKind::UnexpectedEof => Error::new(
-                        ErrorKind::Truncated,
-                        format!("container: ends before byte {}; it was cut while open", range.end),
-                    ),
-                    _ => Error::io("reading", e),
-                })?;
-                Ok(lines)
-            }
-        }
-    }
-}
-
 /// The `nbytes` bytes of elements that are coded by planes.
 fn decoded(coded: &[u8], nbytes: usize, dtype: Dtype) -> Result<Array<u8>> {
     let owner: Owner = Arc::new(planes::decode(coded, nbytes, dtype.words())?);
     Array::view(&owner, 0, nbytes)
-}
-
-fn copy_of(bytes: &[u8]) -> Result<Lines> {
-    let mut lines = Lines::zeroed::<u8>(bytes.len())?;
-    lines.as_mut_slice().copy_from_slice(bytes);
-    Ok(lines)
-}
-
-fn open_file(path: &Path) -> Result<File> {
-    let failed = |e| Error::io(path.display(), e);
-    let file = File::open(path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.is_dir() {
-        return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
-    }
-    Ok(file)
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, out: &mut [u8], at: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, at)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, mut out: &mut [u8], mut at: u64) -> std::io::Result<()> {
-    while !out.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, out, at)? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            n => {
-                out = &mut out[n..];
-                at += n as u64;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// What a file that does not start as a container really is.
