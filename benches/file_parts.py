@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import tersenet
-from tersenet import CompressedMatrix
-from tersenet._core import CodedArray
 
 START = 16  # magic, size and checksum of the header
 CHECKSUM = 4
@@ -15,33 +13,29 @@ ALIGNED_FROM = 1024
 
 
 def parts(path: Path) -> dict[str, int]:
-    """Return the bytes of each part of a file, which add up to the file."""
+    """Return the bytes of each part of a file for size, which add up to the file.
+
+    Nothing in its data is aligned, unless a plain tensor of 1,024 bytes or more is stored as it is: then
+    the bytes before that count as codebooks.
+    """
     data = path.read_bytes()
     header = int.from_bytes(data[8:12], "little")
     block = 1 << data[START + 2]
     found = dict.fromkeys(("streams", "codebooks", "plain tensors"), 0)
-    books = set()
     with tersenet.open(path) as file:
         names = file.keys()
         for name in names:
-            entry, value = file.info(name), file.get(name)
-            if "alias_of" in entry:
-                continue
-            found["streams" if entry["kind"] == "matrix" else "plain tensors"] += entry["nbytes"]
-            if isinstance(value, CompressedMatrix):
-                books.add(value.codebook.tobytes())
-    found["codebooks"] = sum(map(_codebook_nbytes, books))
+            entry = file.info(name)
+            if "alias_of" not in entry:
+                kind = "streams" if entry["kind"] == "matrix" else "plain tensors"
+                found[kind] += entry["nbytes"]
+    nbytes = _data_nbytes(len(data), header)
+    found["codebooks"] = nbytes - found["streams"] - found["plain tensors"]
     found["names"] = sum(len(name.encode()) for name in names)
-    found["checksums"] = CHECKSUM * (1 + -(-_data_nbytes(len(data), header) // block))
+    found["checksums"] = CHECKSUM * (1 + -(-nbytes // block))
     found["shapes and sizes"] = header + START - found["names"] - found["checksums"]
     found["alignment"] = len(data) - sum(found.values())
     return found
-
-
-def _codebook_nbytes(values: bytes) -> int:
-    """Return the bytes of a codebook in a file for size: coded where that is smaller."""
-    coded = CodedArray.encode(values, "float32")
-    return len(values) if coded is None else coded.nbytes
 
 
 def _data_nbytes(size: int, header: int) -> int:

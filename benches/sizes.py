@@ -12,6 +12,7 @@ convolutional weights with a codebook for each.
     zipnn              the float32 bytes of each layer
     .terse             a file of all layers, with names, shapes and checksums, and
     NNCodec            a bitstream of all layers, and 4 k bytes a codebook: its counterpart
+    payload            of the .terse file: weights and codebooks
 
 xz and zstd take a byte for each symbol, two where there are over 255; DeepCABAC and NNCodec the rank
 of each value among the layer's, zero's being 0. Of networks the whole file for size is written too,
@@ -192,7 +193,13 @@ def terse(layers: Mapping[str, Layer], folder: Path) -> Row:
     for name, layer in layers.items():
         if not np.array_equal(found[name].view(np.uint32), layer.rows.view(np.uint32)):
             raise AssertionError(f"the file is not lossless: {name}")
-    return {"nbytes": path.stat().st_size, "encode_s": encode, "decode_s": decode}
+    parts = file_parts.parts(path)
+    return {
+        "nbytes": path.stat().st_size,
+        "payload_nbytes": parts["streams"] + parts["codebooks"],
+        "encode_s": encode,
+        "decode_s": decode,
+    }
 
 
 def measure(name: str, weights: Mapping[str, np.ndarray], folder: Path) -> dict[str, Any]:
@@ -261,15 +268,16 @@ def show(found: dict[str, Any]) -> None:
 def summarize(measured: list[dict[str, Any]]) -> None:
     """Print archive beside what it is compared with, a line for each layer or network."""
     peers = ("order-0 entropy", "xz -9e", "zstd -19", "DeepCABAC", "NNCodec")
-    table = console.table("archive (and file), % less than", "bytes", *peers, "file: NNCodec")
+    table = console.table("payload (and file), % less than", "bytes", *peers, "file: NNCodec")
     for found in measured:
         forms = {label: row["nbytes"] for label, row in found["forms"].items()}
-        pairs = [("archive", peer) for peer in peers] + [(".terse", "NNCodec")]
+        forms["payload"] = found["forms"][".terse"]["payload_nbytes"]
+        pairs = [("payload", peer) for peer in peers] + [(".terse", "NNCodec")]
         cells = [
             f"{100 - 100 * forms[own] / forms[peer]:.2f}" if peer in forms else ""
             for own, peer in pairs
         ]
-        table.add_row(found["name"], f"{forms['archive']:,}", *cells)
+        table.add_row(found["name"], f"{forms['payload']:,}", *cells)
     console.show(table)
 
 

@@ -20,7 +20,7 @@ taken as independent, which is the first order of the loss anyway.
 
 The greedy steps are no proof that nothing is better.
 
-Price: a file a pair of sparsity and k, and a few more per layer; an archive is written at 1 to 10
+Price: a file a pair of sparsity and k, and a few more per layer; an archive is written at some
 million weights a second. One backward pass a batch, and an evaluation for each file within the budget.
 
 Source: the estimate: see `pruning.taylor`; greedy by loss for size: Shoham and Gersho 1988, "Efficient

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! Layers of a few thousand weights end before a model knows them, and are much alike: of ResNets a
-//! chain takes 2 % off. What it costs: a matrix is decoded after those that it goes on from, so these
-//! hold [`MAX_ENTRIES`] in all at most, and large matrices, which gain nothing, stand alone. A reader
-//! that asks in the order of the file decodes each once.
+//! chain takes 2 % off. What it costs: a matrix is decoded after those that it goes on from, so
+//! these hold [`MAX_ENTRIES`] in all at most, and large matrices, which gain nothing, stand alone.
+//! A reader that asks in the order of the file decodes each once.
 
 use super::link::MAX_ENTRIES;
 use crate::error::Result;

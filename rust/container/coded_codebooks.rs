@@ -8,11 +8,11 @@
 //!   a number:  4·log2 beside what is expected, by adaptive probabilities; the bits below, as they are
 //! ```
 //!
-//! The centers of clusters lie closest where most weights do, and ever wider apart outwards, so a step
-//! tells the next one to about a quarter of an octave; what remains of a value is noise, but for zeros
-//! at the end of all of them, as values of half precision have. A layer of a few hundred weights spends
-//! a third of its bytes on 32 plain values. Of ResNets with 16 or 32 values a layer 21 to 22 bits a
-//! value are left of 32.
+//! The centers of clusters lie closest where most weights do, and ever wider apart outwards, so a
+//! step tells the next one to about a quarter of an octave; what remains of a value is noise, but
+//! for zeros at the end of all of them, as values of half precision have. A layer of a few hundred
+//! weights spends a third of its bytes on 32 plain values. Of ResNets with 16 or 32 values a layer
+//! 21 to 22 bits a value are left of 32.
 
 use crate::codebook::{Codebook, total_order};
 use crate::entropy::mixing::{BinaryCoder, Decoder, Encoder, Slot, log2_quarters};

@@ -9,10 +9,9 @@
 //! tensors out and writes them beside their target, synced, then renamed; `reader.rs` reads one
 //! tensor at a time and checks every byte it uses against the header's checksums. The header holds
 //! no offsets: sections follow one another in its order (`placement.rs`), so nothing can overlap or
-//! leave a hole.
-//! `coded_array.rs` codes plain tensors; whether one is coded is for whoever writes to choose, as
-//! bytes as they are can be mapped. Where a file is written for size, `coded_codebooks.rs` codes its
-//! codebooks, and in `chains.rs` archives go on from each other.
+//! leave a hole. `coded_array.rs` codes plain tensors; whether one is coded is for whoever writes
+//! to choose, as bytes as they are can be mapped. Where a file is written for size,
+//! `coded_codebooks.rs` codes its codebooks, and in `chains.rs` archives go on from each other.
 
 mod chains;
 mod coded_array;

@@ -8,8 +8,8 @@
 //!   dense rows               decode + outputs · multiply      simd/dense_rows.rs
 //! ```
 //!
-//! Time of kept weights ÷ time of dense rows, one thread of a Zen 3 core, AVX2, k = 32, laid out for
-//! speed, the least of interleaved runs; dense rows are worth it where that is over 1:
+//! Time of kept weights ÷ time of dense rows, one thread of a Zen 3 core, AVX2, k = 32, laid out
+//! for speed, the least of interleaved runs; dense rows are worth it where that is over 1:
 //!
 //! ```text
 //!   kept                                100 %   80 %   60 %   50 %   40 %   30 %

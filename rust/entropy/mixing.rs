@@ -1,5 +1,5 @@
-//! Context mixing: bits one by one, each by a mix of what adaptive contexts predict, in an arithmetic
-//! coder.
+//! Context mixing: bits one by one, each by a mix of what adaptive contexts predict, in an
+//! arithmetic coder.
 //!
 //! ```text
 //!   contexts ──▶ slots: adaptive probabilities ──stretch──▶ mixer: Σ weight · input ──squash──▶ p₀
@@ -7,9 +7,9 @@
 //!   code the bit with p;  slots, weights and maps move towards the bit
 //! ```
 //!
-//! All of it is integer arithmetic, so that every machine decodes the same bits: probabilities of 16
-//! or 22 bits, logits of 8 fractional bits between two tables made from 49 numbers. An encoder and a
-//! decoder run the same model, generic over [`BinaryCoder`]; the model of matrices is in
+//! All of it is integer arithmetic, so that every machine decodes the same bits: probabilities of
+//! 16 or 22 bits, logits of 8 fractional bits between two tables made from 49 numbers. An encoder
+//! and a decoder run the same model, generic over [`BinaryCoder`]; the model of matrices is in
 //! `layout/archive`.
 //!
 //! Source: Mahoney 2005, "Adaptive weighing of context models for lossless data compression" (PAQ);

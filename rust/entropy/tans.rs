@@ -14,8 +14,8 @@
 //!            state = that of part ⌊y / 2^nbits⌋ − count
 //! ```
 //!
-//! Each lane ends in state 0. A lane costs its first state, 7 bits, of which the end gives back some.
-//! Why 128 states: their tables stay in registers. What that costs is 0.3 to 1 % of the bits.
+//! Each lane ends in state 0. A lane costs its first state, 7 bits, of which the end gives back
+//! some. Why 128 states: their tables stay in registers. What that costs is 0.3 to 1 % of the bits.
 //!
 //! Source: Duda 2013, arXiv:1311.2540; the even spread is Collet's idea, made exact.
 

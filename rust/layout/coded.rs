@@ -13,12 +13,12 @@
 //! ```
 //!
 //! A block's kept weights are one sequence, dealt to the lanes in turns, so that rows may have any
-//! length, and rows that end cost nothing: the gap runs on over them (`simd/tans.rs` has the lanes).
-//! The last gap class is an escape that moves on and keeps nothing. Where more than half is kept,
-//! every entry is an element, its symbol one of k + 1, and there are no gaps; the encoder takes what
-//! is smaller. It also chooses how much of a gap is plain bits: a geometric distribution is nearly
-//! flat over a class that is far narrower than its mean. The same goes for symbols, where those of a
-//! class are neighbours in the codebook, or alike in frequency.
+//! length, and rows that end cost nothing: the gap runs on over them (`simd/tans.rs` has the
+//! lanes). The last gap class is an escape that moves on and keeps nothing. Where more than half is
+//! kept, every entry is an element, its symbol one of k + 1, and there are no gaps; the encoder
+//! takes what is smaller. It also chooses how much of a gap is plain bits: a geometric distribution
+//! is nearly flat over a class that is far narrower than its mean. The same goes for symbols, where
+//! those of a class are neighbours in the codebook, or alike in frequency.
 //!
 //! Space: within 2 % of the order-0 entropy of positions and symbols for large matrices: the states
 //! cost 0.3 to 1 %, and a block's first states 112 bytes, which is why a block has up to 64 Ki

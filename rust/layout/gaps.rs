@@ -11,10 +11,11 @@
 //!   with e = max(⌊log2 gap⌋ − p, 0):  bucket = e·2^p + (gap >> e),  e plain bits hold the rest
 //! ```
 //!
-//! Any gap has a bucket, so nothing escapes. Inside a bucket gaps are taken to be equally likely; at
-//! p = 3 that is within 0.1 % of the entropy of a geometric distribution. Layers whose rows repeat
-//! have favourite gaps, and there a higher precision, up to a codeword for each gap, pays for its
-//! longer table of lengths: the encoder counts the bits of each precision and takes the fewest.
+//! Any gap has a bucket, so nothing escapes. Inside a bucket gaps are taken to be equally likely;
+//! at p = 3 that is within 0.1 % of the entropy of a geometric distribution. Layers whose rows
+//! repeat have favourite gaps, and there a higher precision, up to a codeword for each gap, pays
+//! for its longer table of lengths: the encoder counts the bits of each precision and takes the
+//! fewest.
 //!
 //! Source: the buckets are those of DEFLATE's distances (RFC 1951, 3.2.5), with a free precision.
 

@@ -18,8 +18,8 @@
 //! bits. For speed, symbols take 8 or 16 bits (none for k = 1), and columns are whole, so that a
 //! product reads them as they lie; or words of a bitmap where k ≤ 256 and so many of a block's bits
 //! are set that the instruction set of this machine multiplies faster from them
-//! ([`crate::simd::Kernels::words_percent`]). A product with a vector, 4096 × 4096, k = 32, one Zen 4
-//! core with AVX-512, ms:
+//! ([`crate::simd::Kernels::words_percent`]). A product with a vector, 4096 × 4096, k = 32, one Zen
+//! 4 core with AVX-512, ms:
 //!
 //! ```text
 //!   sparse             0 %   60 %   80 %   84 %   86 %   88 %   90 %   95 %   99 %
@@ -27,8 +27,8 @@
 //!   columns                  2.80   1.07   0.97   0.85   0.73   0.51   0.27   0.07
 //! ```
 //!
-//! On AVX2 columns are faster up to about half of the bits. A batch is multiplied from columns, which
-//! a block's words are turned into.
+//! On AVX2 columns are faster up to about half of the bits. A batch is multiplied from columns,
+//! which a block's words are turned into.
 //!
 //! Where most weights are kept, a batch is multiplied by dense rows, into which words are spread.
 //!

@@ -24,8 +24,9 @@
 //! look-up, four rows in turns. A row's number of kept weights is stored, not found by its end,
 //! because codewords may have no bits.
 //!
-//! Price: a row costs two lengths beside its entries, about 14 to 20 bits; below a dozen kept weights
-//! a row that is felt. Bytes of a trained VGG19's layer of 4096 × 512, row ends counted throughout:
+//! Price: a row costs two lengths beside its entries, about 14 to 20 bits; below a dozen kept
+//! weights a row that is felt. Bytes of a trained VGG19's layer of 4096 × 512, row ends counted
+//! throughout:
 //!
 //! ```text
 //!   sparsity              60 %      90 %      95 %      97 %     99 %

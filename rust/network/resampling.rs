@@ -1,9 +1,10 @@
 //! Resampling of images: nearest and bilinear.
 //!
 //! The step in the input for a step in the output is the one stored (1 / the factor that torch was
-//! given, divided in double precision as torch does), else input / output, or between the centres of
-//! the corners (in − 1) / (out − 1). Nearest takes place ⌊i · step⌋; bilinear the two places around
-//! (i + ½) · step − ½, cut at 0, or i · step between corners. All in single precision, as torch does.
+//! given, divided in double precision as torch does), else input / output, or between the centres
+//! of the corners (in − 1) / (out − 1). Nearest takes place ⌊i · step⌋; bilinear the two places
+//! around (i + ½) · step − ½, cut at 0, or i · step between corners. All in single precision, as
+//! torch does.
 
 use super::operator::{Context, Dims, Operands, Operator, flag, image, image_dims, size};
 use crate::error::{Error, Result};

@@ -1,7 +1,8 @@
 //! The binding: converts arguments, releases the GIL, maps errors; no arithmetic, no policy.
 //!
-//! `arguments.rs` takes what Python gives; `matrix.rs`, `files.rs`, `network.rs` and `sizes.rs` are the
-//! faces of `crate::matrix`, `crate::container`, `crate::network` and `crate::bounds`. What they take and raise is in `_core.pyi`.
+//! `arguments.rs` takes what Python gives; `matrix.rs`, `files.rs`, `network.rs` and `sizes.rs` are
+//! the faces of `crate::matrix`, `crate::container`, `crate::network` and `crate::bounds`. What
+//! they take and raise is in `_core.pyi`.
 #![allow(missing_docs)]
 
 mod arguments;

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Where there are up to 256 values and few enough places, offset and symbol are joined in 32 bits,
-//! half of what a wide weight takes: what binds a kernel is the number of loads, and a layer goes by
-//! once for each group of images, from the second or third level of the cache.
+//! half of what a wide weight takes: what binds a kernel is the number of loads, and a layer goes
+//! by once for each group of images, from the second or third level of the cache.
 //!
 //! Taps know the furthest place that they read, so a kernel checks one number for a whole tile
 //! instead of one a weight. That is why the fields are private: [`Taps::fill`] alone sets them, and

@@ -1,4 +1,5 @@
-//! A linear network over the columns of a line, or over the positions of a kernel, learnt as they come.
+//! A linear network over the columns of a line, or over the positions of a kernel, learnt as they
+//! come.
 //!
 //! ```text
 //!   a line starts:         logit[j] = bias[j];  level[j] = level_bias[j]

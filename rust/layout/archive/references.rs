@@ -7,13 +7,14 @@
 //!                   alive: those within 12 of the sixteenth least
 //! ```
 //!
-//! Nothing of this is stored: a decoder finds the same lines. Unlike is told by two bits of an entry,
-//! the low one of its number and the sign with the next one, from bit planes of 32 columns. Inside a piece the 16 are scored entry by entry. A line
-//! equal to its best reference takes its place, so that repeated lines are compared once.
+//! Nothing of this is stored: a decoder finds the same lines. Unlike is told by two bits of an
+//! entry, the low one of its number and the sign with the next one, from bit planes of 32 columns.
+//! Inside a piece the 16 are scored entry by entry. A line equal to its best reference takes its
+//! place, so that repeated lines are compared once.
 //!
-//! Pieces of 16 columns and a margin of 20 gave 1 to 2 % less on layers whose rows repeat, at half the
-//! speed; lines that are nearly equal taking each other's place gave half again the speed, and up to
-//! 3 % more.
+//! Pieces of 16 columns and a margin of 20 gave 1 to 2 % less on layers whose rows repeat, at half
+//! the speed; lines that are nearly equal taking each other's place gave half again the speed, and
+//! up to 3 % more.
 
 use crate::error::{Error, ErrorKind, Result};
 

@@ -5,8 +5,8 @@
 //!            those that k values need down; a bit that no value of that sign has set is skipped
 //! ```
 //!
-//! The top nine bits are mixed from seven contexts, the ones below have a slot for each place in the
-//! tree, so that any k goes. In a kernel the values around tell more than references do.
+//! The top nine bits are mixed from seven contexts, the ones below have a slot for each place in
+//! the tree, so that any k goes. In a kernel the values around tell more than references do.
 
 use super::levels::{Levels, sign};
 use crate::entropy::mixing::{BinaryCoder, LOGIT_ONE, Predictor, PredictorSize, Slot};

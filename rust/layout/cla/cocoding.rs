@@ -13,9 +13,9 @@
 //! distinct tuples: those seen, and f₁·(f₁ − 1) / (2·f₂ + 2) unseen ones, where f₁ tuples were seen
 //! once and f₂ twice. (One that scales f₁ alone finds 270 of 256 equally frequent tuples when four
 //! of each are seen: it never filled a byte of codes, and dense columns of four symbols took half
-//! as much again.) Bins bound the work: under 1,000 unions of sampled lists for 32 columns, whatever
-//! the shape. Bins of 64 take twice the time and save 0 to 4 % on trained layers. Everything is in a
-//! fixed order, so equal matrices get equal groups.
+//! as much again.) Bins bound the work: under 1,000 unions of sampled lists for 32 columns,
+//! whatever the shape. Bins of 64 take twice the time and save 0 to 4 % on trained layers.
+//! Everything is in a fixed order, so equal matrices get equal groups.
 //!
 //! Sources: Elgohary et al. 2016, section 4 (sampling, bins, greedy grouping; bins there are by
 //! cardinality); the bias-corrected estimator of unseen species of Chao 1984 and 2005; min-hashing

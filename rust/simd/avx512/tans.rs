@@ -1,9 +1,9 @@
 //! The elements of `coded` on AVX-512: a step of 64 lanes in one register.
 //!
-//! Positions are sums over lanes. A vector holds four groups of 16 elements, one in each byte of its
-//! words; as pairs of 16-bit numbers, two groups are summed at once as long as 16 gaps stay under
-//! 2¹⁶, else each group is summed in 32 bits. Where a gap fits into a byte, its class is looked up
-//! shifted and with the 1 of a kept element, and what is left is to add the plain bits.
+//! Positions are sums over lanes. A vector holds four groups of 16 elements, one in each byte of
+//! its words; as pairs of 16-bit numbers, two groups are summed at once as long as 16 gaps stay
+//! under 2¹⁶, else each group is summed in 32 bits. Where a gap fits into a byte, its class is
+//! looked up shifted and with the 1 of a kept element, and what is left is to add the plain bits.
 //!
 //! The escape is marked by the top bit of a step: mask and state do not see it.
 
