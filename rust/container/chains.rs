@@ -41,8 +41,8 @@ pub fn alone<'a>(archives: &[Numbered<'a>]) -> Result<Vec<Cow<'a, CompressedMatr
 /// As [`alone`].
 pub fn chained<'a>(archives: &[Numbered<'a>]) -> Result<Vec<Cow<'a, CompressedMatrix>>> {
     let mut chained = alone(archives)?;
-    let items: Vec<_> = chains(archives).into_iter().map(|chain| (chain, Vec::new())).collect();
-    let mut items = items;
+    let mut items: Vec<(Vec<usize>, Vec<_>)> =
+        chains(archives).into_iter().map(|chain| (chain, Vec::new())).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     threads::for_each(threads, items.iter_mut().collect(), |(chain, coded)| {
         let mut before: Option<(archive::Learnt, usize)> = None;
