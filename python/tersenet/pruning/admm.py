@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from tersenet.parametrization import Target, as_array
 from tersenet.plan import Plan
-from tersenet.pruning.masking import PruningReport, prunable, prune, ranked
+from tersenet.pruning.masking import PruningReport, prune, ranked, sparsified
 from tersenet.training.callback import Callback, State
 
 
@@ -95,13 +95,7 @@ class ADMM(Callback):
             found = f"epochs_per_update is {epochs_per_update}"
             raise ValueError(f"admm: {found}, expected at least 1")
         self._model, self._plan = model, plan
-        self._targets = prunable(model, plan)
-        if not self._targets:
-            raise ValueError("admm: the plan prunes no layer, expected a sparsity for at least one")
-        for target in self._targets:
-            if target.rule.sparsity is None:
-                found = f"layer {target.name!r} gets threshold {target.rule.threshold}"
-                raise ValueError(f"admm: {found}, expected a sparsity")
+        self._targets = sparsified(model, plan, "admm")
         self.rho = rho
         self._growth, self._epochs = rho_growth, epochs_per_update
         self._parts: dict[str, _Part] = {}

@@ -172,6 +172,22 @@ def prunable(model: nn.Module, plan: Plan) -> list[Target]:
     return chosen
 
 
+def sparsified(model: nn.Module, plan: Plan, method: str) -> list[Target]:
+    """Return the weights that the plan prunes to a sparsity, for a method that trains toward it.
+
+    Raises:
+        ValueError: as `prunable`, or if there are none, or one is pruned by a threshold.
+    """
+    chosen = prunable(model, plan)
+    if not chosen:
+        raise ValueError(f"{method}: the plan prunes no layer, expected a sparsity for one")
+    for target in chosen:
+        if target.rule.sparsity is None:
+            found = f"layer {target.name!r} gets threshold {target.rule.threshold}"
+            raise ValueError(f"{method}: {found}, expected a sparsity")
+    return chosen
+
+
 def ranked(
     chosen: list[Target],
     plan: Plan,

@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tersenet.parametrization import as_array, targets
+from tersenet.parametrization import as_array
 from tersenet.plan import Plan
 from tersenet.pruning.magnitude import Weights
-from tersenet.pruning.masking import Masked, PruningReport, prune
+from tersenet.pruning.masking import Masked, PruningReport, prune, sparsified
 from tersenet.pruning.scores import GROUPS, grouped
 from tersenet.training.callback import Callback, State
 
@@ -93,14 +93,10 @@ class SoftPruning(Callback):
             if choice not in choices:
                 words = ", ".join(choices)
                 raise ValueError(f"soft pruning: {name} is {choice!r}, expected one of {words}")
-        self._targets = [target for target in targets(model, plan) if target.rule.prunes]
-        if not self._targets:
-            raise ValueError("soft pruning: the plan prunes no layer, expected a sparsity for one")
+        self._targets = sparsified(model, plan, "soft pruning")
         for target in self._targets:
             sparsity = target.rule.sparsity
-            if sparsity is None:
-                found = f"layer {target.name!r} gets threshold {target.rule.threshold}"
-                raise ValueError(f"soft pruning: {found}, expected a sparsity")
+            assert sparsity is not None
             if not 0 <= initial <= sparsity:
                 found = f"initial is {initial}, the sparsity of layer {target.name!r} {sparsity}"
                 raise ValueError(f"soft pruning: {found}, expected at least 0 and no more than it")
