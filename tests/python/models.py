@@ -1,4 +1,4 @@
-"""A model with every kind of layer, for tests in this and in another process."""
+"""Models for several tests; one with every kind of layer, in this and in another process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ from torch import Tensor, nn
 
 from tersenet.compression import compress
 from tersenet.plan import Plan, Rule
+
+
+class Tied(nn.Module):
+    """An embedding and a head that are one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(6, 4)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.emb.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.emb(ids))
 
 
 class SmallNet(nn.Module):

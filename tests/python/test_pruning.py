@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from models import copies
+from models import Tied, copies
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
@@ -240,17 +240,6 @@ def test_unparametrize_bakes_the_weights_and_keeps_what_trains():
     unparametrize(model)
     assert torch.equal(model(X), expected) and set(dict(model.named_parameters())) == names
     assert not model[3].weight.requires_grad and model[5].weight.requires_grad
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.emb = nn.Embedding(6, 4)
-        self.head = nn.Linear(4, 6, bias=False)
-        self.head.weight = self.emb.weight
-
-    def forward(self, x):
-        return self.head(self.emb(x))
 
 
 def test_tied_weights_stay_tied():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from models import copies
+from models import Tied, copies
 from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
@@ -181,16 +181,6 @@ def test_a_teacher_needs_no_labels():
 
 
 def test_tied_weights_are_scored_once_by_the_sum_of_their_gradients():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.emb = nn.Embedding(6, 4)
-            self.head = nn.Linear(4, 6, bias=False)
-            self.head.weight = self.emb.weight
-
-        def forward(self, ids):
-            return self.head(self.emb(ids))
-
     torch.manual_seed(0)
     model, ids = Tied(), torch.tensor([0, 2, 5])
     F.cross_entropy(model(ids), ids).backward()
