@@ -1,6 +1,6 @@
 //! A plain tensor's elements, coded by planes where that takes fewer bytes.
 
-use super::dtype::Dtype;
+use super::header::Dtype;
 use crate::entropy::planes;
 use crate::error::{Error, Result};
 use crate::lines::Lines;

@@ -2,7 +2,8 @@
 //!
 //! Parsing is one pass over a checksummed slice: every number is checked where it is read, nothing
 //! is allocated from a count before that many bytes are known to be there, and the sum of all
-//! sizes must be the data's size to the byte.
+//! sizes must be the data's size to the byte. `dtype.rs` has the types, `placement.rs` says where
+//! sections lie, `link.rs` how matrices go on from each other.
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,11 +13,16 @@
     clippy::cast_possible_truncation
 )]
 
+mod dtype;
+mod link;
+mod placement;
+
+pub use dtype::Dtype;
+pub use link::{Link, MAX_CHAIN_ENTRIES};
+pub use placement::{PREAMBLE_NBYTES, Use, block_count, data_start, section_start};
+
 use super::Limits;
 use super::coded_codebooks::{MAX_VALUES, MAX_VALUES_A_BYTE};
-use super::dtype::Dtype;
-use super::link::Link;
-use super::placement::{Placement, Use, block_count};
 use crate::bits;
 use crate::codebook::MAX_K;
 use crate::cursor::Cursor;
@@ -24,6 +30,7 @@ use crate::entropy::Coder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::{LAYOUTS, LayoutSpec};
 use crate::rows::Shape;
+use placement::Placement;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 

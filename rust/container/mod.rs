@@ -7,8 +7,9 @@
 //!
 //! `header.rs` turns the header into bytes and back, and is the only parser; `writer.rs` lays
 //! tensors out and writes them beside their target, synced, then renamed; `reader.rs` reads one
-//! tensor at a time and checks every byte it uses against the header's checksums. The header holds
-//! no offsets: sections follow one another in its order (`placement.rs`), so nothing can overlap or
+//! tensor at a time, from where `source.rs` has it, and checks every byte it uses against the
+//! header's checksums. The header holds
+//! no offsets: sections follow one another in its order (`header/placement.rs`), so nothing can overlap or
 //! leave a hole. `coded_array.rs` codes plain tensors; whether one is coded is for whoever writes
 //! to choose, as bytes as they are can be mapped. Where a file is written for size,
 //! `coded_codebooks.rs` codes its codebooks, and in `chains.rs` archives go on from each other.
@@ -16,17 +17,13 @@
 mod chains;
 mod coded_array;
 mod coded_codebooks;
-mod dtype;
 mod header;
-mod link;
-mod placement;
 mod reader;
 mod source;
 mod writer;
 
 pub use coded_array::CodedArray;
-pub use dtype::Dtype;
-pub use header::{MAGIC, VERSION};
+pub use header::{Dtype, MAGIC, VERSION};
 pub use reader::{Entry, Reader, Tensor};
 pub use writer::{Stored, Writer};
 

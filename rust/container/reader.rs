@@ -2,10 +2,10 @@
 
 use super::Limits;
 use super::coded_codebooks;
-use super::dtype::Dtype;
-use super::header::{Body, CodebookSection, EntryHeader, Header, MAGIC, MatrixBody, PLANES};
-use super::link::Link;
-use super::placement::{PREAMBLE_NBYTES, block_count, data_start};
+use super::header::{
+    Body, CodebookSection, Dtype, EntryHeader, Header, Link, MAGIC, MatrixBody, PLANES,
+    PREAMBLE_NBYTES, block_count, data_start,
+};
 use super::source::{Source, copy_of, open_file};
 use crate::array::{Array, Owner};
 use crate::codebook::Codebook;

@@ -7,9 +7,10 @@
 use super::chains::{Numbered, alone, chained};
 use super::coded_array::CodedArray;
 use super::coded_codebooks::{self, MAX_VALUES, MAX_VALUES_A_BYTE, is_codable};
-use super::dtype::Dtype;
-use super::header::{BLOCK_LOG2, GRAPH_TAG, MAGIC, MAX_RANK, PLANES, VERSION, put_string};
-use super::placement::{Use, block_count, data_start, section_start};
+use super::header::{
+    BLOCK_LOG2, Dtype, GRAPH_TAG, MAGIC, MAX_RANK, PLANES, Use, VERSION, block_count, data_start,
+    put_string, section_start,
+};
 use crate::bits;
 use crate::codebook::Codebook;
 use crate::error::{Error, Result};

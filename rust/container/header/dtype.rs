@@ -1,12 +1,4 @@
 //! The types of tensors' elements.
-#![deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation
-)]
 
 use crate::entropy::planes::Words;
 use crate::error::{Error, Result};

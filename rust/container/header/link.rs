@@ -1,18 +1,10 @@
 //! What the header says of a matrix that goes on from another one, checked.
-#![deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation
-)]
 
-use super::header::{Body, EntryHeader, MatrixBody};
+use super::{Body, EntryHeader, MatrixBody};
 use crate::layout::archive;
 
 /// Entries of the matrices that one goes on from, at most.
-pub const MAX_ENTRIES: u64 = 1 << 22;
+pub const MAX_CHAIN_ENTRIES: u64 = 1 << 22;
 
 /// How a matrix goes on from another one.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,9 +40,9 @@ impl Link {
                 "goes on from entry {number}, expected an archive that keeps something"
             ));
         }
-        if before.link.entries > MAX_ENTRIES {
+        if before.link.entries > MAX_CHAIN_ENTRIES {
             return Err(format!(
-                "goes on from {} entries of matrices, expected at most {MAX_ENTRIES}",
+                "goes on from {} entries of matrices, expected at most {MAX_CHAIN_ENTRIES}",
                 before.link.entries
             ));
         }

@@ -1,12 +1,4 @@
 //! Where the sections of the data lie, one after the other: there are no offsets in a file.
-#![deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation
-)]
 
 use crate::layout::{LayoutSpec, archive};
 
