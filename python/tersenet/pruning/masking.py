@@ -4,12 +4,14 @@
 
     weight = where(mask, original, 0)          # on each use; the gradient is masked likewise
     soft:    the gradient passes straight through to all of the original
+    whole:   weight = original, as if nothing were pruned
 
 Why this way: the dense original keeps training where it is kept, and whatever momentum, Adam's
 state or weight decay do to it elsewhere never shows. `where` and not a product, so that a pruned
 NaN or infinity is zero too. Pruning again ranks only what is still kept, so a mask shrinks, unless
 `regrow` asks to rank all of the original. A soft mask is for the time before the choice is final:
-what it hides keeps learning (`SoftPruning`).
+what it hides keeps learning (`SoftPruning`). The whole weight is a teacher's, in the same storage
+(`PQK`).
 
 Price: one byte a weight for the mask, one masked copy a use.
 """
@@ -46,10 +48,12 @@ class _StraightThrough(torch.autograd.Function):
 class Masked(Parametrization):
     """Computes a weight as its original where the mask is True, and zero elsewhere.
 
-    While `is_soft`, what is pruned gets gradients as if it were not.
+    While `is_soft`, what is pruned gets gradients as if it were not; while `is_whole`, the weight
+    is all of the original.
     """
 
     is_soft = False
+    is_whole = False
 
     def __init__(self, mask: Tensor) -> None:
         """Keep the mask, a bool tensor in the shape of the weight, as a buffer."""
@@ -58,6 +62,10 @@ class Masked(Parametrization):
 
     def forward(self, original: Tensor) -> Tensor:
         """Return the masked weight."""
+        return original if self.is_whole else self.masked(original)
+
+    def masked(self, original: Tensor) -> Tensor:
+        """Return the masked weight, whole or not."""
         if self.is_soft:
             weight: Tensor = _StraightThrough.apply(original, self.mask)
             return weight
@@ -130,7 +138,7 @@ def prune(
         if scores is not None:
             arrays[name] = scores_of(scores, name, shape)
         else:
-            arrays[name] = as_array(target.original if regrow else target.weight())
+            arrays[name] = as_array(target.original)
         if target.parametrization is not None and not regrow:
             present[name] = target.parametrization.mask.cpu().numpy()
             within[name] = groups_within(present[name], arrays[name])
@@ -164,7 +172,7 @@ def prunable(model: nn.Module, plan: Plan) -> list[Target]:
     """
     chosen = [target for target in targets(model, plan) if target.rule.prunes]
     for target in chosen:
-        if type(target.parametrization) not in (type(None), Masked):
+        if not isinstance(target.parametrization, Masked | None):
             raise ValueError(
                 f"prune: layer {target.name!r} is quantized, expected a layer that is not "
                 "(prune first, or unparametrize it)"

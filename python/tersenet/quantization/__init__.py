@@ -1,12 +1,14 @@
 """Quantizers: few distinct values in place of many, on the kept weights only.
 
 `QUANTIZERS` is the one place to add a quantizer: a function of (weights, k, *, mask, seed) that
-returns a `Quantized`, in a module of its own. Nothing here but `sharing` needs torch, and that is
-loaded only when one of its names is asked for.
+returns a `Quantized`, in a module of its own. Only `sharing` (values that settled weights share) and
+`learned` (weights that choose among learned values while they train) need torch, and that is loaded
+only when one of their names is asked for.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import zlib
 from collections.abc import Callable, Mapping
@@ -21,6 +23,7 @@ from tersenet.quantization.pws import pws
 from tersenet.quantization.uq import uq
 
 if TYPE_CHECKING:
+    from tersenet.quantization.learned import LearnedCodebook, LearnedStep, prepare_qat
     from tersenet.quantization.sharing import (
         QuantizationReport,
         SharedWeights,
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "QUANTIZERS",
+    "LearnedCodebook",
+    "LearnedStep",
     "QuantizationReport",
     "Quantized",
     "SharedWeights",
@@ -38,6 +43,7 @@ __all__ = [
     "cws",
     "ecsq",
     "layer_seed",
+    "prepare_qat",
     "pws",
     "quantize",
     "quantize_arrays",
@@ -128,10 +134,12 @@ def _split(together: Quantized, kept: Mapping[str, Mask]) -> dict[str, Quantized
     return results
 
 
-def __getattr__(name: str) -> Any:
-    """Load torch only when a name of `sharing` is asked for."""
-    if name in __all__:
-        from tersenet.quantization import sharing
+_LEARNED = ("LearnedCodebook", "LearnedStep", "prepare_qat")
 
-        return getattr(sharing, name)
+
+def __getattr__(name: str) -> Any:
+    """Load torch only when a name that needs it is asked for."""
+    if name in __all__:
+        module = "learned" if name in _LEARNED else "sharing"
+        return getattr(importlib.import_module(f"tersenet.quantization.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

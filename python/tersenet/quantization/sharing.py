@@ -18,11 +18,10 @@ weights of the cluster under a dense step, -lr * g each, projected onto the weig
 shared (least squares). So the learning rate keeps its meaning. Adam is indifferent to the factor.
 `normalize_gradient=False` gives the plain sum.
 
-Sums are accumulated in float64, also for float16 and bfloat16, where adding up a large cluster
-would stall. Two values that meet in training stay two parameters; `quantized` merges them.
+Two values that meet in training stay two parameters; `quantized` merges them.
 
-Price: 1 byte (2 or 4 for a larger k) and 1 for the mask a weight, one dense copy a use; the
-backward pass needs 12 bytes a weight for a moment.
+Price: 1 byte (2 or 4 for a larger k) and 1 for the mask a weight, one dense copy a use; see
+`lookup` for the gradient.
 
 Source: Han, Mao and Dally 2016, "Deep compression", section 3; Marino et al. 2021.
 """
@@ -48,32 +47,8 @@ from tersenet.parametrization import (
 from tersenet.plan import Plan
 from tersenet.quantization import layer_seed, quantize_arrays
 from tersenet.quantization.kept import Quantized
-
-
-class _Share(torch.autograd.Function):
-    """codebook[symbols] under a mask, whose gradient is summed (or averaged) in float64."""
-
-    @staticmethod
-    def forward(codebook: Tensor, symbols: Tensor, mask: Tensor, counts: Tensor | None) -> Tensor:
-        dense = codebook.index_select(0, symbols.reshape(-1).to(torch.int32))
-        return dense.view(symbols.shape).masked_fill_(~mask, 0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        codebook, symbols, mask, counts = inputs
-        ctx.save_for_backward(symbols, mask, counts)
-        ctx.k = codebook.numel()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
-        symbols, mask, counts = ctx.saved_tensors
-        (grad,) = grads
-        kept = torch.where(mask, grad, torch.zeros_like(grad)).reshape(-1).to(torch.float64)
-        sums = torch.zeros(ctx.k, dtype=torch.float64, device=grad.device)
-        sums = sums.index_add(0, symbols.reshape(-1).to(torch.int32), kept)
-        if counts is not None:
-            sums = sums / counts.clamp(min=1)
-        return sums.to(grad.dtype), None, None, None
+from tersenet.quantization.learned import LearnedQuantizer
+from tersenet.quantization.lookup import Lookup
 
 
 class SharedWeights(Parametrization):
@@ -101,7 +76,7 @@ class SharedWeights(Parametrization):
         if codebook.numel() == 0:  # all pruned; the empty sum keeps the codebook in the graph
             return codebook.new_zeros(self.symbols.shape) + codebook.sum()
         counts = self.counts if self.normalize_gradient else None
-        weight: Tensor = _Share.apply(codebook, self.symbols, self.mask, counts)
+        weight: Tensor = Lookup.apply(codebook, self.symbols, self.mask, counts)
         return weight
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -189,13 +164,16 @@ def quantized(model: nn.Module) -> dict[str, Quantized]:
 
     Codebook values that became equal are merged, those that became +0.0 leave the mask; the
     weights are the same to the bit (a float64 codebook is rounded to float32). Layers that share
-    a codebook have the same array.
+    a codebook have the same array. Of a layer of `prepare_qat` it is what the layer computes with.
     """
     groups: dict[int, list[Target]] = {}
+    found: dict[str, Quantized] = {}
     for target in parametrized(model):
         if isinstance(target.parametrization, SharedWeights):
             groups.setdefault(id(target.original), []).append(target)
-    found: dict[str, Quantized] = {}
+        elif isinstance(target.parametrization, LearnedQuantizer):
+            result = target.parametrization.quantized(target.original)
+            found |= dict.fromkeys(target.names, result)
     for group in groups.values():
         codebook = as_array(group[0].original).astype(np.float32)
         states = {}
@@ -210,11 +188,12 @@ def quantized(model: nn.Module) -> dict[str, Quantized]:
 
 
 def codebook_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield each codebook once, for an optimizer group with a learning rate of its own."""
+    """Yield each codebook or learned step once, for an optimizer group of its own."""
     seen = set()
     for target in parametrized(model):
-        shares = isinstance(target.parametrization, SharedWeights)
-        if shares and id(target.original) not in seen:
+        if isinstance(target.parametrization, LearnedQuantizer):
+            yield from target.parametrization.parameters()
+        elif isinstance(target.parametrization, SharedWeights) and id(target.original) not in seen:
             seen.add(id(target.original))
             yield target.original
 
