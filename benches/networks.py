@@ -589,10 +589,11 @@ class HonkRes8(nn.Module):
 class LeNet5(nn.Module):
     """LeNet-5 as Caffe has it, inputs x / 256."""
 
-    def __init__(self) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (20, 50, 500)) -> None:
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
-        self.ip1, self.ip2 = nn.Linear(800, 500), nn.Linear(500, 10)
+        first, second, hidden = widths
+        self.conv1, self.conv2 = nn.Conv2d(1, first, 5), nn.Conv2d(first, second, 5)
+        self.ip1, self.ip2 = nn.Linear(16 * second, hidden), nn.Linear(hidden, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(self.conv2(F.max_pool2d(self.conv1(x), 2)), 2)

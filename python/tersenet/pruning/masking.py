@@ -71,6 +71,9 @@ class Masked(Parametrization):
             return weight
         return torch.where(self.mask, original, torch.zeros_like(original))
 
+    def refit(self, original: Tensor) -> None:
+        """Adapt what else computes the weight to a mask that has been chosen; here nothing."""
+
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return the original for an assigned weight: the weight itself."""
         return weight
@@ -151,12 +154,14 @@ def prune(
         if target.name in present:
             mask = mask & present[target.name]
         put(target, torch.from_numpy(mask))
+        if isinstance(target.parametrization, Masked):
+            target.parametrization.refit(target.original)
         report.append(PrunedLayer(target.name, mask.shape, int(np.count_nonzero(mask))))
     return PruningReport(tuple(report))
 
 
 def put(target: Target, mask: Tensor) -> None:
-    """Let the mask, bool in the shape of the weight, compute a weight that is not quantized."""
+    """Let the mask, bool in the shape of the weight, be the one that the weight has."""
     mask = mask.to(target.original.device)
     if target.parametrization is None:
         attach(target, Masked(mask), target.original)

@@ -24,16 +24,18 @@ mask: Lin et al. 2020, "Dynamic model pruning with feedback"; score: see `taylor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tersenet.parametrization import as_array
+from tersenet.parametrization import Target, as_array
 from tersenet.plan import Plan
 from tersenet.pruning.magnitude import Weights
-from tersenet.pruning.masking import Masked, PruningReport, prune, sparsified
+from tersenet.pruning.masking import Masked, PrunedLayer, PruningReport, prune, sparsified
 from tersenet.pruning.scores import GROUPS, grouped
 from tersenet.training.callback import Callback, State
 
@@ -45,7 +47,8 @@ class SoftPruning(Callback):
 
     In `fit` it is a callback. In a loop of your own call `step()` after each `backward()`, before the
     optimizer's step. After `steps` of them the masks are final, and training may go on; `finish()`
-    ends it earlier, and so does the end of `fit`. The parameters stay the same objects.
+    ends it earlier, and so does the end of `fit`. The parameters stay the same objects. Layers may be
+    in quantization-aware training (`prepare_qat`): what is ranked is the weights under the rounding.
 
     Example:
         >>> model = nn.Linear(10, 10)
@@ -121,12 +124,41 @@ class SoftPruning(Callback):
             ValueError: if a layer has had no gradient to be scored by.
         """
         if self.is_soft:
+            scores = self._scores()
             self._taken = self._steps
-            self._report = self._choose(self._scores())
             self.is_soft = False
-            self._set_soft(False)
+            self._report = self._choose(scores)
             self._sums.clear()
         return self._report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what training goes on from, beside the model, whose buffers are the masks."""
+        return {
+            "taken": self._taken,
+            "is_soft": self.is_soft,
+            "is_used": self._is_used,
+            "sums": {name: total.clone() for name, total in self._sums.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned, for the same plan and a model with its tensors.
+
+        Raises:
+            ValueError: if it is of other layers or shapes.
+        """
+        shapes = {target.name: target.original.shape for target in self._targets}
+        for name, total in state["sums"].items():
+            if shapes.get(name) != total.shape:
+                found = f"{name!r} of shape {list(total.shape)}"
+                raise ValueError(f"soft pruning: state holds {found}, expected one of {shapes}")
+        places = {target.name: target.original.device for target in self._targets}
+        self._sums = {n: total.to(places[n], copy=True) for n, total in state["sums"].items()}
+        self._taken, self._is_used = int(state["taken"]), bool(state["is_used"])
+        self.is_soft = bool(state["is_soft"])
+        self._set_soft()
+        self._report = PruningReport(
+            tuple(PrunedLayer(t.name, tuple(m.shape), int(m.sum())) for t, m in self._masks())
+        )
 
     def gradients_computed(self, state: State) -> None:
         """Add the gradients to the scores."""
@@ -167,8 +199,9 @@ class SoftPruning(Callback):
 
     def _choose(self, scores: dict[str, Weights]) -> PruningReport:
         """Choose the masks anew, for the sparsity of this step."""
+        self._set_soft()  # before what is fitted to the masks
         report = prune(self._model, self._plan_now(), regrow=True, scores=scores)
-        self._set_soft(True)
+        self._set_soft()
         self._is_used = True
         return report
 
@@ -184,11 +217,17 @@ class SoftPruning(Callback):
         }
         return replace(self._plan, layers=rules)
 
-    def _set_soft(self, is_soft: bool) -> None:
+    def _masks(self) -> list[tuple[Target, Tensor]]:
+        found = []
         for target in self._targets:
-            masked = target.parametrization
-            assert isinstance(masked, Masked)
-            masked.is_soft = is_soft
+            assert target.parametrization is not None
+            found.append((target, target.parametrization.mask))
+        return found
+
+    def _set_soft(self) -> None:
+        for target in self._targets:
+            if isinstance(target.parametrization, Masked):
+                target.parametrization.is_soft = self.is_soft
 
     def _scores(self) -> dict[str, Weights]:
         if self._criterion == "magnitude":

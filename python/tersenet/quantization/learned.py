@@ -23,7 +23,9 @@ ternary weight needs none is spent on zeros. While the mask is soft, or where no
 zero is a step like any other.
 
 The step begins where its squared error is a minimum: from 2 mean|w| / sqrt(Q), the start of the
-paper, levels and step are chosen in turn, each the best for the other (Lloyd's way).
+paper, levels and step are chosen in turn, each the best for the other (Lloyd's way). When `prune` or
+`SoftPruning` chooses a mask, step or codebook begin anew for the weights that it keeps: these are the
+largest, and values that suited all weights would hold them at the ends of their range.
 
 Price: the original, and one byte a weight for the mask; a rounding (a binary search in the
 codebook) and two copies a use.
@@ -38,15 +40,18 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from tersenet.parametrization import Target, as_array, attach, targets
-from tersenet.plan import Plan
+from tersenet.plan import Plan, Rule
 from tersenet.pruning.masking import Masked
 from tersenet.quantization import QUANTIZERS, layer_seed, quantize_arrays
-from tersenet.quantization.kept import Mask, Quantized, Weights
+from tersenet.quantization.kept import Quantized
 from tersenet.quantization.lookup import Lookup
+
+Values = npt.NDArray[Any]
 
 LSQ = "lsq"
 _ALTERNATIONS = 50
@@ -69,16 +74,41 @@ class LearnedQuantizer(Masked):
 class LearnedStep(LearnedQuantizer):
     """Computes a weight as a multiple of a learned step, at most Q of them to either side of zero."""
 
-    def __init__(self, mask: Tensor, step: Tensor, q: int) -> None:
-        """Keep the mask, bool in the shape of the weight; the step, a scalar, is a parameter."""
+    def __init__(self, mask: Tensor, original: Tensor, q: int) -> None:
+        """Keep the mask, bool in the shape of the weight, and fit the step, a scalar parameter.
+
+        Raises:
+            ValueError: if a kept weight is not finite.
+        """
         super().__init__(mask)
-        self.step = nn.Parameter(step)
+        dtype = torch.promote_types(original.dtype, torch.float32)
+        self.step = nn.Parameter(torch.ones((), dtype=dtype, device=original.device))
         self.q = q
+        self.refit(original)
 
     def masked(self, original: Tensor) -> Tensor:
         """Return the quantized weight."""
         weight: Tensor = _Step.apply(original, self.step, self.mask, self.q, self.is_soft)
         return weight
+
+    def refit(self, original: Tensor) -> None:
+        """Set the step to the one with the least squared error on what is kept, or nearly."""
+        kept = np.abs(as_array(original)[self.mask.cpu().numpy()], dtype=np.float64)
+        _check_finite(kept)
+        if not kept.any():
+            return  # the step moves whatever comes back
+        least = 0 if self.is_soft or self.mask.all() else 1
+        step = 2 * float(kept.mean()) / math.sqrt(self.q)
+        for _ in range(_ALTERNATIONS):
+            levels = np.clip(np.rint(kept / step), least, self.q)
+            squares = float(levels @ levels)
+            if squares == 0:
+                break
+            last, step = step, float(levels @ kept) / squares
+            if step == last:
+                break
+        with torch.no_grad():
+            self.step.fill_(step)
 
     def extra_repr(self) -> str:
         """Return how many steps there are to either side."""
@@ -86,13 +116,22 @@ class LearnedStep(LearnedQuantizer):
 
 
 class LearnedCodebook(LearnedQuantizer):
-    """Computes a weight as the nearest of k learned values."""
+    """Computes a weight as the nearest of k learned values, which a quantizer gives at first."""
 
-    def __init__(self, mask: Tensor, codebook: Tensor, *, normalize_gradient: bool = True) -> None:
-        """Keep the mask, bool in the shape of the weight; the codebook [k] is a parameter."""
+    def __init__(
+        self, mask: Tensor, original: Tensor, rule: Rule, *, seed: int, normalize_gradient: bool
+    ) -> None:
+        """Keep the mask, bool in the shape of the weight, and fit the codebook [k], a parameter.
+
+        Raises:
+            ValueError: if a kept weight is not finite, or the quantizer refuses the rule's k or lam.
+        """
         super().__init__(mask)
-        self.codebook = nn.Parameter(codebook)
+        self.rule, self.seed = rule, seed
         self.normalize_gradient = normalize_gradient
+        found = self._fitted(original)
+        dtype = torch.promote_types(original.dtype, torch.float32)
+        self.codebook = nn.Parameter(torch.from_numpy(found).to(original.device, dtype))
 
     def masked(self, original: Tensor) -> Tensor:
         """Return the quantized weight."""
@@ -112,6 +151,29 @@ class LearnedCodebook(LearnedQuantizer):
             codebook, order = self.codebook.sort()
             middles = (codebook[1:] + codebook[:-1]) / 2
             return order[torch.bucketize(original.to(codebook.dtype), middles)]
+
+    def refit(self, original: Tensor) -> None:
+        """Set the codebook to what the quantizer gives for what is kept."""
+        with torch.no_grad():
+            self.codebook.copy_(torch.from_numpy(self._fitted(original)))
+
+    def _fitted(self, original: Tensor) -> Values:
+        """Return k values; where the quantizer needs fewer, the last stands for those it lacks."""
+        rule, mask = self.rule, self.mask.cpu().numpy()
+        assert rule.quantizer is not None
+        found = quantize_arrays(
+            {"weight": as_array(original)},
+            rule.quantizer,
+            rule.k,
+            masks={"weight": mask},
+            seed=self.seed,
+            lam=rule.lam if rule.quantizer == "ecsq" else None,
+        )["weight"].codebook
+        k = self.codebook.numel() if hasattr(self, "codebook") else rule.k or max(len(found), 1)
+        last = found[-1] if len(found) else np.float32(0)
+        values = np.full(k, last, np.float32)
+        values[: len(found)] = found[:k]
+        return values
 
 
 def prepare_qat(model: nn.Module, plan: Plan, *, normalize_gradient: bool = True) -> None:
@@ -179,62 +241,33 @@ def attach_all(ready: Prepared) -> None:
 
 def _quantizer(target: Target, seed: int, normalize_gradient: bool) -> LearnedQuantizer:
     rule, present = target.rule, target.parametrization
-    name = rule.quantizer
-    if name != LSQ and name not in QUANTIZERS:
-        names = ", ".join([LSQ, *QUANTIZERS])
-        raise ValueError(f"qat: quantizer is {name!r}, expected one of {names}")
-    weights = as_array(target.original if isinstance(present, Masked) else target.weight())
-    mask = weights != 0 if present is None else present.mask.cpu().numpy()
-    device = target.original.device
-    dtype = torch.promote_types(target.original.dtype, torch.float32)
-    buffer = torch.from_numpy(mask).to(device)
-    if name == LSQ:
-        q = _steps(target)
-        step = _first_step(target.name, weights, mask, q)
-        return LearnedStep(buffer, torch.tensor(step, dtype=dtype, device=device), q)
-    assert name is not None
-    lam = rule.lam if name == "ecsq" else None
-    found = quantize_arrays(
-        {target.name: weights},
-        name,
-        rule.k,
-        masks={target.name: mask},
-        seed=layer_seed(seed, target.name),
-        lam=lam,
-    )[target.name]
-    codebook = found.codebook if found.k else np.zeros(1, np.float32)
-    values = torch.from_numpy(codebook).to(device, dtype)
-    return LearnedCodebook(buffer, values, normalize_gradient=normalize_gradient)
+    original = target.original.detach() if isinstance(present, Masked) else target.weight()
+    mask = original != 0 if present is None else present.mask
+    try:
+        if rule.quantizer == LSQ:
+            return LearnedStep(mask, original, _steps(rule.k))
+        if rule.quantizer not in QUANTIZERS:
+            names = ", ".join([LSQ, *QUANTIZERS])
+            raise ValueError(f"quantizer is {rule.quantizer!r}, expected one of {names}")
+        seed = layer_seed(seed, target.name)
+        return LearnedCodebook(
+            mask, original, rule, seed=seed, normalize_gradient=normalize_gradient
+        )
+    except ValueError as error:
+        raise ValueError(f"qat: layer {target.name!r}: {error}") from error
 
 
-def _steps(target: Target) -> int:
+def _steps(k: int | None) -> int:
     """Return Q, how many steps there are to either side of zero."""
-    k = target.rule.k
     if k is None or k < 3:
-        found = f"layer {target.name!r} gets quantizer 'lsq' with k {k}"
-        raise ValueError(f"qat: {found}, expected at least 3: zero and a step to either side")
+        raise ValueError(f"lsq: k is {k}, expected at least 3: zero and a step to either side")
     return (k - 1) // 2
 
 
-def _first_step(name: str, weights: Weights, mask: Mask, q: int) -> float:
-    """Return the step with the least squared error, or nearly."""
-    kept = np.abs(weights[mask], dtype=np.float64)
-    if not np.isfinite(kept).all():
-        count = np.count_nonzero(~np.isfinite(kept))
-        raise ValueError(f"qat: {name} holds {count} non-finite weights, expected finite ones")
-    if not kept.any():
-        return 1.0  # whatever returns will move it
-    least = 0 if mask.all() else 1
-    step = 2 * float(kept.mean()) / math.sqrt(q)
-    for _ in range(_ALTERNATIONS):
-        levels = np.clip(np.rint(kept / step), least, q)
-        squares = float(levels @ levels)
-        if squares == 0:
-            break
-        last, step = step, float(levels @ kept) / squares
-        if step == last:
-            break
-    return step
+def _check_finite(kept: Values) -> None:
+    bad = np.count_nonzero(~np.isfinite(kept))
+    if bad:
+        raise ValueError(f"lsq: weights hold {bad} non-finite values, expected finite weights")
 
 
 class _Step(torch.autograd.Function):
