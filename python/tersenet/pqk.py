@@ -104,7 +104,7 @@ class PQK(Callback):
         by: str = "weight",
         loss: Loss = F.cross_entropy,
         temperature: float = 2.0,
-        weight: float = 1.0,
+        weight: float = 3.0,
         divergence: Divergence | None = None,
         normalize_gradient: bool = True,
     ) -> None:

@@ -22,8 +22,8 @@ the step on its side. So the sparsity stays exactly what was asked for, and of t
 ternary weight needs none is spent on zeros. While the mask is soft, or where nothing is pruned,
 zero is a step like any other.
 
-The step begins where its squared error is a minimum: from 2 mean|w| / sqrt(Q), the start of the
-paper, levels and step are chosen in turn, each the best for the other (Lloyd's way). When `prune` or
+The step begins where its squared error is a minimum: from the best of some, the paper's start 2
+mean|w| / sqrt(Q) among them, levels and step are chosen in turn, each the best for the other. When `prune` or
 `SoftPruning` chooses a mask, step or codebook begin anew for the weights that it keeps: these are the
 largest, and values that suited all weights would hold them at the ends of their range.
 
@@ -54,7 +54,7 @@ from tersenet.quantization.lookup import Lookup
 Values = npt.NDArray[Any]
 
 LSQ = "lsq"
-_ALTERNATIONS = 50
+_STARTS, _ALTERNATIONS = 17, 20
 
 
 class LearnedQuantizer(Masked):
@@ -98,15 +98,7 @@ class LearnedStep(LearnedQuantizer):
         if not kept.any():
             return  # the step moves whatever comes back
         least = 0 if self.is_soft or self.mask.all() else 1
-        step = 2 * float(kept.mean()) / math.sqrt(self.q)
-        for _ in range(_ALTERNATIONS):
-            levels = np.clip(np.rint(kept / step), least, self.q)
-            squares = float(levels @ levels)
-            if squares == 0:
-                break
-            last, step = step, float(levels @ kept) / squares
-            if step == last:
-                break
+        step = _best_step(kept, least, self.q)
         with torch.no_grad():
             self.step.fill_(step)
 
@@ -262,6 +254,27 @@ def _steps(k: int | None) -> int:
     if k is None or k < 3:
         raise ValueError(f"lsq: k is {k}, expected at least 3: zero and a step to either side")
     return (k - 1) // 2
+
+
+def _best_step(kept: Values, least: int, q: int) -> float:
+    """Return the step with the least squared error for magnitudes, at levels least to q, or nearly."""
+
+    def levels(step: float) -> Values:
+        return np.clip(np.rint(kept / step), least, q)
+
+    def error(step: float) -> float:
+        away = kept - step * levels(step)
+        return float(away @ away)
+
+    tried = [2 * float(kept.mean()) / math.sqrt(q)]
+    tried += [float(kept.max()) / q * 2 ** (-part / 4) for part in range(_STARTS)]
+    step = min(tried, key=error)
+    for _ in range(_ALTERNATIONS):
+        level = levels(step)
+        last, step = step, float(level @ kept) / float(level @ level)
+        if step == last:
+            break
+    return step
 
 
 def _check_finite(kept: Values) -> None:
