@@ -26,12 +26,13 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cifar10
 import timing
 import torch
 import torch.nn.functional as F
@@ -73,34 +74,6 @@ class Row:
     times: dict[str, dict[str, float]]
 
 
-class Shifted:
-    """Shuffled batches, each image moved by up to 4 pixels and half of them mirrored."""
-
-    def __init__(self, images: Tensor, classes: Tensor, seed: int) -> None:
-        """Keep the images, on the device where they are wanted."""
-        self._batches = TensorBatches(images, classes, batch_size=BATCH, seed=seed)
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over (images, classes) of each batch."""
-        for images, classes in self._batches:
-            count = len(images)
-            down, right = torch.randint(0, 9, (2, count, 1), generator=self._generator)
-            is_mirrored = torch.rand(count, 1, generator=self._generator) < 0.5
-            pixels = torch.arange(32)
-            columns = right + torch.where(is_mirrored, 31 - pixels, pixels)
-            rows = (down + pixels)[:, None, :, None].to(images.device)
-            columns = columns[:, None, None, :].to(images.device)
-            padded = F.pad(images, (4, 4, 4, 4))
-            number = torch.arange(count, device=images.device)[:, None, None, None]
-            channel = torch.arange(3, device=images.device)[None, :, None, None]
-            yield padded[number, channel, rows, columns], classes
-
-
 class Run:
     """The data, the settings and the folder of one run."""
 
@@ -113,9 +86,8 @@ class Run:
         self.test = self._images("test", min(settings.images, 10_000))
 
     def _images(self, part: str, count: int) -> tuple[Tensor, Tensor]:
-        images, classes = trained.cifar10(count, part)
-        labels = torch.from_numpy(classes).long()
-        return trained.normalized(images).to(self.device), labels.to(self.device)
+        images, classes = cifar10.load(part, count)
+        return images.to(self.device), classes.to(self.device)
 
     def pruned(self, strength: float) -> nn.Module:
         """Return the network that a strength leaves, on the CPU in evaluation mode."""
@@ -159,7 +131,7 @@ class Run:
         for epoch in range(done, epochs):
             (loss,) = fit(
                 model,
-                Shifted(*self.train, seed=SEED + epoch),
+                cifar10.Shifted(*self.train, batch_size=BATCH, seed=SEED + epoch),
                 epochs=1,
                 optimizer=sgd,
                 loss=F.cross_entropy,

@@ -1,0 +1,448 @@
+"""PQK beside pruning with quantization-aware training of equal length, on MNIST and CIFAR-10.
+
+::
+
+    start: a small LeNet-5 trained here, or the trained ResNet-20
+    for each setting (sparsity of all layers together, bits), seed and method, from the start anew:
+        half of the steps: soft masks by magnitude, learned steps                 # both the same
+        the other half: hard masks; "pqk" with the teacher that has all weights, "qat" alone
+        export; accuracy of the file by Network, on validation and test images
+    beside: keyword spotting, pruned and shared without training, batch norms measured again
+
+Both methods see the same batches and make the same number of optimizer steps. Nothing is chosen for
+a method. The setting of the figures is the hardest at which the validation images find PQK the
+better one, the test images only report.
+
+    TERSENET_DATA=… TERSENET_CACHE=… PYTHONPATH=benches python benches/paper/pqk.py [stage…]
+    writes benches/record/pqk.{json,svg}
+
+Finished trainings stay in TERSENET_CACHE and are not run again. With names of stages (mnist, cifar10,
+keywords; or mnist-0.95-2-1-pqk, one training by sparsity, bits, seed and method) only these are run,
+and nothing is written: processes can share the work. For a trial, `--images`, `--epochs` and `--seeds`
+make it small; then nothing is written either.
+
+Source: Kim, Chang and Kwak 2021, "PQK: Model compression via pruning, quantization, and knowledge
+distillation" (arXiv 2106.14681).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cifar10
+import mnist
+import numpy as np
+import timing
+import torch
+import torch.nn.functional as F
+import trained
+from networks import LeNet5
+from torch import Tensor, nn
+
+import tersenet
+from tersenet.console import progress, show, table
+from tersenet.parametrization import unparametrize
+from tersenet.plan import Plan
+from tersenet.pqk import PQK
+from tersenet.pruning import SoftPruning
+from tersenet.quantization import prepare_qat
+from tersenet.replacing import Replacing
+from tersenet.training import Batch, Callback, TensorBatches, accuracy, evaluate, fit
+
+Images = tuple[Tensor, Tensor]
+Advance = Callable[[str, int, int], None]
+
+METHODS = ("qat", "pqk")
+WIDTHS = (6, 16, 120)  # of the LeNet-5
+DENSE_EPOCHS = 6
+CHOICES = 10  # of the masks, in the first half
+SEED = 0
+KEYWORDS = ((0.0, 16), (0.3, 16), (0.5, 16), (0.5, 32))  # sparsity and values a layer
+CALIBRATION = 200  # keyword features without their labels; the others are tested
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on one data set, and the settings from the easiest to the hardest."""
+
+    settings: tuple[tuple[float, int], ...]
+    images: int
+    epochs: int
+    batch_size: int
+    lr: float
+    validation: int
+    test: int
+
+
+TASKS = {
+    "mnist": Task(((0.9, 4), (0.95, 4), (0.9, 2), (0.95, 2)), 10_000, 6, 128, 2e-3, 5_000, 10_000),
+    "cifar10": Task(((0.9, 4), (0.9, 2)), 2_000, 3, 64, 1e-3, 1_000, 2_000),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training; accuracies are fractions, `teacher` is PQK's on the test images."""
+
+    task: str
+    sparsity: float
+    bits: int
+    seed: int
+    method: str
+    validation: float
+    test: float
+    teacher: float | None
+    file_nbytes: int
+    cpu_seconds: float
+
+
+class Data:
+    """Images of one task: for training, for choices, for reports."""
+
+    def __init__(self, task: str, settings: Task) -> None:
+        """Read the images; those for validation are the last of the training images."""
+        self.task, self.settings = task, settings
+        if task == "mnist":
+            data = mnist.load()
+            train, validation, test = data.train, data.validation, data.test
+        else:
+            whole = cifar10.load("train", 50_000)
+            validation = _first(_from(whole, 50_000 - settings.validation), settings.validation)
+            train, test = whole, cifar10.load("test", settings.test)
+        self.train = _first(train, settings.images)
+        self.validation = _first(validation, settings.validation)
+        self.test = _first(test, settings.test)
+
+    def batches(self, seed: int) -> Iterable[Batch]:
+        """Return the batches of training, those of CIFAR-10 shifted and mirrored."""
+        size = self.settings.batch_size
+        if self.task == "mnist":
+            return TensorBatches(*self.train, batch_size=size, seed=seed)
+        return cifar10.Shifted(*self.train, batch_size=size, seed=seed)
+
+
+class Bench:
+    """The trainings of a run, those that are done in a folder."""
+
+    def __init__(self, tasks: dict[str, Task], folder: Path, advance: Advance) -> None:
+        """Make the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tasks, self.folder, self.advance = tasks, folder, advance
+        self._data: dict[str, Data] = {}
+
+    def row(self, task: str, sparsity: float, bits: int, seed: int, method: str) -> Row:
+        """Return a training's row, from the folder where it is done."""
+        path = self.folder / f"{task}-{sparsity:g}-{bits}-{seed}-{method}.json"
+        if not path.exists():
+            found = self._trained(task, sparsity, bits, seed, method, path.with_suffix(".terse"))
+            with Replacing(path) as file:
+                file.write(json.dumps(asdict(found)).encode())
+        return Row(**json.loads(path.read_text()))
+
+    def rows(self, task: str, seeds: int) -> list[Row]:
+        """Return the rows of all settings of a task."""
+        wanted = [
+            (*setting, seed, method)
+            for setting in self.tasks[task].settings
+            for seed in range(seeds)
+            for method in METHODS
+        ]
+        found = []
+        for number, which in enumerate(wanted):
+            found.append(self.row(task, *which))
+            self.advance(task, number + 1, len(wanted))
+        return found
+
+    def start(self, task: str) -> nn.Module:
+        """Return the network that every training of a task begins with."""
+        if task == "cifar10":
+            return trained.resnet(20)
+        torch.manual_seed(SEED)
+        model = LeNet5(WIDTHS)
+        path = self.folder / "mnist.pt"
+        if path.exists():
+            model.load_state_dict(torch.load(path, weights_only=True))
+        else:
+            adam = torch.optim.Adam(model.parameters(), 2e-3)
+            batches = self.data(task).batches(SEED)
+            _fit(model, batches, adam, DENSE_EPOCHS, [], SEED)
+            with Replacing(path) as file:
+                torch.save(model.state_dict(), file)
+        return model.eval()
+
+    def data(self, task: str) -> Data:
+        """Return the images of a task."""
+        if task not in self._data:
+            self._data[task] = Data(task, self.tasks[task])
+        return self._data[task]
+
+    def _trained(
+        self, task: str, sparsity: float, bits: int, seed: int, method: str, path: Path
+    ) -> Row:
+        settings, data, model = self.tasks[task], self.data(task), self.start(task)
+        cpu = time.process_time()
+        batches = data.batches(seed)
+        steps = settings.epochs * -(-settings.images // settings.batch_size) // 2
+        plan = Plan.of(
+            sparsity=sparsity, quantizer="lsq", k=2**bits, pruning_scope="global", seed=seed
+        )
+        every = max(steps // CHOICES, 1)
+        if method == "pqk":
+            callback: PQK | SoftPruning = PQK(model, plan, steps=steps, every=every)
+        else:
+            prepare_qat(model, plan)
+            callback = SoftPruning(model, plan, steps=steps, every=every, criterion="magnitude")
+        adam = torch.optim.Adam(model.parameters(), settings.lr)
+        _fit(model, batches, adam, settings.epochs, [callback], seed)
+        seconds = time.process_time() - cpu
+        teacher = None
+        if isinstance(callback, PQK):
+            with callback.teacher():
+                teacher = evaluate(model, _parts(data.test), accuracy)
+        check(model, sparsity, bits)
+        file_nbytes = export(model, data.test[0][:2], path)
+        network = tersenet.Network.load(path)
+        found = [file_accuracy(network, images) for images in (data.validation, data.test)]
+        return Row(task, sparsity, bits, seed, method, *found, teacher, file_nbytes, seconds)
+
+
+def check(model: nn.Module, sparsity: float, bits: int) -> None:
+    """Raise RuntimeError unless sparsity and the number of values are exactly what was asked for."""
+    weights = [m.weight.detach() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    size = sum(weight.numel() for weight in weights)
+    kept = sum(int(weight.count_nonzero()) for weight in weights)
+    most = max(len(weight.unique()) for weight in weights)
+    if kept != size - round(sparsity * size) or most > 2**bits:
+        raise RuntimeError(f"{kept} of {size} weights and {most} values in a layer: no such student")
+
+
+def export(model: nn.Module, example: Tensor, path: Path) -> int:
+    """Export what is left for inference; return the bytes of the file."""
+    plain = copy.deepcopy(model).eval()
+    unparametrize(plain)
+    return tersenet.export(plain, example, path, goal="size")
+
+
+def file_accuracy(network: tersenet.Network, images: Images) -> float:
+    """Return the accuracy of an exported network, run from its compressed weights."""
+    found = [network.run(x.numpy()).argmax(1) == y.numpy() for x, y in _parts(images)]
+    return float(np.concatenate(found).mean())
+
+
+def keywords(folder: Path) -> list[dict[str, Any]]:
+    """Return accuracies of DS-CNN, pruned and shared without training, from compressed weights."""
+    with np.load(trained.data() / "mlperf_tiny" / "kws01_features.npz") as stored:
+        labels = torch.from_numpy(stored["labels"].astype(np.int64))
+    features = trained.keywords(len(labels))
+    held_out = _from((features, labels), CALIBRATION)
+    rows: list[dict[str, Any]] = []
+    for sparsity, k in ((None, None), *KEYWORDS):
+        model, found = trained.ds_cnn(), {"sparsity": sparsity, "k": k}
+        if k is not None:
+            plan = Plan.of(sparsity=sparsity, quantizer="cws", k=k, pruning_scope="global")
+            model = tersenet.decompress(tersenet.compress(model, plan))
+        for name in ("as it is", "batch norms measured again"):
+            if name != "as it is":
+                if k is None:
+                    break
+                measure_norms(model, features[:CALIBRATION])
+            path = folder / "keywords.terse"
+            found["file_nbytes"] = tersenet.export(model, features[:2], path, goal="size")
+            found[f"accuracy, {name}"] = file_accuracy(tersenet.Network.load(path), held_out)
+        rows.append(found)
+    return rows
+
+
+def measure_norms(model: nn.Module, inputs: Tensor) -> None:
+    """Set the running statistics of the batch norms to those of the inputs."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    with torch.no_grad():
+        model(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def differences(rows: list[Row], task: str, setting: tuple[float, int], part: str) -> list[float]:
+    """Return by how many points PQK is better than QAT, for each seed."""
+    found = {(r.seed, r.method): getattr(r, part) for r in _of(rows, task, setting)}
+    seeds = sorted({seed for seed, _ in found})
+    return [100 * (found[seed, "pqk"] - found[seed, "qat"]) for seed in seeds]
+
+
+def figures(rows: list[Row], tasks: dict[str, Task]) -> dict[str, Any]:
+    """Return the figures of each task at its hardest setting that gains, MNIST's on top.
+
+    The spread is the larger one of both methods' largest less least test accuracy over the seeds.
+    """
+    every: dict[str, Any] = {}
+    for task, settings in tasks.items():
+        gaining = [
+            setting
+            for setting in settings.settings
+            if statistics.mean(differences(rows, task, setting, "validation")) > 0
+        ]
+        if not gaining:
+            every[task] = {"student_minus_qat_points": None, "seed_spread_points": None}
+            continue
+        setting = gaining[-1]
+        tests = {
+            method: [r.test for r in _of(rows, task, setting) if r.method == method]
+            for method in METHODS
+        }
+        every[task] = {
+            "sparsity": setting[0],
+            "bits": setting[1],
+            "student_minus_qat_points": statistics.mean(differences(rows, task, setting, "test")),
+            "seed_spread_points": max(100 * (max(t) - min(t)) for t in tests.values()),
+        }
+    top = {n: every["mnist"][n] for n in ("student_minus_qat_points", "seed_spread_points")}
+    return top | {"tasks": every}
+
+
+def plot(rows: list[Row], tasks: dict[str, Task], path: Path) -> None:
+    """Draw the test accuracy of each setting, with every seed, for both methods."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(tasks), figsize=(4.5 * len(tasks), 4), squeeze=False)
+    for axes, (task, settings) in zip(panels[0], tasks.items(), strict=True):
+        for method, style, shift in (("qat", "x", -0.08), ("pqk", "o", 0.08)):
+            points = [
+                (number + shift, 100 * row.test)
+                for number, setting in enumerate(settings.settings)
+                for row in _of(rows, task, setting)
+                if row.method == method
+            ]
+            label = "pruning + QAT" if method == "qat" else "PQK"
+            axes.plot(*zip(*points, strict=True), style, label=label)
+        names = [f"{sparsity:.0%}\n{bits} bits" for sparsity, bits in settings.settings]
+        axes.set_xticks(range(len(names)), names)
+        axes.set(ylabel="test accuracy, %", title=task)
+    panels[0][0].legend()
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+
+
+def _of(rows: list[Row], task: str, setting: tuple[float, int]) -> list[Row]:
+    return [row for row in rows if (row.task, row.sparsity, row.bits) == (task, *setting)]
+
+
+def _fit(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    adam: torch.optim.Optimizer,
+    epochs: int,
+    callbacks: list[Callback],
+    seed: int,
+) -> None:
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, epochs * len(batches))  # type: ignore[arg-type]
+    fit(
+        model,
+        batches,
+        epochs=epochs,
+        optimizer=adam,
+        loss=F.cross_entropy,
+        scheduler=schedule,
+        scheduler_unit="step",
+        callbacks=callbacks,
+        seed=seed,
+    )
+
+
+def _first(images: Images, count: int) -> Images:
+    return images[0][:count], images[1][:count]
+
+
+def _from(images: Images, start: int) -> Images:
+    return images[0][start:], images[1][start:]
+
+
+def _parts(images: Images) -> TensorBatches:
+    return TensorBatches(*images, batch_size=500, shuffle=False)
+
+
+def main() -> None:
+    """Run the stages that are named, or all of them and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*")
+    parser.add_argument("--images", type=int, help="to train on, in a trial")
+    parser.add_argument("--epochs", type=int, help="of each training, in a trial")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    trial = {n: getattr(options, n) for n in ("images", "epochs") if getattr(options, n)}
+    tasks = {name: Task(**asdict(task) | trial) for name, task in TASKS.items()}
+    part = "-".join(f"{name}-{value}" for name, value in trial.items()) or "whole"
+    folder = Path(os.environ.get("TERSENET_CACHE") or ".cache", "pqk", part)
+    with progress() as bars:
+
+        def advance(what: str, done: int, total: int) -> None:
+            bars(what, done, total)
+            if not sys.stderr.isatty():
+                print(f"{time.strftime('%X')} {what}: {done} of {total}", file=sys.stderr)
+
+        bench = Bench(tasks, folder, advance)
+        rows: list[Row] = []
+        spotted: list[dict[str, Any]] = []
+        for stage in options.stages or [*tasks, "keywords"]:
+            task, *which = stage.split("-")
+            if task == "keywords":
+                spotted = keywords(folder)
+                advance(task, 1, 1)
+            elif which:
+                sparsity, bits, seed, method = which
+                rows.append(bench.row(task, float(sparsity), int(bits), int(seed), method))
+            else:
+                rows += bench.rows(task, options.seeds)
+    shown = table("task", "sparsity", "bits", "seed", "method", "validation", "test", "teacher", "s")
+    for r in rows:
+        shares = [f"{v:.2%}" if v is not None else "" for v in (r.validation, r.test, r.teacher)]
+        which = (r.task, f"{r.sparsity:.0%}", str(r.bits), str(r.seed), r.method)
+        shown.add_row(*which, *shares, f"{r.cpu_seconds:.0f}")
+    show(shown)
+    for row in spotted:
+        print(row)
+    if options.stages or trial or options.seeds != 3:
+        return
+    found = figures(rows, tasks)
+    print(found)
+    plot(rows, tasks, timing.HERE / "record" / "pqk.svg")
+    starts = {task: bench.start(task) for task in tasks}
+    timing.write(
+        "pqk",
+        timing.environment()
+        | {
+            "settings": {task: asdict(settings) for task, settings in tasks.items()},
+            "figures": found,
+            "spread": "of the larger of both methods' largest less least test accuracy over seeds",
+            "start_test": {
+                task: evaluate(model, _parts(bench.data(task).test), accuracy)
+                for task, model in starts.items()
+            },
+            "keywords": spotted,
+            "keywords_left_out": "res8: it takes features [101, 40], kws01 has [49, 10]",
+            "table": [asdict(row) for row in rows],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
