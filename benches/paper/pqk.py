@@ -223,7 +223,9 @@ def check(model: nn.Module, sparsity: float, bits: int) -> None:
     kept = sum(int(weight.count_nonzero()) for weight in weights)
     most = max(len(weight.unique()) for weight in weights)
     if kept != size - round(sparsity * size) or most > 2**bits:
-        raise RuntimeError(f"{kept} of {size} weights and {most} values in a layer: no such student")
+        raise RuntimeError(
+            f"{kept} of {size} weights and {most} values in a layer: no such student"
+        )
 
 
 def export(model: nn.Module, example: Tensor, path: Path) -> int:
@@ -412,7 +414,9 @@ def main() -> None:
                 rows.append(bench.row(task, float(sparsity), int(bits), int(seed), method))
             else:
                 rows += bench.rows(task, options.seeds)
-    shown = table("task", "sparsity", "bits", "seed", "method", "validation", "test", "teacher", "s")
+    shown = table(
+        "task", "sparsity", "bits", "seed", "method", "validation", "test", "teacher", "s"
+    )
     for r in rows:
         shares = [f"{v:.2%}" if v is not None else "" for v in (r.validation, r.test, r.teacher)]
         which = (r.task, f"{r.sparsity:.0%}", str(r.bits), str(r.seed), r.method)

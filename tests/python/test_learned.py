@@ -207,7 +207,9 @@ def test_training_goes_on_from_a_state_dict_and_copies_to_the_same_bits(quantize
 def test_tied_weights_have_one_quantizer():
     torch.manual_seed(0)
     model = Tied()
-    prepare_qat(model, Plan({"emb*": Rule(quantizer="lsq", k=4), "head": Rule(quantizer="lsq", k=4)}))
+    prepare_qat(
+        model, Plan({"emb*": Rule(quantizer="lsq", k=4), "head": Rule(quantizer="lsq", k=4)})
+    )
     assert torch.equal(model.emb.weight, model.head.weight)
     assert len(list(codebook_parameters(model))) == 1
     model(torch.arange(6)).square().sum().backward()
@@ -240,7 +242,9 @@ def test_soft_pruning_ends_with_exact_masks_of_quantized_weights(quantizer):
         adam.step()
     for name, kept in (("0", 48), ("2", 12)):
         weight = model.get_submodule(name).weight
-        assert (weight != 0).sum() == kept and len(weight.unique()) <= (3 if quantizer == "lsq" else 5)
+        assert (weight != 0).sum() == kept and len(weight.unique()) <= (
+            3 if quantizer == "lsq" else 5
+        )
 
 
 def test_a_quantized_layer_trains_on_from_its_present_weights():

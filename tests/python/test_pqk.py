@@ -109,7 +109,9 @@ def test_the_loss_is_that_of_two_plain_networks():
     assert torch.allclose(model[0].bias.grad, student[0].bias.grad, atol=1e-6)
     hidden = ~masks(model)["0"]
     # the divergence teaches the student alone
-    assert torch.allclose(originals(model)[0].grad[hidden], teacher[0].weight.grad[hidden], atol=1e-6)
+    assert torch.allclose(
+        originals(model)[0].grad[hidden], teacher[0].weight.grad[hidden], atol=1e-6
+    )
 
 
 def test_a_divergence_of_a_thing_from_itself_is_none_and_otherwise_above():
@@ -299,7 +301,9 @@ def test_any_loss_and_outputs_train():
     pqk = PQK(model, PLAN, steps=5, loss=loss, divergence=divergence)
     inputs = (X, torch.tensor(1.0))
     adam = torch.optim.Adam(model.parameters(), lr=0.02)
-    losses = fit(model, [(inputs, target)] * 30, epochs=3, optimizer=adam, loss=loss, callbacks=[pqk])
+    losses = fit(
+        model, [(inputs, target)] * 30, epochs=3, optimizer=adam, loss=loss, callbacks=[pqk]
+    )
     assert losses[-1] < losses[1] and len(seen) == 85 and not any(seen)
 
 

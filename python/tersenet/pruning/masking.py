@@ -177,7 +177,8 @@ def prunable(model: nn.Module, plan: Plan) -> list[Target]:
     """
     chosen = [target for target in targets(model, plan) if target.rule.prunes]
     for target in chosen:
-        if not isinstance(target.parametrization, Masked | None):
+        present = target.parametrization
+        if not (present is None or isinstance(present, Masked)):
             raise ValueError(
                 f"prune: layer {target.name!r} is quantized, expected a layer that is not "
                 "(prune first, or unparametrize it)"
