@@ -166,7 +166,11 @@ class PQK(Callback):
                 "weight has two values"
             )
         views = [target.parametrization for target in self._targets]
-        norms = [m for m in self._model.modules() if getattr(m, "track_running_stats", False)]
+        norms: list[Any] = [
+            module
+            for module in self._model.modules()
+            if getattr(module, "track_running_stats", False)
+        ]
         try:
             for view in views:
                 assert isinstance(view, Masked)
