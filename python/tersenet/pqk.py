@@ -76,6 +76,7 @@ class PQK(Callback):
     after this: steps and codebooks are new parameters. All others stay the same objects.
 
     Example:
+        >>> import torch
         >>> model = nn.Linear(10, 10)
         >>> pqk = PQK(model, Plan.of(sparsity=0.9, quantizer="lsq", k=2**2), steps=10, every=5)
         >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
