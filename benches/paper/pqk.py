@@ -257,8 +257,10 @@ def keywords(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"network": "ds_cnn", "is_calibrated": False} | measured(dense)]
     for sparsity, k in KEYWORDS:
         shared = Rule(sparsity=sparsity, quantizer="cws", k=k)
-        depthwise = Rule(sparsity=0.0)  # a seventh of the weights, and the most sensitive ones
-        plan = Plan({"*": shared, "*.conv": depthwise}, pruning_scope="global")
+        spared = Rule(
+            sparsity=0.0
+        )  # depthwise and first: a fifth of the weights, the most sensitive
+        plan = Plan({"*": shared, "*.conv": spared}, pruning_scope="global")
         small = tersenet.compress(dense, plan)
         calibrated = tersenet.compress(dense, plan)
         adapt_norms(calibrated, dense, features[:CALIBRATION])
