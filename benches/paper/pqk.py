@@ -443,7 +443,6 @@ def main() -> None:
         return
     found = figures(rows, tasks)
     print(found)
-    plot(rows, tasks, timing.HERE / "record" / "pqk.svg")
     starts = {task: bench.start(task) for task in tasks}
     timing.write(
         "pqk",
@@ -461,6 +460,7 @@ def main() -> None:
             "table": [asdict(row) for row in rows],
         },
     )
+    plot(rows, tasks, timing.HERE / "record" / "pqk.svg")
 
 
 if __name__ == "__main__":
