@@ -67,7 +67,9 @@ class Folder:
             state = torch.load(path, weights_only=True)
             run, value = state["run"], float(state["value"])
         except Exception as error:
-            raise ValueError(f"{self._method}: checkpoint {path} cannot be read: {error}") from error
+            raise ValueError(
+                f"{self._method}: checkpoint {path} cannot be read: {error}"
+            ) from error
         if run != self._run:
             raise ValueError(
                 f"{self._method}: checkpoint {path} is of another run, expected one with the same "
@@ -82,7 +84,7 @@ def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:
     digest = hashlib.sha256(text.encode())
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
