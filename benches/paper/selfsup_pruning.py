@@ -83,9 +83,9 @@ class Settings:
     images: int = 10_000
     test: int = 10_000
     labels: int = 8
-    rotations: int = 15
+    rotations: int = 12
     round: int = 2
-    ticket: int = 4
+    ticket: int = 3
     early: int = 1
 
 
@@ -146,7 +146,7 @@ class Bench:
         self.train = images[: settings.images], classes[: settings.images]
         self.validation = images[settings.images :], classes[settings.images :]
         self.test = _images("test", settings.test)
-        self.seconds = 0.0  # of all that this run has asked for, when it ran
+        self.seconds: dict[str, float] = {}  # of all that this run has asked for, when it ran
 
     def finished(self, name: str, work: Callable[[], Result]) -> Result:
         """Return what the work gives, or gave once; tensors and numbers only."""
@@ -160,7 +160,7 @@ class Bench:
             with Replacing(path) as file:
                 torch.save(found, file)
             self.advance(f"{name}, {found['seconds']:.0f} s", 1, 1)
-        self.seconds += found["seconds"]
+        self.seconds[name] = found["seconds"]
         return found
 
     def fit(
@@ -216,13 +216,13 @@ class Bench:
     def masks(self, objective: str, seed: int) -> dict[float, dict[str, Tensor]]:
         """Return the masks of an objective for each density."""
         dense = self.dense(objective, seed)
-        net = network(objective, seed)
-        net.load_state_dict(dense["state"])
 
         def train(net: nn.Module, stage: Stage) -> None:
             self.fit(net, objective, self.settings.round, stage.seed)
 
         def work() -> Result:
+            net = network(objective, seed)
+            net.load_state_dict(dense["state"])
             found, before = {}, 1.0
             for density, rounds in ROUNDS.items():
                 name = f"{seed}-masks-{objective}-{density:g}"
@@ -249,22 +249,23 @@ class Bench:
         The name is "untrained", "all weights", or "few weights": PROBED of them, from the early
         ones on for as many epochs.
         """
+        dense = self.dense("rotations", seed)
+        found = self.masks("rotations", seed)[PROBED] if name == "few weights" else {}
 
         def work() -> Result:
             net = network("rotations", seed)
-            if name != "untrained":
-                dense = self.dense("rotations", seed)
+            if name == "all weights":
                 net.load_state_dict(dense["state"])
             if name == "few weights":
                 rewind(net, dense["early"])
-                copy_masks(self.masks("rotations", seed)[PROBED], net)
+                copy_masks(found, net)
                 self.fit(
                     net, "rotations", self.settings.rotations - self.settings.early, seed + 100
                 )
-            chosen, found = self.probe(net)
+            chosen, probed = self.probe(net)
             tuned = with_head(net, "head", chosen)
             self.fit(tuned, "labels", self.settings.ticket, seed)
-            return found | {"tuned": self.accuracy(tuned)}
+            return probed | {"tuned": self.accuracy(tuned)}
 
         return self.finished(f"{seed}-transfer-{name.replace(' ', '-')}", work)
 
@@ -283,13 +284,12 @@ class Bench:
     def ticket(self, mask: str, start: str, density: float, seed: int) -> float:
         """Return the test accuracy of a network trained with labels under a mask."""
         objective = "labels" if mask == "labels" else "rotations"
+        dense, found = self.dense(objective, seed), self.masks(objective, seed)[density]
 
         def work() -> Result:
-            found = self.masks(objective, seed)[density]
             net = network("labels", seed + 1000)
             if start == "rewound":
-                early = self.dense(objective, seed)["early"]
-                rewind(net.body, _of_body(early))
+                rewind(net.body, _of_body(dense["early"]))
             else:
                 reinitialize(net, seed=seed + 2000)
             copy_masks(random_masks(found, seed=seed) if mask == "random" else found, net)
@@ -476,10 +476,9 @@ def main() -> None:
 
         bench = Bench(settings, cache / "-".join(map(str, asdict(settings).values())), advance)
         run(bench, stages, seeds)
-        print(f"{bench.seconds:.0f} s")
+        print(f"{sum(bench.seconds.values()):.0f} s")
         if stages != list(STAGES) or seeds != list(SEEDS):
             return
-        bench.seconds = 0.0
         found = points(bench)
     printed(found)
     claims = figures(found)
@@ -491,7 +490,7 @@ def main() -> None:
         "settings": asdict(settings),
         "seeds": SEEDS,
         "weights": sum(p.numel() for p in network("labels", 0).parameters() if p.dim() > 1),
-        "seconds": bench.seconds,
+        "seconds": sum(bench.seconds.values()),
         "figures": claims,
     }
     timing.write("selfsup_pruning", record | found)
