@@ -7,6 +7,7 @@ seconds of one core.
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,12 +51,17 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run does, in images and epochs; a record is written for these values alone."""
+    """What a run does, in images and epochs; a record is written for these values alone.
+
+    Epochs are of a dense network with labels and by rotations, of a round of pruning to the first
+    density and of a later one, of a network with labels under a mask, and before the early state.
+    """
 
     images: int = 10_000
     test: int = 10_000
     labels: int = 6
-    rotations: int = 12
+    rotations: int = 10
+    first: int = 1
     round: int = 2
     ticket: int = 3
     early: int = 1
@@ -189,8 +195,8 @@ class Bench:
         """Return the masks of an objective for each density."""
         dense = self.dense(objective, seed)
 
-        def train(net: nn.Module, stage: Stage) -> None:
-            self.fit(net, objective, self.settings.round, stage.seed)
+        def train(net: nn.Module, stage: Stage, epochs: int) -> None:
+            self.fit(net, objective, epochs, stage.seed)
 
         def work() -> Result:
             net = network(objective, seed)
@@ -198,10 +204,11 @@ class Bench:
             found, before = {}, 1.0
             for density, rounds in ROUNDS.items():
                 name = f"{seed}-masks-{objective}-{density:g}"
+                epochs = self.settings.first if before == 1 else self.settings.round
                 prune_iteratively(
                     net,
                     Plan({"conv:*": Rule(sparsity=1 - density)}, pruning_scope="global"),
-                    train=train,
+                    train=functools.partial(train, epochs=epochs),
                     fraction=1 - (density / before) ** (1 / rounds),
                     rewind=dense["early"],
                     seed=seed,
