@@ -217,7 +217,6 @@ def main() -> None:
     print(claims)
     if settings != usual:
         return
-    plot(found, timing.HERE / "record" / "selfsup_pruning.svg")
     record = timing.environment() | {
         "settings": asdict(settings),
         "seeds": SEEDS,
@@ -226,6 +225,7 @@ def main() -> None:
         "figures": claims,
     }
     timing.write("selfsup_pruning", record | found)
+    plot(found, timing.HERE / "record" / "selfsup_pruning.svg")
 
 
 if __name__ == "__main__":
