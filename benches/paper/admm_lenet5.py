@@ -51,8 +51,8 @@ from tersenet.console import progress, show, table
 from tersenet.parametrization import unparametrize
 from tersenet.plan import Plan, Rule
 from tersenet.pruning import Stage, prune, prune_admm
-from tersenet.pruning.progressive import Progress
 from tersenet.pruning.resuming import put_state, state_of
+from tersenet.pruning.stages import Progress
 from tersenet.quantization import quantize
 from tersenet.replacing import Replacing
 from tersenet.training import accuracy, evaluate

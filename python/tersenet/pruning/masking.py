@@ -202,6 +202,17 @@ def sparsified(model: nn.Module, plan: Plan, method: str) -> list[Target]:
     return chosen
 
 
+def ranked_together(chosen: list[Target], plan: Plan) -> list[list[Target]]:
+    """Return the chosen weights in groups: one each, or for a global scope all that ask the same."""
+    groups: dict[object, list[Target]] = {}
+    for target in chosen:
+        rule = target.rule
+        alike = (rule.pruner, rule.sparsity, rule.threshold)
+        key = alike if plan.pruning_scope == "global" else target.name
+        groups.setdefault(key, []).append(target)
+    return list(groups.values())
+
+
 def ranked(
     chosen: list[Target],
     plan: Plan,
@@ -219,14 +230,8 @@ def ranked(
     Raises:
         ValueError: if a pruner is unknown, or refuses the arrays.
     """
-    groups: dict[object, list[Target]] = {}
-    for target in chosen:
-        rule = target.rule
-        alike = (rule.pruner, rule.sparsity, rule.threshold)
-        key = alike if plan.pruning_scope == "global" else target.name
-        groups.setdefault(key, []).append(target)
     found: dict[str, Mask] = {}
-    for group in groups.values():
+    for group in ranked_together(chosen, plan):
         rule = group[0].rule
         pruner = rule.pruner or "magnitude"
         if pruner not in PRUNERS:

@@ -15,9 +15,8 @@ Why this way: one round of ADMM from a dense model to a very high sparsity settl
 cuts what it has not settled. A round from a model that is pruned in part has few weights left, so it
 converges fast and its cut costs little; a layer that it leaves as it is is not pulled at.
 
-Each training draws from a seed of its own, made from `seed` and its place, and begins with an
-optimizer of its own. So a run that was interrupted goes on from the last training that ended, to
-the bits that it would have found without.
+Each training begins with an optimizer and a seed of its own (`stages`), so that a run that was
+interrupted goes on to the same bits.
 
 Price: two trainings a candidate; a copy of the model for each candidate of a round, and two files
 of its state where a checkpoint is asked for.
@@ -34,9 +33,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -44,20 +41,8 @@ from tersenet.parametrization import parametrized
 from tersenet.plan import Plan
 from tersenet.pruning.admm import ADMM
 from tersenet.pruning.resuming import Folder, put_state, state_of
+from tersenet.pruning.stages import PHASES, Phase, Progress, Stage, Validate, seed_of, stage_of
 from tersenet.training.callback import Callback
-
-Phase = Literal["admm", "retraining"]
-PHASES: tuple[Phase, ...] = ("admm", "retraining")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training of one candidate; `seed` is for everything random in it, in [0, 2**32)."""
-
-    round: int
-    candidate: int
-    phase: Phase
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -87,8 +72,6 @@ class ProgressiveReport:
 
 
 Train = Callable[[nn.Module, Sequence[Callback], Stage], object]
-Validate = Callable[[nn.Module], float]
-Progress = Callable[[str, int, int], None]
 
 
 def prune_admm(
@@ -136,10 +119,7 @@ def prune_admm(
         raise ValueError("admm: rounds or rho is empty, expected a plan a round and a rho at least")
     if beam < 1:
         raise ValueError(f"admm: beam is {beam}, expected at least 1")
-    if isinstance(seed, torch.Generator):
-        seed = int(torch.randint(2**63 - 1, (), generator=seed, device=seed.device))
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"admm: seed is {seed}, expected an integer in [0, 2**63)")
+    seed = seed_of(seed, "admm")
 
     def admm(model: nn.Module, plan: Plan, rho: float) -> ADMM:
         return ADMM(
@@ -153,7 +133,7 @@ def prune_admm(
     folder = None
     if checkpoint is not None:
         decides = repr((steps, rhos, rho_growth, epochs_per_update, beam, seed))
-        folder = Folder(Path(checkpoint), decides, model)
+        folder = Folder(Path(checkpoint), decides, model, "admm")
     candidates = _candidates([len(tried) for tried in choices], beam)
     run = _Run(train, validate, folder, seed, progress, len(steps), 2 * candidates)
     models = [(0, model)]
@@ -211,9 +191,7 @@ class _Run:
         return value
 
     def _stage(self, number: int, candidate: int, phase: Phase) -> Stage:
-        place = (self.seed, number, candidate, PHASES.index(phase))
-        seed = int(np.random.SeedSequence(place).generate_state(1)[0])
-        return Stage(number, candidate, phase, seed)
+        return stage_of(self.seed, number, candidate, phase)
 
     def _saved(self, stage: Stage, model: nn.Module) -> float | None:
         return self.folder.load(_name(stage), model) if self.folder else None

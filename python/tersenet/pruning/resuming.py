@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,21 @@ State = dict[str, Any]
 class Folder:
     """The states of one run, each under a name."""
 
-    def __init__(self, path: Path, run: str, start: nn.Module) -> None:
+    def __init__(self, path: Path, run: str, start: nn.Module, method: str) -> None:
         """Make the folder where it is not there.
 
         Args:
             path: of the folder.
             run: whatever decides what the run does.
             start: the model that it starts from.
+            method: the name that errors begin with.
 
         Raises:
             OSError: if it cannot be made.
         """
         path.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        digest = hashlib.sha256(run.encode())
-        for name, tensor in start.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        self._run = digest.hexdigest()
+        self._path, self._method = path, method
+        self._run = digest_of(start.state_dict(), run)
 
     def save(self, name: str, model: nn.Module, value: float = 0.0) -> None:
         """Write the state of a model, and a number with it.
@@ -69,14 +67,25 @@ class Folder:
             state = torch.load(path, weights_only=True)
             run, value = state["run"], float(state["value"])
         except Exception as error:
-            raise ValueError(f"admm: checkpoint {path} cannot be read: {error}") from error
+            raise ValueError(
+                f"{self._method}: checkpoint {path} cannot be read: {error}"
+            ) from error
         if run != self._run:
             raise ValueError(
-                f"admm: checkpoint {path} is of another run, expected one with the same model, "
-                "plans, options and seed (take another folder, or remove this one)"
+                f"{self._method}: checkpoint {path} is of another run, expected one with the same "
+                "model, plans, options and seed (take another folder, or remove this one)"
             )
         put_state(model, state)
         return value
+
+
+def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """Return a digest of a text and of named tensors, to the bit."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def state_of(model: nn.Module) -> State:

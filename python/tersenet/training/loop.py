@@ -99,7 +99,7 @@ def fit(
         call("gradients_computed")
         return state.loss
 
-    with _seeded(model, seed), in_mode(model, training=True):
+    with seeded(model, seed), in_mode(model, training=True):
         call("fit_start")
         for state.epoch in range(epochs):
             if state.stop:
@@ -192,7 +192,8 @@ def _advance(scheduler: LRScheduler, loss: Tensor | float) -> None:
 
 
 @contextmanager
-def _seeded(model: nn.Module, seed: int | None) -> Iterator[None]:
+def seeded(model: nn.Module, seed: int | None) -> Iterator[None]:
+    """Seed torch's generators, and afterwards put them back; None leaves them alone."""
     if seed is None:
         yield
         return
