@@ -3,24 +3,24 @@
 The network is Caffe's: 430,500 weights, no activation after a convolution, so that the biases of
 the convolutions fold into those of ip1. Inputs are pixels / 255.
 
-The pruned networks train on three warped copies of the training images; the loss is half the
-cross-entropy of the labels and half that of the dense network's softened scores (Hinton et al.
-2015). While the convolutions stand still their outputs are computed once: an epoch of the linear
-layers, which hold 94 % of the weights, then costs a tenth.
+The pruned networks train on the training images and two slightly warped copies of them; the loss is
+half the cross-entropy of the labels and half that of the dense network's softened scores (Hinton et
+al. 2015).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import mnist
+import numpy as np
 import torch
 import torch.nn.functional as F
 from networks import LeNet5
 from torch import Tensor, nn
 
 from tersenet.parametrization import original_of
-from tersenet.pruning import Stage
+from tersenet.pruning import Stage, taylor_scores
 from tersenet.training import Callback, TensorBatches, evaluate, fit
 
 SEED = 0
@@ -29,7 +29,7 @@ EPOCH = 13_760  # images between two updates of ADMM, a quarter of the training 
 
 _COPIES = 3
 _BATCH_SIZE = 64
-_HEAD_BATCH_SIZE = 256
+_SCORED = 5_000  # images
 _TEMPERATURE = 3.0
 
 Train = Callable[[nn.Module, Sequence[Callback], Stage], None]
@@ -61,32 +61,6 @@ def fold_biases(net: LeNet5) -> None:
         through = net.conv2.weight.sum((2, 3)) @ net.conv1.bias + net.conv2.bias
         net.ip1.bias += net.ip1.weight @ through.repeat_interleave(16)
     net.conv1.bias = net.conv2.bias = None
-
-
-class Body(nn.Module):
-    """The convolutions of a LeNet-5, sharing its layers: images to features [batch, 800]."""
-
-    def __init__(self, net: LeNet5) -> None:
-        """Share the layers."""
-        super().__init__()
-        self.conv1, self.conv2 = net.conv1, net.conv2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features."""
-        return F.max_pool2d(self.conv2(F.max_pool2d(self.conv1(x), 2)), 2).flatten(1)
-
-
-class Head(nn.Module):
-    """The linear layers of a LeNet-5, sharing its layers: features to scores [batch, 10]."""
-
-    def __init__(self, net: LeNet5) -> None:
-        """Share the layers."""
-        super().__init__()
-        self.ip1, self.ip2 = net.ip1, net.ip2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the scores."""
-        return self.ip2(F.relu(self.ip1(x)))
 
 
 class Batches:
@@ -135,42 +109,31 @@ def distillation(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 class Trainer:
-    """Trains a whole LeNet-5, or its linear layers on features, by what a dense one says."""
+    """Trains a LeNet-5 by what a dense one says."""
 
-    def __init__(self, data: mnist.Mnist, teacher: LeNet5, *, mildly: bool = False) -> None:
-        """Warp the training images, and ask the teacher about them.
-
-        Mildly, they are warped half as much, and the images as they are take one copy's place.
-        """
+    def __init__(self, data: mnist.Mnist, teacher: LeNet5) -> None:
+        """Warp the training images, and ask the teacher about them."""
         self.validation = data.validation
-        batches: list[Iterable[mnist.Images]]
-        if mildly:
-            plain = TensorBatches(*data.train, batch_size=1000, shuffle=False)
-            warped = mnist.WarpedBatches(
-                data.train, batch_size=1000, seed=SEED, degrees=4, scale=0.04, pixels=0.7
-            )
-            batches = [plain] + [warped] * (_COPIES - 1)
-        else:
-            batches = [mnist.WarpedBatches(data.train, batch_size=1000, seed=SEED)] * _COPIES
+        plain = TensorBatches(*data.train, batch_size=1000, shuffle=False)
+        warped = mnist.WarpedBatches(
+            data.train, batch_size=1000, seed=SEED, degrees=4, scale=0.04, pixels=0.7
+        )
         with torch.no_grad():
             pairs = [
                 (x, torch.cat([teacher(x), y[:, None].float()], 1))
-                for copy in batches
-                for x, y in copy
+                for batches in (plain, *[warped] * (_COPIES - 1))
+                for x, y in batches
             ]
         self.inputs, self.targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        self.features: dict[str, Tensor] = {}
 
-    def look_once(self, body: Body) -> None:
-        """Compute the features of all images, for `head`."""
-        with torch.no_grad():
-            self.features = {
-                "train": torch.cat([body(x) for x in self.inputs.split(1000)]),
-                "validation": body(self.validation[0]),
-            }
+    def scores(self, net: LeNet5) -> dict[str, np.ndarray]:
+        """Return the Taylor scores of a network's weights, on some of the images."""
+        chosen = slice(_SCORED)
+        batches = zip(self.inputs[chosen].split(500), self.targets[chosen].split(500), strict=True)
+        return taylor_scores(net, list(batches), distillation)
 
-    def whole(self, epochs: dict[str, int], lr: dict[str, float], *, tidies: bool = True) -> Train:
-        """Return what trains all layers, for as many epochs in each phase."""
+    def train(self, epochs: dict[str, int], lr: dict[str, float], *, tidies: bool = True) -> Train:
+        """Return what trains a network, for as many epochs in each phase."""
 
         def train(model: nn.Module, callbacks: Sequence[Callback], stage: Stage) -> None:
             batches = Batches(self.inputs, self.targets, _BATCH_SIZE, stage.seed)
@@ -180,24 +143,9 @@ class Trainer:
 
         return train
 
-    def head(self, epochs: dict[str, int], lr: dict[str, float]) -> Train:
-        """Return what trains the linear layers, for as many epochs in each phase."""
-
-        def train(model: nn.Module, callbacks: Sequence[Callback], stage: Stage) -> None:
-            batches = Batches(self.features["train"], self.targets, _HEAD_BATCH_SIZE, stage.seed)
-            _train(model, batches, epochs[stage.phase], lr[stage.phase], callbacks, stage)
-            tidy(model)
-
-        return train
-
     def validate(self, model: nn.Module) -> float:
-        """Return minus the validation loss of a whole network, which is finer than accuracy."""
+        """Return minus the validation loss, which is finer than accuracy."""
         return -evaluate(model, [self.validation], F.cross_entropy)
-
-    def validate_head(self, model: nn.Module) -> float:
-        """Return minus the validation loss of linear layers on the features."""
-        images = (self.features["validation"], self.validation[1])
-        return -evaluate(model, [images], F.cross_entropy)
 
 
 def _train(
