@@ -322,9 +322,9 @@ impl Reader {
         let mut tensor = None;
         for &number in numbers.iter().rev() {
             let entry = &self.header.entries[number];
-            let (found, end) = self.read_entry(entry, learnt.as_deref()).map_err(|e| {
-                within(&self.place, e.within(&format!("tensor {}", entry.name)))
-            })?;
+            let (found, end) = self
+                .read_entry(entry, learnt.as_deref())
+                .map_err(|e| within(&self.place, e.within(&format!("tensor {}", entry.name))))?;
             (tensor, learnt) = (Some(found), end.map(Arc::new));
         }
         if let Some(learnt) = learnt {

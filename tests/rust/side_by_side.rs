@@ -14,7 +14,7 @@ use tersenet::{CompressedMatrix, Error, Request, Result};
 fn file(sizes: &[usize]) -> Vec<u8> {
     let weights = |i: usize, nrows: usize| -> Vec<f32> {
         (0..nrows * 12)
-            .map(|at| if (at * 7 + i) % 5 == 0 { ((at + i) % 6 + 1) as f32 } else { 0.0 })
+            .map(|at| if (at * 7 + i).is_multiple_of(5) { ((at + i) % 6 + 1) as f32 } else { 0.0 })
             .collect()
     };
     let layouts = ["archive", "archive", "coded", "archive", "packed"];
@@ -96,7 +96,8 @@ fn an_error_of_what_is_made_of_a_tensor_is_at_its_place() {
         Tensor::Matrix(matrix) => Ok(matrix.shape().nrows + place),
         Tensor::Array(_) => Err(Error::invalid(format!("place {place}"))),
     });
-    let made: Vec<_> = made.unwrap().into_iter().map(|made| made.map_err(|e| e.to_string())).collect();
+    let made: Vec<_> =
+        made.unwrap().into_iter().map(|made| made.map_err(|e| e.to_string())).collect();
     assert_eq!(made, [Ok(9), Ok(10), Err("place 2".to_owned()), Ok(12)]);
 }
 
