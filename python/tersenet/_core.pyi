@@ -289,6 +289,10 @@ class Reader:
     def entry(self, name: str) -> dict[str, Any]:
         """What the header says: kind, dtype, shape, nbytes; alias_of, layout, coder, nnz where they apply."""
     def get(self, name: str) -> CompressedMatrix | bytes: ...
+    def get_each(
+        self, names: list[str], goal: Goal | None, resident: set[str]
+    ) -> list[CompressedMatrix | bytes]:
+        """Read side by side, matrices laid out for the goal, archives among `resident` as coded."""
     def metadata(self) -> dict[str, str]: ...
     def graph(self) -> Graph | None:
         """The network's graph, where there is one, with absent weights and zero floats filled in."""

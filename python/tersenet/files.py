@@ -15,7 +15,7 @@ is not loaded here; its tensors are known by what they can do.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from types import TracebackType
@@ -109,7 +109,29 @@ class File:
             FormatError: if the tensor is damaged.
         """
         self._check_name(name)
-        value = self._open().get(name)
+        return self._shaped(name, self._open().get(name))
+
+    def values(
+        self, names: Iterable[str], goal: Goal | None = None, resident: Collection[str] = ()
+    ) -> dict[str, Value]:
+        """Return what `get` gives for each of some names, read side by side on all cores.
+
+        Args:
+            names: other names of one tensor are read once for each.
+            goal: "speed" or "size" gives matrices the layout that is best for it.
+            resident: names of matrices that are multiplied: of them, archives become coded.
+
+        Raises:
+            KeyError: if there is no such name.
+            FormatError: if a tensor is damaged: the first one, in the order of the names.
+        """
+        names = list(names)
+        for name in names:
+            self._check_name(name)
+        values = self._open().get_each(names, goal, set(resident))
+        return {name: self._shaped(name, value) for name, value in zip(names, values, strict=True)}
+
+    def _shaped(self, name: str, value: CompressedMatrix | bytes) -> Value:
         if isinstance(value, CompressedMatrix):
             return value
         entry = self._open().entry(name)
@@ -232,14 +254,6 @@ def _tensor_identity(tensor: Tensor) -> object:
     if tensor.numel() == 0:
         return object()
     return str(tensor.device), tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def value(file: File, name: str, goal: Goal | None) -> Value:
-    """Return a value of a file, a matrix in the layout that is best for the goal."""
-    stored = file.get(name)
-    if goal is None or not isinstance(stored, CompressedMatrix):
-        return stored
-    return stored.to(goal=goal)
 
 
 def write(

@@ -114,7 +114,8 @@ def load(
     Into a model, each layer whose weight is stored compressed becomes a compressed layer (or gets
     the new payload, if it is one), and other tensors are copied. Types must agree, or the model's
     hold the file's exactly. What was tied in the file is tied again. If an error is raised, the
-    model is as it was.
+    model is as it was. Tensors are read side by side, on as many cores as there are, or threads
+    that torch takes.
 
     Args:
         path: a `.terse` file.
@@ -139,11 +140,9 @@ def load(
     with File(path, mmap, limits or Limits()) as file:
         if into is not None:
             return cast("nn.Module", _state().load_into(file, into, goal))
-        values: dict[str, Value] = {}
-        for name in file:
-            target = file.info(name).get("alias_of")
-            values[name] = files.value(file, name, goal) if target is None else values[target]
-        return values
+        targets = {name: file.info(name).get("alias_of", name) for name in file}
+        values = file.values(dict.fromkeys(targets.values()), goal)
+        return {name: values[target] for name, target in targets.items()}
 
 
 def _check_goal(what: str, goal: str | None) -> None:

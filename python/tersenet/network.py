@@ -48,6 +48,8 @@ class Network:
     ) -> Self:
         """Load the network that a file holds, and check it in full.
 
+        Weights are read side by side, on as many cores as there are, or threads that torch takes.
+
         Args:
             path: a file that `tersenet.export` wrote.
             resident: how matrices are held: "compressed" as in the file (what is an archive there

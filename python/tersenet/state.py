@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tersenet import dtypes, files
+from tersenet import dtypes
 from tersenet._core import CompressedMatrix
 from tersenet.files import File, Typed, Value, typed
 from tersenet.nn import COMPRESSED, CompressedLayer, hook_of, replace_layers
@@ -78,16 +78,13 @@ def load_into(file: File, model: nn.Module, goal: Goal | None = None) -> nn.Modu
         raise ValueError(f"load: {file.path} does not fit the model:\n  " + "\n  ".join(problems))
     roots = _roots(slots, file)
     for_layers = {roots[name] for name, slot in slots.items() if slot.layer is not None}
-    values: dict[str, Value | Payload] = {}
-    for root in roots.values():
-        if root not in values:
-            stored = files.value(file, root, goal)
-            if isinstance(stored, CompressedMatrix) and root in for_layers:
-                if stored.layout == "archive":  # For files: it holds what it multiplies beside it.
-                    stored = stored.to("coded")
-                values[root] = Payload.of(stored)
-            else:
-                values[root] = stored
+    # An archive is for files: it holds what it multiplies beside it.
+    values: dict[str, Value | Payload] = {
+        root: Payload.of(stored)
+        if isinstance(stored, CompressedMatrix) and root in for_layers
+        else stored
+        for root, stored in file.values(dict.fromkeys(roots.values()), goal, for_layers).items()
+    }
     _tie(slots, roots, values)
     made: dict[nn.Module, nn.Module] = {}
     tensors: list[tuple[_Slot, Tensor]] = []

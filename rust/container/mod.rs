@@ -8,7 +8,7 @@
 //! `header.rs` turns the header into bytes and back, and is the only parser; `writer.rs` lays
 //! tensors out and writes them beside their target, synced, then renamed; `reader.rs` reads one
 //! tensor at a time, from where `source.rs` has it, and checks every byte it uses against the
-//! header's checksums. The header holds
+//! header's checksums; `side_by_side.rs` reads several on threads. The header holds
 //! no offsets: sections follow one another in its order (`header/placement.rs`), so nothing can overlap or
 //! leave a hole. `coded_array.rs` codes plain tensors; whether one is coded is for whoever writes
 //! to choose, as bytes as they are can be mapped. Where a file is written for size,
@@ -19,6 +19,7 @@ mod coded_array;
 mod coded_codebooks;
 mod header;
 mod reader;
+mod side_by_side;
 mod source;
 mod writer;
 

@@ -18,7 +18,7 @@ use crate::matrix::CompressedMatrix;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 /// An open container.
 pub struct Reader {
@@ -30,10 +30,13 @@ pub struct Reader {
     start: u64,
     nbytes: u64,
     /// Codebooks read so far, so that matrices that share one share it in memory.
-    codebooks: Mutex<Vec<Option<Arc<Codebook>>>>,
-    /// What was learnt up to the end of the entry read last, for one that goes on from it.
-    learnt: Mutex<Option<(usize, Arc<Learnt>)>>,
+    codebooks: RwLock<Vec<Option<Arc<Codebook>>>>,
+    /// For one that goes on from the entry read last.
+    learnt: Mutex<Learning>,
 }
+
+/// What was learnt up to the end of an entry, and its number.
+pub(super) type Learning = Option<(usize, Arc<Learnt>)>;
 
 /// What a name stands for.
 #[derive(Clone, Debug)]
@@ -150,7 +153,7 @@ impl Reader {
         if padding.as_slice::<u8>().iter().any(|&byte| byte != 0) {
             return Err(Error::corrupt(format!("container: padding at byte {end} is not zero")));
         }
-        let codebooks = Mutex::new(vec![None; header.codebooks.len()]);
+        let codebooks = RwLock::new(vec![None; header.codebooks.len()]);
         let (place, learnt) = (String::new(), Mutex::new(None));
         Ok(Self { place, source, header, start, nbytes, codebooks, learnt })
     }
@@ -209,23 +212,26 @@ impl Reader {
     /// # Errors
     /// `InvalidArgument` for an unknown name; `Corrupt`, `Truncated` or `Io` that names the tensor.
     pub fn get(&self, name: &str) -> Result<Tensor> {
-        let mut number = self.number(name)?;
-        if let Body::Alias(target) = self.header.entries[number].body {
-            number = target;
+        let number = self.target(name)?;
+        // Tried, never waited for, as codebooks are.
+        let mut learning = self.learnt.try_lock().ok().and_then(|known| known.clone());
+        let tensor = self.tensor(number, &mut learning)?;
+        if let Ok(mut known) = self.learnt.try_lock() {
+            *known = learning;
         }
-        self.tensor(number).map_err(|e| within(&self.place, e))
+        Ok(tensor)
     }
 
-    /// Reads and checks everything: every tensor, every block, every byte of padding.
+    /// Reads and checks everything, on up to `threads` threads: every tensor, every block, every byte of
+    /// padding.
     ///
     /// # Errors
-    /// What is wrong, and where.
-    pub fn verify(&self) -> Result<()> {
-        for entry in &self.header.entries {
-            if !matches!(entry.body, Body::Alias(_)) {
-                self.get(&entry.name)?;
-            }
-        }
+    /// What is wrong first in the file, and where.
+    pub fn verify(&self, threads: usize) -> Result<()> {
+        let entries = self.header.entries.iter();
+        let own = entries.filter(|entry| !matches!(entry.body, Body::Alias(_)));
+        let names: Vec<&str> = own.map(|entry| entry.name.as_str()).collect();
+        self.get_each(&names, threads, |_, _| Ok(()))?.into_iter().collect::<Result<()>>()?;
         self.verify_rest().map_err(|e| within(&self.place, e))
     }
 
@@ -262,17 +268,52 @@ impl Reader {
         Ok(*number)
     }
 
-    /// Reads entry `number`, which is no alias.
-    fn tensor(&self, number: usize) -> Result<Tensor> {
-        let mut numbers = vec![number];
-        let known = self.learnt.try_lock().ok().and_then(|known| known.clone());
-        let mut learnt = None;
-        // From the last one known, or the first of the chain, on.
-        while let Body::Matrix(MatrixBody {
-            link: Link { before: Some((before, _)), .. }, ..
-        }) = self.header.entries[numbers[numbers.len() - 1]].body
+    /// The number of the entry that holds what `name` stands for.
+    pub(super) fn target(&self, name: &str) -> Result<usize> {
+        let number = self.number(name)?;
+        Ok(match self.header.entries[number].body {
+            Body::Alias(target) => target,
+            _ => number,
+        })
+    }
+
+    /// The number of the entry that entry `number` goes on from.
+    fn before(&self, number: usize) -> Option<usize> {
+        match &self.header.entries[number].body {
+            Body::Matrix(MatrixBody { link: Link { before: Some((before, _)), .. }, .. }) => {
+                Some(*before)
+            }
+            _ => None,
+        }
+    }
+
+    /// The number of the first entry that has to be decoded for entry `number`.
+    pub(super) fn first_of_chain(&self, number: usize) -> usize {
+        std::iter::successors(Some(number), |&number| self.before(number)).last().unwrap_or(number)
+    }
+
+    /// The entries of the tensor that entry `number` holds.
+    pub(super) fn count(&self, number: usize) -> u64 {
+        self.header.entries[number].dims.iter().fold(1, |count, &dim| count.saturating_mul(dim))
+    }
+
+    /// Reads the codebook of entry `number`, so that those who want it together share one. What is wrong
+    /// with it is said with the entry.
+    pub(super) fn prepare_codebook(&self, number: usize) {
+        if let Body::Matrix(MatrixBody { codebook: Some(codebook), .. }) =
+            self.header.entries[number].body
         {
-            learnt = known.clone().filter(|known| known.0 == before).map(|known| known.1);
+            let _ = self.codebook(codebook);
+        }
+    }
+
+    /// Reads entry `number`, which is no alias, from what is known of another one on, or from the first
+    /// one of its chain; `learning` is then up to its end, where it keeps anything.
+    pub(super) fn tensor(&self, number: usize, learning: &mut Learning) -> Result<Tensor> {
+        let mut numbers = vec![number];
+        let mut learnt = None;
+        while let Some(before) = self.before(numbers[numbers.len() - 1]) {
+            learnt = learning.clone().filter(|known| known.0 == before).map(|known| known.1);
             if learnt.is_some() {
                 break;
             }
@@ -283,11 +324,11 @@ impl Reader {
             let entry = &self.header.entries[number];
             let (found, end) = self
                 .read_entry(entry, learnt.as_deref())
-                .map_err(|e| e.within(&format!("tensor {}", entry.name)))?;
+                .map_err(|e| within(&self.place, e.within(&format!("tensor {}", entry.name))))?;
             (tensor, learnt) = (Some(found), end.map(Arc::new));
         }
-        if let (Some(learnt), Ok(mut known)) = (learnt, self.learnt.try_lock()) {
-            *known = Some((number, learnt));
+        if let Some(learnt) = learnt {
+            *learning = Some((number, learnt));
         }
         Ok(tensor.expect("one entry or more"))
     }
@@ -359,7 +400,7 @@ impl Reader {
     /// The lock is held for a look only and tried, never waited for: a process that forks while
     /// another thread is in here leaves it locked in the child, which then reads for itself.
     fn codebook(&self, number: usize) -> Result<Arc<Codebook>> {
-        let known = self.codebooks.try_lock().ok().and_then(|known| known[number].clone());
+        let known = self.codebooks.try_read().ok().and_then(|known| known[number].clone());
         if let Some(codebook) = known {
             return Ok(codebook);
         }
@@ -375,7 +416,7 @@ impl Reader {
         let codebooks = codebooks
             .map_err(|e| Error::corrupt(e.to_string()).within(&format!("codebook {number}")))?;
         let mut codebooks: Vec<_> = codebooks.into_iter().map(Arc::new).collect();
-        if let Ok(mut known) = self.codebooks.try_lock() {
+        if let Ok(mut known) = self.codebooks.try_write() {
             for (known, codebook) in known[*first..].iter_mut().zip(&mut codebooks) {
                 *codebook = known.get_or_insert_with(|| codebook.clone()).clone();
             }

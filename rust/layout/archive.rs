@@ -1,7 +1,7 @@
 //! `archive`: the fewest bytes, for files: each entry's bits by context mixing.
 //!
 //! ```text
-//!   lines: the rows or the channels (without kernels, columns), whichever take fewer bytes
+//!   lines: the rows or the channels (without kernels, columns), whichever take fewer bytes (coding.rs)
 //!   stream: │ line 0 │ line 1 │ … │            bits in one arithmetic coder (`entropy/mixing`)
 //!   line  = empty?  (kept?  (negative or not  rank among those of the sign, from the top bit))*
 //!
@@ -46,11 +46,13 @@
 //! lines in place of columns 0.15; the rest are the codebooks.
 //!
 //! Time: a core of an AMD EPYC decodes 5 M entries a second at 90 % sparsity, 14 M at 99 %, 1 M
-//! where most is kept with many values, and encodes in one direction at about the same pace. The
-//! encoder codes both directions, on two threads, and what goes on from another matrix once more;
-//! for speed it codes rows alone. Memory: 2.4 bytes for each entry of up to 4,096 lines, and 4 bytes
+//! where most is kept with many values, and encodes in one direction at about the same pace. Of large matrices
+//! the encoder leaves a direction after a sixteenth to a quarter of the lines where it is clear which is
+//! smaller (VGG19's at 90 % and above), else codes both, on two threads; what goes on from another
+//! matrix it codes once more. For speed it codes rows alone. Memory: 2.4 bytes for each entry of up to 4,096 lines, and 4 bytes
 //! for each pair of columns where there are at most 1,024.
 
+mod coding;
 mod kernels;
 mod learnt;
 mod levels;
@@ -67,11 +69,11 @@ use super::{
 use crate::array::Array;
 use crate::codebook::Codebook;
 use crate::entropy::Coder;
-use crate::entropy::mixing::{Decoder, Encoder};
+use crate::entropy::mixing::Decoder;
 use crate::error::{Error, Result};
 use crate::rows::{RowBlock, Rows, Shape, filled};
 use crate::simd::Lanes;
-use crate::threads;
+use coding::Coding;
 pub use learnt::Learnt;
 use levels::Levels;
 use lines::Lines;
@@ -162,15 +164,8 @@ fn encode(rows: &Rows, encoding: &Encoding) -> Result<Encoded> {
     {
         forms.push(turned);
     }
-    let mut streams: Vec<Vec<u8>> = vec![Vec::new(); forms.len()];
-    let items: Vec<_> = forms.iter().zip(&mut streams).collect();
-    threads::for_each(items.len(), items, |(form, stream)| {
-        *stream = encode_lines(&lines, shape, *form, &levels, Learnt::new(levels.k()))?.0;
-        Ok(())
-    })?;
-    let best = (0..forms.len()).min_by_key(|&i| streams[i].len()).unwrap_or(0);
-    let stream = streams.swap_remove(best).into();
-    let archive = Archive { form: Some(forms[best]), apart: 0, stream, decoded };
+    let (form, stream) = coding::smallest(&lines, shape, &forms, &levels)?;
+    let archive = Archive { form: Some(form), apart: 0, stream: stream.into(), decoded };
     Ok((Box::new(archive), Some(codebook.clone())))
 }
 
@@ -179,37 +174,6 @@ fn decoded(rows: &Rows) -> Result<Arc<dyn Layout>> {
     let encoding =
         Encoding { coder: Coder::Fixed, goal: Goal::Size, columns: Columns::Coded, taps: 1 };
     Ok((packed::SPEC.encode)(rows, &encoding)?.0.into())
-}
-
-/// Codes the rows of a matrix of `shape`, as lines of `form`.
-fn encode_lines(
-    rows: &Lines,
-    shape: Shape,
-    form: Form,
-    levels: &Levels,
-    learnt: Learnt,
-) -> Result<(Vec<u8>, Learnt)> {
-    let [nlines, width] = form.sides(shape).expect("a form that was checked");
-    let turned;
-    let lines = match form.direction {
-        Direction::Rows => rows,
-        Direction::Channels => {
-            turned = rows.turned(shape.ncols, form.taps);
-            &turned
-        }
-    };
-    let mut model = Model::new(levels, nlines, width, form.taps, learnt)?;
-    let mut encoder = Encoder::new();
-    let mut line = filled(0u32, width, 1)?;
-    for i in 0..lines.len() {
-        line.fill(0);
-        let (places, symbols) = lines.line(i);
-        for (&place, &symbol) in places.iter().zip(symbols) {
-            line[place as usize] = levels.entries[usize::from(symbol)];
-        }
-        model.code_line(&mut encoder, &mut line)?;
-    }
-    Ok((encoder.finish(), model.into_learnt()))
 }
 
 fn read(parts: Parts) -> Result<Box<dyn Layout>> {
@@ -302,7 +266,7 @@ impl Archive {
         let levels = Levels::new(codebook);
         let start = before.map_or_else(|| Learnt::new(levels.k()), |(learnt, _)| learnt.clone());
         let lines = Lines::of_rows(rows, symbols);
-        let (stream, learnt) = encode_lines(&lines, rows.shape(), form, &levels, start)?;
+        let (stream, learnt) = Coding::new(&lines, rows.shape(), form, &levels, start)?.finish()?;
         let goes_on = levels.k() <= MAX_MIXED;
         let archive = Self { form: Some(form), apart, stream: stream.into(), decoded };
         Ok((archive, goes_on.then_some(learnt)))

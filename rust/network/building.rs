@@ -1,7 +1,8 @@
 //! From a graph and a container to operators with their weights.
 //!
 //! What an operator's ints and floats mean is said where the operator is; here are the weights. A
-//! matrix that several nodes share is read once.
+//! matrix that several nodes share is read once; all matrices are read side by side, before the first
+//! node is built, since what takes long is decoding an archive and laying out what was in it.
 
 use super::graph::{Graph, InputType, Node};
 use super::operator::{Constant, Operator, Stored};
@@ -31,13 +32,26 @@ pub(super) struct Built {
     pub nbytes: usize,
 }
 
-/// Builds every node of `graph` with the weights that `reader` has.
+/// Builds every node of `graph` with the weights that `reader` has; matrices are read on up to
+/// `threads` threads.
 ///
 /// # Errors
 /// `Corrupt` when a node does not fit its weights, naming it; as [`Reader::get`].
-pub(super) fn build(graph: &Graph, reader: &Reader, resident: Resident) -> Result<Built> {
-    let mut weights =
-        Weights { reader, resident, matrices: HashMap::new(), vectors: HashMap::new(), nbytes: 0 };
+pub(super) fn build(
+    graph: &Graph,
+    reader: &Reader,
+    resident: Resident,
+    threads: usize,
+) -> Result<Built> {
+    let mut weights = Weights {
+        reader,
+        resident,
+        read: HashMap::new(),
+        matrices: HashMap::new(),
+        vectors: HashMap::new(),
+        nbytes: 0,
+    };
+    weights.read_matrices(graph, threads)?;
     let mut types: Vec<InputType> = graph.inputs().iter().map(|input| input.dtype).collect();
     let (mut parts, mut constants) = (Vec::new(), Vec::new());
     for node in graph.nodes() {
@@ -89,14 +103,14 @@ fn corrupt<T>(made: Result<T>) -> Result<T> {
 
 fn build_operator(node: &Node, weights: &mut Weights<'_>) -> Result<Box<dyn Operator>> {
     let (ints, floats) = (node.ints.as_slice(), node.floats.as_slice());
-    let name = |i: usize| node.weights.get(i).map_or("", String::as_str);
+    let name = |i| weight(node, i);
     match node.operator.name {
-        "conv" | "conv_transpose" | "linear" | "embedding" => {
+        which if has_matrix(which) => {
             let matrix = weights.matrix(name(0))?;
             let mut vector = |i: usize| weights.vector(name(i));
             let vectors = [vector(1)?, vector(2)?, vector(3)?];
             let resident = weights.resident;
-            corrupt(weighted::build(node.operator.name, matrix, resident, vectors, ints, floats))
+            corrupt(weighted::build(which, matrix, resident, vectors, ints, floats))
         }
         "affine" | "layer_norm" | "group_norm" => {
             let (first, second) = (weights.vector(name(0))?, weights.vector(name(1))?);
@@ -125,10 +139,22 @@ fn build_operator(node: &Node, weights: &mut Weights<'_>) -> Result<Box<dyn Oper
     }
 }
 
+/// The name of weight `i` of a node, empty where it has none.
+fn weight(node: &Node, i: usize) -> &str {
+    node.weights.get(i).map_or("", String::as_str)
+}
+
+/// Whether the first weight of operator `name` is a matrix.
+fn has_matrix(name: &str) -> bool {
+    matches!(name, "conv" | "conv_transpose" | "linear" | "embedding")
+}
+
 /// The weights of a container, each read once.
 struct Weights<'a> {
     reader: &'a Reader,
     resident: Resident,
+    /// Matrices that no node has taken yet; what is wrong with one is said with the first that does.
+    read: HashMap<&'a str, Result<CompressedMatrix>>,
     matrices: HashMap<&'a str, CompressedMatrix>,
     vectors: HashMap<&'a str, (Vec<usize>, Array<f32>)>,
     nbytes: usize,
@@ -141,12 +167,18 @@ impl<'a> Weights<'a> {
         Ok(entry.alias_of.unwrap_or_else(|| self.reader.name(name)))
     }
 
-    fn dims(&self, name: &str) -> Result<Vec<usize>> {
-        let dims = self.reader.entry(name)?.dims;
-        let dims = dims.iter().map(|&dim| usize::try_from(dim));
-        dims.collect::<std::result::Result<_, _>>().map_err(|_| {
-            Error::corrupt(format!("{name}: a dimension over {}, expected less", usize::MAX))
-        })
+    /// Reads all matrices of `graph`, those that do not go on from each other side by side.
+    fn read_matrices(&mut self, graph: &Graph, threads: usize) -> Result<()> {
+        let nodes = graph.nodes().iter().filter(|node| has_matrix(node.operator.name));
+        let names = nodes.filter_map(|node| self.first_name(weight(node, 0)).ok());
+        let mut names: Vec<&'a str> = names.collect();
+        names.sort_unstable();
+        names.dedup();
+        let (reader, resident) = (self.reader, self.resident);
+        let make = |place: usize, tensor| held(reader, names[place], tensor, resident);
+        let matrices = reader.get_each(&names, threads, make)?;
+        self.read = names.into_iter().zip(matrices).collect();
+        Ok(())
     }
 
     /// The matrix `name`, held as asked for.
@@ -155,42 +187,10 @@ impl<'a> Weights<'a> {
         if let Some(matrix) = self.matrices.get(name) {
             return Ok(matrix.clone());
         }
-        let coded = Request { layout: Some(layout::by_name("coded")?), ..Request::default() };
-        let dense = Request { layout: Some(layout::by_name("dense")?), ..Request::default() };
-        let matrix = match self.reader.get(name)? {
-            Tensor::Matrix(matrix) => match self.resident {
-                // For files: what is multiplied is small too, but in a layout for that.
-                Resident::Compressed if matrix.layout().name == "archive" => matrix.to(&coded)?,
-                Resident::Compressed => matrix,
-                Resident::Cached => {
-                    matrix.to(&Request { goal: Goal::Speed, ..Request::default() })?
-                }
-                Resident::Dense => matrix.to(&dense)?,
-            },
-            Tensor::Array(_) => {
-                let (dims, numbers) = self.numbers(name)?;
-                let nrows = dims.first().copied().unwrap_or(1);
-                let ncols = dims.iter().skip(1).product();
-                let shape = Shape::new(nrows, ncols)?;
-                let request = match self.resident {
-                    Resident::Cached => Request { goal: Goal::Speed, ..Request::default() },
-                    _ => dense,
-                };
-                CompressedMatrix::compress(numbers.as_slice(), shape, &request)?
-            }
-        };
+        let matrix = self.read.remove(name).expect("each matrix of the graph was read")?;
         self.nbytes += matrix.nbytes();
         self.matrices.insert(name, matrix.clone());
         Ok(matrix)
-    }
-
-    /// The plain numbers `name` and their dimensions.
-    fn numbers(&self, name: &str) -> Result<(Vec<usize>, Array<f32>)> {
-        let dtype = self.reader.entry(name)?.dtype;
-        let (Tensor::Array(bytes), "float32") = (self.reader.get(name)?, dtype) else {
-            return Err(Error::corrupt(format!("{name}: {dtype}, expected plain float32 numbers")));
-        };
-        Ok((self.dims(name)?, floats(&bytes)))
     }
 
     /// The plain numbers `name`, none for an empty name.
@@ -200,7 +200,7 @@ impl<'a> Weights<'a> {
         }
         let name = self.first_name(name)?;
         if !self.vectors.contains_key(name) {
-            let vector = self.numbers(name)?;
+            let vector = numbers(self.reader, name, self.reader.get(name)?)?;
             self.nbytes += vector.1.as_bytes().len();
             self.vectors.insert(name, vector);
         }
@@ -210,7 +210,7 @@ impl<'a> Weights<'a> {
     /// The tensor `name` as a value: numbers, or ids; a compressed one as dense numbers.
     fn constant(&mut self, name: &str) -> Result<Constant> {
         let name = self.first_name(name)?;
-        let dims = self.dims(name)?;
+        let dims = dims(self.reader, name)?;
         let elements = match (self.reader.get(name)?, self.reader.entry(name)?.dtype) {
             (Tensor::Matrix(matrix), _) => {
                 let numbers = matrix.decompress(1)?;
@@ -238,6 +238,52 @@ impl<'a> Weights<'a> {
         };
         Ok(Constant { dims, elements })
     }
+}
+
+/// The tensor `name` as a matrix, held as asked for.
+fn held(
+    reader: &Reader,
+    name: &str,
+    tensor: Tensor,
+    resident: Resident,
+) -> Result<CompressedMatrix> {
+    let coded = Request { layout: Some(layout::by_name("coded")?), ..Request::default() };
+    let dense = Request { layout: Some(layout::by_name("dense")?), ..Request::default() };
+    let fast = Request { goal: Goal::Speed, ..Request::default() };
+    match tensor {
+        Tensor::Matrix(matrix) => match resident {
+            // For files: what is multiplied is small too, but in a layout for that.
+            Resident::Compressed if matrix.layout().name == "archive" => matrix.to(&coded),
+            Resident::Compressed => Ok(matrix),
+            Resident::Cached => matrix.to(&fast),
+            Resident::Dense => matrix.to(&dense),
+        },
+        Tensor::Array(_) => {
+            let (dims, numbers) = numbers(reader, name, tensor)?;
+            let nrows = dims.first().copied().unwrap_or(1);
+            let ncols = dims.iter().skip(1).product();
+            let shape = Shape::new(nrows, ncols)?;
+            let request = if resident == Resident::Cached { fast } else { dense };
+            CompressedMatrix::compress(numbers.as_slice(), shape, &request)
+        }
+    }
+}
+
+/// The dimensions of the tensor `name`.
+fn dims(reader: &Reader, name: &str) -> Result<Vec<usize>> {
+    let dims = reader.entry(name)?.dims.iter().map(|&dim| usize::try_from(dim));
+    dims.collect::<std::result::Result<_, _>>().map_err(|_| {
+        Error::corrupt(format!("{name}: a dimension over {}, expected less", usize::MAX))
+    })
+}
+
+/// The plain numbers that the tensor `name` is, and their dimensions.
+fn numbers(reader: &Reader, name: &str, tensor: Tensor) -> Result<(Vec<usize>, Array<f32>)> {
+    let dtype = reader.entry(name)?.dtype;
+    let (Tensor::Array(bytes), "float32") = (tensor, dtype) else {
+        return Err(Error::corrupt(format!("{name}: {dtype}, expected plain float32 numbers")));
+    };
+    Ok((dims(reader, name)?, floats(&bytes)))
 }
 
 /// Little-endian bytes as numbers.

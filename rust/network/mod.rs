@@ -120,19 +120,24 @@ struct Workspace {
 const MAX_PLANS: usize = 4;
 
 impl Network {
-    /// Loads the network that `reader`'s container holds.
+    /// Loads the network that `reader`'s container holds, on up to `threads` threads.
     ///
     /// # Errors
     /// `InvalidArgument` when it holds none; `Corrupt` when graph and weights do not agree; as
     /// [`Reader::get`].
-    pub fn load(reader: &Reader, resident: Resident, limits: &Limits) -> Result<Self> {
+    pub fn load(
+        reader: &Reader,
+        resident: Resident,
+        limits: &Limits,
+        threads: usize,
+    ) -> Result<Self> {
         let bytes = reader.graph().ok_or_else(|| {
             Error::invalid(
                 "container: tensors without a network's graph, expected a file of tersenet.export",
             )
         })?;
         let graph = Graph::from_bytes(bytes)?;
-        let built = building::build(&graph, reader, resident)?;
+        let built = building::build(&graph, reader, resident, threads)?;
         Ok(Self {
             graph,
             parts: built.parts,

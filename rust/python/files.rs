@@ -1,14 +1,16 @@
 //! Writing and reading containers.
 
+use super::arguments::{request, threads};
 use super::matrix::PyMatrix;
 use super::network::{GraphTuple, to_graph, to_tuple};
 use super::{released, to_python};
 use crate::container::{CodedArray, Dtype, Limits, Reader as Container, Stored, Tensor, Writer};
+use crate::error::Result;
 use crate::network::Graph;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
-use std::collections::{BTreeMap, HashMap};
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 /// The elements of a plain tensor, coded losslessly; immutable.
@@ -85,6 +87,14 @@ pub(super) fn write(
     })
 }
 
+/// A tensor as Python takes it.
+fn given(py: Python<'_>, tensor: Tensor) -> PyResult<Bound<'_, PyAny>> {
+    match tensor {
+        Tensor::Matrix(matrix) => Ok(Bound::new(py, PyMatrix(matrix))?.into_any()),
+        Tensor::Array(array) => Ok(PyBytes::new(py, array.as_slice()).into_any()),
+    }
+}
+
 /// An open `.terse` file: a checked header, and tensors read when asked for.
 #[pyclass(frozen, module = "tersenet._core")]
 pub(super) struct Reader(Container);
@@ -136,10 +146,40 @@ impl Reader {
     }
 
     fn get<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        match released(py, || self.0.get(name))? {
-            Tensor::Matrix(matrix) => Ok(Bound::new(py, PyMatrix(matrix))?.into_any()),
-            Tensor::Array(array) => Ok(PyBytes::new(py, array.as_slice()).into_any()),
+        given(py, released(py, || self.0.get(name))?)
+    }
+
+    /// What each of `names` stands for, read side by side: matrices in the layout that is best for
+    /// `goal`, if there is one, and then archives among `resident` as coded.
+    fn get_each<'py>(
+        &self,
+        py: Python<'py>,
+        names: Vec<PyBackedStr>,
+        goal: Option<&str>,
+        resident: HashSet<PyBackedStr>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let goal = goal.map(|goal| request("auto", "auto", goal, "coded", 1)).transpose()?;
+        let coded = request("coded", "auto", "size", "coded", 1)?;
+        let threads = threads(py, None)?;
+        let tensors = released(py, || {
+            let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+            let make = |place: usize, tensor| {
+                let Tensor::Matrix(mut matrix) = tensor else { return Ok(tensor) };
+                if let Some(goal) = &goal {
+                    matrix = matrix.to(goal)?;
+                }
+                if matrix.layout().name == "archive" && resident.contains(names[place]) {
+                    matrix = matrix.to(&coded)?;
+                }
+                Ok(Tensor::Matrix(matrix))
+            };
+            self.0.get_each(&names, threads, make)?.into_iter().collect::<Result<Vec<_>>>()
+        })?;
+        let list = PyList::empty(py);
+        for tensor in tensors {
+            list.append(given(py, tensor)?)?;
         }
+        Ok(list)
     }
 
     fn metadata(&self) -> HashMap<&str, &str> {
@@ -152,7 +192,8 @@ impl Reader {
     }
 
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
-        released(py, || self.0.verify())
+        let threads = threads(py, None)?;
+        released(py, || self.0.verify(threads))
     }
 
     #[getter]

@@ -97,10 +97,11 @@ impl PyNetwork {
             tensors: max_tensors,
         };
         let open = if mmap { Reader::map } else { Reader::open };
+        let threads = super::arguments::threads(py, None)?;
         released(py, || {
             let resident = Resident::by_name(resident)?;
-            let network =
-                open(&path, &limits).and_then(|reader| Network::load(&reader, resident, &limits));
+            let network = open(&path, &limits)
+                .and_then(|reader| Network::load(&reader, resident, &limits, threads));
             network.map_err(|e| named(&path, e))
         })
         .map(Self)

@@ -48,6 +48,8 @@ def test_each_comes_back_whatever_is_asked_for_first(
     with tersenet.open(path) as file:
         for name in names:
             np.testing.assert_array_equal(file.get(name).decompress(), layers[name], strict=True)
+        for name, matrix in file.values(names).items():
+            np.testing.assert_array_equal(matrix.decompress(), layers[name], strict=True)
     found = decoder.read(path.read_bytes()).tensors
     for name, weights in layers.items():
         np.testing.assert_array_equal(found[name].array, weights, strict=True)

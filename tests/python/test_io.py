@@ -408,6 +408,42 @@ def test_only_regular_files_are_replaced_and_links_and_modes_are_kept(tmp_path):
         terse.to_safetensors(target, link)
 
 
+def test_of_several_damaged_tensors_the_first_is_named(tmp_path):
+    path = tmp_path / "x.terse"
+    terse.save({name: np.arange(20_000.0) for name in "abcd"}, path)
+    data = bytearray(path.read_bytes())
+    for name in (3, 1):
+        data[-160_000 * (4 - name) + 80_000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=r"x\.terse: tensor b: data"):
+        terse.load(path)
+    with terse.open(path) as file, pytest.raises(FormatError, match="tensor d: data"):
+        file.values(["d", "a", "b"])
+
+
+@pytest.mark.parametrize("goal", [None, "size", "speed"])
+def test_values_together_are_those_one_by_one(tmp_path, goal):
+    rng = np.random.default_rng(0)
+    weights = np.where(rng.random((60, 50)) < 0.1, rng.integers(1, 9, (60, 50)), 0)
+    matrices = {
+        layout: CompressedMatrix.compress(weights.astype(np.float32), layout)
+        for layout in ("archive", "coded", "dense")
+    }
+    named = {**matrices, "plain": rng.random((3, 5))}
+    terse.save(named, tmp_path / "x.terse")
+    with terse.open(tmp_path / "x.terse") as file:
+        found = file.values(["plain", "coded", "archive", "dense"], goal, {"archive", "plain"})
+        assert list(found) == ["plain", "coded", "archive", "dense"]
+        np.testing.assert_array_equal(found.pop("plain"), named["plain"], strict=True)
+        for name, matrix in found.items():
+            expected = file.get(name) if goal is None else file.get(name).to(goal=goal)
+            if goal is None and name == "archive":
+                expected = expected.to("coded")
+            assert matrix.to_bytes() == expected.to_bytes()
+        with pytest.raises(KeyError, match="nothing"):
+            file.values(["plain", "nothing"])
+
+
 def test_damage_is_said_of_the_file_and_the_tensor(tmp_path):
     path = tmp_path / "x.terse"
     terse.save({"w": np.arange(1000)}, path)

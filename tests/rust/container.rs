@@ -92,7 +92,7 @@ type Content = (String, Vec<u64>, Vec<u32>);
 
 /// Everything that can be read, as bits.
 fn contents(reader: &Reader) -> tersenet::Result<Vec<Content>> {
-    reader.verify()?;
+    reader.verify(2)?;
     let mut all = Vec::new();
     for name in reader.keys() {
         let dims = reader.entry(name)?.dims.to_vec();
@@ -136,7 +136,7 @@ fn everything_comes_back_from_memory_from_a_file_and_from_a_mapping() {
         Reader::map(&path, &limits).unwrap(),
     ];
     for reader in readers {
-        reader.verify().unwrap();
+        reader.verify(2).unwrap();
         for (name, matrix, weights) in &matrices {
             let Tensor::Matrix(again) = reader.get(name).unwrap() else { panic!("{name}") };
             assert_eq!(to_bits(&again.decompress(1).unwrap()), to_bits(weights), "{name}");

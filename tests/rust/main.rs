@@ -9,3 +9,4 @@ mod matrices;
 mod network;
 mod published;
 mod roundtrip;
+mod side_by_side;

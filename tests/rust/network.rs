@@ -69,7 +69,7 @@ fn container(graph: &Graph, weights: &[(&str, Weight)]) -> Vec<u8> {
 fn load(bytes: Vec<u8>, resident: Resident) -> tersenet::Result<Network> {
     let owner: Owner = Arc::new(bytes);
     let reader = Reader::from_owner(owner, &Limits::default())?;
-    Network::load(&reader, resident, &Limits::default())
+    Network::load(&reader, resident, &Limits::default(), 2)
 }
 
 /// The only output of `nodes` on float inputs; the last node gives it.
@@ -246,7 +246,7 @@ fn a_damaged_graph_never_panics_when_it_is_loaded_and_run() {
             damaged[12..16].copy_from_slice(&checksum.to_le_bytes());
             let owner: Owner = Arc::new(damaged);
             let Ok(reader) = Reader::from_owner(owner, &limits) else { continue };
-            let Ok(network) = Network::load(&reader, Resident::Compressed, &limits) else {
+            let Ok(network) = Network::load(&reader, Resident::Compressed, &limits, 1) else {
                 continue;
             };
             ran += usize::from(network.run(&[argument], 1).is_ok());

@@ -90,6 +90,11 @@ impl Encoder {
         Self { interval: Interval::WHOLE, bytes: Vec::new() }
     }
 
+    /// The number of bytes that are decided.
+    pub fn nbytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The bytes of all bits.
     pub fn finish(mut self) -> Vec<u8> {
         let (bytes, nbytes) = self.interval.last_bytes();

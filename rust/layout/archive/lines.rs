@@ -5,7 +5,7 @@ use crate::rows::{Rows, Shape};
 use std::sync::Arc;
 
 /// The kept weights of lines, one line after the other.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Lines {
     /// Where each line starts; one more than there are lines.
     starts: Vec<usize>,
