@@ -47,6 +47,9 @@ impl CompressedMatrix {
         threads: usize,
     ) -> Result<Vec<f32>> {
         self.check_input("matvec", x.len(), 1)?;
+        if let Some(grouped) = self.layout.grouped() {
+            return grouped.matmul(kernels, x, 1, threads);
+        }
         let mut y = filled(0.0, self.shape().nrows, 1)?;
         let product = Product { codebook: self.codebook_values(), x, kernels };
         let unit = self.layout.block_rows();
@@ -79,6 +82,9 @@ impl CompressedMatrix {
         self.check_input("matmul", x.len(), batch)?;
         if batch == 1 {
             return self.matvec_on(kernels, x, threads);
+        }
+        if let Some(grouped) = self.layout.grouped() {
+            return grouped.matmul(kernels, x, batch, threads);
         }
         let Shape { nrows, ncols } = self.shape();
         if convolution::batch_is_faster_dense(kernels, self, batch) {

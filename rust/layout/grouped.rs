@@ -1,0 +1,316 @@
+//! `grouped`: rows that are alike share a common part, stored and multiplied once.
+//!
+//! ```text
+//!   groups:  one field of `width` bits for each row: the number of its group, from 1 on; 0 for none
+//!   inner:   a matrix of the layout that goes with the coder (fixed: `packed`, tans: `coded`):
+//!              rows 0 … g − 1       what each group has in common
+//!              rows g … g + nrows   what each row has of its own
+//!
+//!   y[row] = inner[g + row] · x + inner[group − 1] · x
+//! ```
+//!
+//! Nothing is ever subtracted: what is common is what every row of the group holds, at the same
+//! columns with the same symbols, and a row's own part keeps other columns. So decoding is exact, and
+//! an infinity or a NaN reaches the rows that keep it, and no others.
+
+mod grouping;
+
+use super::{BLOCK_ROWS, Encoded, Encoding, Layout, LayoutSpec, Parts, check_rows, coded, packed};
+use crate::array::Array;
+use crate::bits;
+use crate::entropy::Coder;
+use crate::error::{Error, Result};
+use crate::matrix::{CompressedMatrix, Request};
+use crate::rows::{RowBlock, Rows, Shape, filled};
+use crate::simd::Kernels;
+use grouping::Grouping;
+use std::ops::Range;
+
+pub(crate) const SPEC: LayoutSpec = LayoutSpec {
+    name: "grouped",
+    id: 10,
+    coders: &[Coder::Fixed, Coder::Tans],
+    sections: &[
+        "groups",
+        // packed
+        "row_nnz",
+        "forms",
+        "ends",
+        "positions",
+        "symbols",
+        // coded; `ends` is there already
+        "counts",
+        "order",
+        "lengths",
+        "gap_ends",
+        "blocks",
+    ],
+    holds_values: false,
+    encode,
+    read,
+};
+
+/// Bits of a group's number, at most.
+const MAX_WIDTH: u32 = 16;
+/// Parameters before those of the inner matrix.
+const NPARAMS: usize = 3;
+/// One entry in so many has to be saved where nobody asks for this layout.
+const ENTRIES_A_SAVED: usize = 10;
+
+/// A matrix in this layout.
+#[derive(Debug)]
+pub struct Grouped {
+    shape: Shape,
+    /// Groups.
+    len: usize,
+    width: u32,
+    groups: Array<u8>,
+    inner: CompressedMatrix,
+}
+
+/// The layout of the inner matrix.
+fn inner_spec(coder: Coder) -> &'static LayoutSpec {
+    if coder == Coder::Tans { &coded::SPEC } else { &packed::SPEC }
+}
+
+/// Whether rows have so much in common that this layout is worth trying.
+pub(crate) fn is_worth_it(rows: &Rows) -> bool {
+    rows.shared(SPEC.name).is_ok_and(|(_, symbols)| {
+        let saved = Grouping::of(rows, symbols).saved;
+        saved > 0 && saved >= rows.nnz() / ENTRIES_A_SAVED
+    })
+}
+
+fn encode(rows: &Rows, encoding: &Encoding) -> Result<Encoded> {
+    let (codebook, symbols) = rows.shared(SPEC.name)?;
+    let Shape { nrows, ncols } = rows.shape();
+    let grouping = Grouping::of(rows, symbols);
+    let len = grouping.len();
+    let mut inner = Rows::with_codebook(Shape::new(len + nrows, ncols)?, codebook.clone());
+    for group in 0..len {
+        let common = grouping.common(group);
+        common.for_each_besides(grouping::Entries::NONE, |col, symbol| inner.push(col, symbol));
+        inner.end_row();
+    }
+    for (row, &number) in grouping.numbers.iter().enumerate() {
+        let common = match number {
+            0 => grouping::Entries::NONE,
+            number => grouping.common(usize::from(number) - 1),
+        };
+        grouping.row(row).for_each_besides(common, |col, symbol| inner.push(col, symbol));
+        inner.end_row();
+    }
+    let request = Request {
+        layout: Some(inner_spec(encoding.coder)),
+        goal: encoding.goal,
+        ..Request::default()
+    };
+    let width = bits::bit_width(len as u64);
+    let grouped = Grouped {
+        shape: rows.shape(),
+        len,
+        width,
+        groups: bits::pack(grouping.numbers.iter().map(|&number| number.into()), width).into(),
+        inner: CompressedMatrix::from_rows(&inner.finish(), &request)?,
+    };
+    Ok((Box::new(grouped), Some(codebook.clone())))
+}
+
+fn read(parts: Parts) -> Result<Box<dyn Layout>> {
+    let Shape { nrows, ncols } = parts.shape;
+    let Some(([len, width, inner_nnz], inner_params)) = parts.params.split_first_chunk() else {
+        return Err(Error::corrupt(format!(
+            "params: {} numbers, expected {NPARAMS} and those of the inner matrix",
+            parts.params.len()
+        )));
+    };
+    let (len, width, inner_nnz) = (*len, *width, *inner_nnz);
+    if len > nrows as u64 || width > u64::from(MAX_WIDTH) || bits::bit_width(len) > width as u32 {
+        return Err(Error::corrupt(format!(
+            "params: {len} groups in {width} bits, expected at most one a row, and as many bits as \
+             their number takes, up to {MAX_WIDTH}"
+        )));
+    }
+    let (len, width) = (len as usize, width as u32);
+    let nbytes = bits::packed_nbytes(nrows, width)
+        .ok_or_else(|| Error::corrupt("section groups: over 2^64 bits"))?;
+    let groups: Array<u8> = parts.section_of("groups", nbytes)?;
+    if bits::peek(groups.as_slice(), nrows * width as usize) != 0 {
+        return Err(Error::corrupt("section groups: bits after the last row, expected zeros"));
+    }
+    let spec = inner_spec(parts.coder);
+    let (mut inner_sections, mut others) = (Vec::new(), Vec::new());
+    for section in &parts.sections[1..] {
+        match spec.sections.contains(&section.0) {
+            true => inner_sections.push(section.clone()),
+            false => others.push(section.0),
+        }
+    }
+    for name in others {
+        parts.section_of::<u8>(name, 0)?;
+    }
+    let shape = Shape::new(len + nrows, ncols).map_err(|e| Error::corrupt(e.to_string()))?;
+    let inner_nnz = usize::try_from(inner_nnz).unwrap_or(usize::MAX);
+    let inner = Parts {
+        shape,
+        nnz: inner_nnz,
+        codebook: parts.codebook.clone(),
+        coder: parts.coder,
+        params: inner_params.to_vec(),
+        sections: inner_sections,
+    };
+    let inner = CompressedMatrix::read(spec, inner)?;
+    let grouped = Grouped { shape: parts.shape, len, width, groups, inner };
+    check_rows(&grouped, &parts)?;
+    Ok(Box::new(grouped))
+}
+
+/// Adds the entries of two rows to `out`, whose symbols go with them.
+///
+/// # Errors
+/// `Corrupt` when both keep a column.
+fn push_joined(
+    own: (&[u32], &[u16]),
+    common: (&[u32], &[u16]),
+    row: usize,
+    out: &mut RowBlock,
+) -> Result<()> {
+    let (mut i, mut j) = (0, 0);
+    while i < own.0.len() && j < common.0.len() {
+        let is_own = own.0[i] < common.0[j];
+        if own.0[i] == common.0[j] {
+            return Err(Error::corrupt(format!(
+                "row {row}: column {} in its own part and in that of its group, expected it in one",
+                own.0[i]
+            )));
+        }
+        let ((cols, symbols), at) = if is_own { (own, i) } else { (common, j) };
+        out.cols.push(cols[at]);
+        out.symbols.push(symbols[at]);
+        i += usize::from(is_own);
+        j += usize::from(!is_own);
+    }
+    for ((cols, symbols), at) in [(own, i), (common, j)] {
+        out.cols.extend_from_slice(&cols[at..]);
+        out.symbols.extend_from_slice(&symbols[at..]);
+    }
+    out.end_row();
+    Ok(())
+}
+
+/// The columns and symbols of decoded row `row`.
+fn entries(block: &RowBlock, row: usize) -> (&[u32], &[u16]) {
+    let range = block.indptr[row]..block.indptr[row + 1];
+    (&block.cols[range.clone()], &block.symbols[range])
+}
+
+impl Grouped {
+    /// The numbers of the groups of `rows`, from 1 on; 0 for none.
+    ///
+    /// # Errors
+    /// `Corrupt` when there is no such group.
+    fn numbers(&self, rows: Range<usize>) -> Result<Vec<u16>> {
+        let mut numbers = filled(0, rows.len(), 1)?;
+        let at = rows.start * self.width as usize;
+        bits::unpack(self.groups.as_slice(), at, self.width, &mut numbers);
+        if let Some(row) = numbers.iter().position(|&number| usize::from(number) > self.len) {
+            return Err(Error::corrupt(format!(
+                "row {}: group {}, expected one of {} (section groups)",
+                rows.start + row,
+                numbers[row],
+                self.len
+            )));
+        }
+        Ok(numbers)
+    }
+
+    /// Y = X·Wᵀ as [`CompressedMatrix::matmul_on`] has it: that of the inner matrix, and to each
+    /// row's output that of its group is added.
+    ///
+    /// # Errors
+    /// As [`Layout::decode`].
+    pub(crate) fn matmul(
+        &self,
+        kernels: &'static dyn Kernels,
+        x: &[f32],
+        batch: usize,
+        threads: usize,
+    ) -> Result<Vec<f32>> {
+        let nrows = self.shape.nrows;
+        let numbers = self.numbers(0..nrows)?;
+        let sums = self.inner.matmul_on(kernels, x, batch, threads)?;
+        let mut y = filled(0.0, batch, nrows)?;
+        // Those of groups, after a zero for rows without one.
+        let mut common = vec![0.0; self.len + 1];
+        let members = sums.chunks_exact((self.len + nrows).max(1));
+        for (sums, y) in members.zip(y.chunks_exact_mut(nrows.max(1))) {
+            let (groups, own) = sums.split_at(self.len);
+            common[1..].copy_from_slice(groups);
+            for ((y, own), &number) in y.iter_mut().zip(own).zip(&numbers) {
+                *y = own + common[usize::from(number)];
+            }
+        }
+        Ok(y)
+    }
+}
+
+impl Layout for Grouped {
+    fn spec(&self) -> &'static LayoutSpec {
+        &SPEC
+    }
+
+    fn coder(&self) -> Coder {
+        self.inner.coder()
+    }
+
+    fn grouped(&self) -> Option<&Grouped> {
+        Some(self)
+    }
+
+    fn params(&self) -> Vec<u64> {
+        let mut params = vec![self.len as u64, self.width.into(), self.inner.nnz() as u64];
+        params.extend(self.inner.layout.params());
+        params
+    }
+
+    fn sections(&self) -> Vec<&[u8]> {
+        let (spec, inner) = (self.inner.layout(), self.inner.section_bytes());
+        let of_inner = |name: &str| {
+            let at = spec.sections.iter().position(|&section| section == name);
+            at.map_or(&[][..], |at| inner[at])
+        };
+        let rest = SPEC.sections[1..].iter().map(|name| of_inner(name));
+        std::iter::once(self.groups.as_slice()).chain(rest).collect()
+    }
+
+    /// At least as many as there are groups, which are decoded with every block.
+    fn block_rows(&self) -> usize {
+        let groups = self.len.next_multiple_of(BLOCK_ROWS);
+        self.inner.block_rows().max(groups).min(self.shape.nrows)
+    }
+
+    fn decode(&self, rows: Range<usize>, out: &mut RowBlock) -> Result<()> {
+        out.clear();
+        let numbers = self.numbers(rows.clone())?;
+        let used = numbers.iter().filter(|&&number| number > 0).map(|&n| usize::from(n) - 1);
+        let used = used.clone().min().unwrap_or(0)..used.max().map_or(0, |last| last + 1);
+        let (mut common, mut own) = (RowBlock::default(), RowBlock::default());
+        self.inner.decode_symbols(used.clone(), &mut common)?;
+        self.inner.decode_symbols(self.len + rows.start..self.len + rows.end, &mut own)?;
+        let in_groups = numbers.iter().filter(|&&number| number > 0);
+        let in_common = in_groups.map(|&number| {
+            let group = usize::from(number) - 1 - used.start;
+            common.indptr[group + 1] - common.indptr[group]
+        });
+        out.reserve(rows.len(), own.cols.len().saturating_add(in_common.sum()))?;
+        out.clear();
+        for (row, &number) in numbers.iter().enumerate() {
+            let of_group = match number {
+                0 => (&[][..], &[][..]),
+                number => entries(&common, usize::from(number) - 1 - used.start),
+            };
+            push_joined(entries(&own, row), of_group, rows.start + row, out)?;
+        }
+        Ok(())
+    }
+}
