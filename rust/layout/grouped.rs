@@ -22,8 +22,7 @@ use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::matrix::{CompressedMatrix, Request};
 use crate::rows::{RowBlock, Rows, Shape, filled};
-use crate::simd::Kernels;
-use grouping::Grouping;
+pub(crate) use grouping::Grouping;
 use std::ops::Range;
 
 pub(crate) const SPEC: LayoutSpec = LayoutSpec {
@@ -54,9 +53,6 @@ pub(crate) const SPEC: LayoutSpec = LayoutSpec {
 const MAX_WIDTH: u32 = 16;
 /// Parameters before those of the inner matrix.
 const NPARAMS: usize = 3;
-/// One entry in so many has to be saved where nobody asks for this layout.
-const ENTRIES_A_SAVED: usize = 10;
-
 /// A matrix in this layout.
 #[derive(Debug)]
 pub struct Grouped {
@@ -73,18 +69,21 @@ fn inner_spec(coder: Coder) -> &'static LayoutSpec {
     if coder == Coder::Tans { &coded::SPEC } else { &packed::SPEC }
 }
 
-/// Whether rows have so much in common that this layout is worth trying.
-pub(crate) fn is_worth_it(rows: &Rows) -> bool {
-    rows.shared(SPEC.name).is_ok_and(|(_, symbols)| {
-        let saved = Grouping::of(rows, symbols).saved;
-        saved > 0 && saved >= rows.nnz() / ENTRIES_A_SAVED
-    })
+fn encode(rows: &Rows, encoding: &Encoding) -> Result<Encoded> {
+    encode_with(rows, &Grouping::of(rows)?, encoding)
 }
 
-fn encode(rows: &Rows, encoding: &Encoding) -> Result<Encoded> {
-    let (codebook, symbols) = rows.shared(SPEC.name)?;
+/// Encodes rows in the groups that were found for them.
+///
+/// # Errors
+/// `InvalidArgument` for more than 2³² − 1 rows and groups.
+pub(crate) fn encode_with(
+    rows: &Rows,
+    grouping: &Grouping<'_>,
+    encoding: &Encoding,
+) -> Result<Encoded> {
+    let (codebook, _) = rows.shared(SPEC.name)?;
     let Shape { nrows, ncols } = rows.shape();
-    let grouping = Grouping::of(rows, symbols);
     let len = grouping.len();
     let mut inner = Rows::with_codebook(Shape::new(len + nrows, ncols)?, codebook.clone());
     for group in 0..len {
@@ -209,7 +208,7 @@ impl Grouped {
     ///
     /// # Errors
     /// `Corrupt` when there is no such group.
-    fn numbers(&self, rows: Range<usize>) -> Result<Vec<u16>> {
+    pub(crate) fn numbers(&self, rows: Range<usize>) -> Result<Vec<u16>> {
         let mut numbers = filled(0, rows.len(), 1)?;
         let at = rows.start * self.width as usize;
         bits::unpack(self.groups.as_slice(), at, self.width, &mut numbers);
@@ -224,21 +223,24 @@ impl Grouped {
         Ok(numbers)
     }
 
-    /// Y = X·Wᵀ as [`CompressedMatrix::matmul_on`] has it: that of the inner matrix, and to each
-    /// row's output that of its group is added.
+    /// The number of groups: rows of the inner matrix before those of each row.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The matrix of what groups have in common and what rows have of their own.
+    pub(crate) fn inner(&self) -> &CompressedMatrix {
+        &self.inner
+    }
+
+    /// The product of a batch from that of the inner matrix: to each row's output that of its group
+    /// is added.
     ///
     /// # Errors
     /// As [`Layout::decode`].
-    pub(crate) fn matmul(
-        &self,
-        kernels: &'static dyn Kernels,
-        x: &[f32],
-        batch: usize,
-        threads: usize,
-    ) -> Result<Vec<f32>> {
+    pub(crate) fn joined(&self, sums: &[f32], batch: usize) -> Result<Vec<f32>> {
         let nrows = self.shape.nrows;
         let numbers = self.numbers(0..nrows)?;
-        let sums = self.inner.matmul_on(kernels, x, batch, threads)?;
         let mut y = filled(0.0, batch, nrows)?;
         // Those of groups, after a zero for rows without one.
         let mut common = vec![0.0; self.len + 1];

@@ -17,6 +17,8 @@
 //! have few candidates, and all of them cost a pass over the entries and a few sorts of the rows.
 //! The common part of a group is what all its rows hold, since nothing is ever taken off a sum.
 
+use crate::error::Result;
+use crate::layout::Goal;
 use crate::rows::Rows;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -105,19 +107,25 @@ struct Cluster {
 }
 
 /// The groups of a matrix, numbered from 1 in the order of their first rows.
-pub(super) struct Grouping<'a> {
+pub(crate) struct Grouping<'a> {
     rows: &'a Rows,
     symbols: &'a [u16],
     clusters: Vec<Cluster>,
     /// The number of each row's group; 0 for none.
-    pub numbers: Vec<u16>,
+    pub(super) numbers: Vec<u16>,
     /// Entries that need not be stored or multiplied.
-    pub saved: usize,
+    saved: usize,
 }
 
 impl<'a> Grouping<'a> {
-    pub fn of(rows: &'a Rows, symbols: &'a [u16]) -> Self {
-        let mut grouping = Self { rows, symbols, clusters: Vec::new(), numbers: Vec::new(), saved: 0 };
+    /// The groups of `rows`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when they hold values in place of symbols.
+    pub fn of(rows: &'a Rows) -> Result<Self> {
+        let (_, symbols) = rows.shared(super::SPEC.name)?;
+        let mut grouping =
+            Self { rows, symbols, clusters: Vec::new(), numbers: Vec::new(), saved: 0 };
         grouping.clusters = grouping.equal_rows();
         for _ in 0..MAX_PASSES {
             if grouping.merge() < (rows.nnz() / LAST_PASS).max(1) {
@@ -134,20 +142,29 @@ impl<'a> Grouping<'a> {
             cluster.rows.iter().for_each(|&row| grouping.numbers[row as usize] = number);
             grouping.saved += cluster.saved;
         }
-        grouping
+        Ok(grouping)
+    }
+
+    /// Whether groups save so much that nobody has to ask for them.
+    pub fn is_worth_it(&self, goal: Goal) -> bool {
+        let entries_a_saved = match goal {
+            Goal::Size => 10,
+            Goal::Speed => 4,
+        };
+        self.saved > 0 && self.saved >= self.rows.nnz() / entries_a_saved
     }
 
     /// The number of groups.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.clusters.len()
     }
 
     /// What group `group`, from 0 on, shares.
-    pub fn common(&self, group: usize) -> Entries<'_> {
+    pub(super) fn common(&self, group: usize) -> Entries<'_> {
         self.entries(&self.clusters[group])
     }
 
-    pub fn row(&self, row: usize) -> Entries<'a> {
+    pub(super) fn row(&self, row: usize) -> Entries<'a> {
         let range = self.rows.indptr()[row]..self.rows.indptr()[row + 1];
         Entries { cols: &self.rows.cols()[range.clone()], symbols: &self.symbols[range] }
     }
