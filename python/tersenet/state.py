@@ -84,7 +84,8 @@ def load_into(file: File, model: nn.Module, goal: Goal | None = None) -> nn.Modu
             stored = files.value(file, root, goal)
             if isinstance(stored, CompressedMatrix) and root in for_layers:
                 if stored.layout == "archive":  # For files: it holds what it multiplies beside it.
-                    stored = stored.to("coded")
+                    ntaps = files.taps(file.info(root)["shape"])
+                    stored = stored.to(coder="tans", taps=ntaps)
                 values[root] = Payload.of(stored)
             else:
                 values[root] = stored

@@ -50,7 +50,7 @@ pub(crate) const SPEC: LayoutSpec = LayoutSpec {
 };
 
 /// Bits of a group's number, at most.
-const MAX_WIDTH: u32 = 16;
+const MAX_WIDTH: u64 = 16;
 /// Parameters before those of the inner matrix.
 const NPARAMS: usize = 3;
 /// A matrix in this layout.
@@ -124,10 +124,13 @@ fn read(parts: Parts) -> Result<Box<dyn Layout>> {
         )));
     };
     let (len, width, inner_nnz) = (*len, *width, *inner_nnz);
-    if len > nrows as u64 || width > u64::from(MAX_WIDTH) || bits::bit_width(len) > width as u32 {
+    let least = u64::from(bits::bit_width(len));
+    // Without groups there are no bits, and rows need not be looked at one by one.
+    let most = if len == 0 { 0 } else { MAX_WIDTH };
+    if len > nrows as u64 || !(least..=most).contains(&width) {
         return Err(Error::corrupt(format!(
-            "params: {len} groups in {width} bits, expected at most one a row, and as many bits as \
-             their number takes, up to {MAX_WIDTH}"
+            "params: {len} groups in {width} bits, expected at most {nrows} groups, in {least} to \
+             {most} bits"
         )));
     }
     let (len, width) = (len as usize, width as u32);
@@ -160,7 +163,14 @@ fn read(parts: Parts) -> Result<Box<dyn Layout>> {
     };
     let inner = CompressedMatrix::read(spec, inner)?;
     let grouped = Grouped { shape: parts.shape, len, width, groups, inner };
-    check_rows(&grouped, &parts)?;
+    if len > 0 {
+        check_rows(&grouped, &parts)?;
+    } else if inner_nnz != parts.nnz {
+        return Err(Error::corrupt(format!(
+            "params: {inner_nnz} kept weights without groups, expected {}",
+            parts.nnz
+        )));
+    }
     Ok(Box::new(grouped))
 }
 
@@ -288,7 +298,7 @@ impl Layout for Grouped {
     /// At least as many as there are groups, which are decoded with every block.
     fn block_rows(&self) -> usize {
         let groups = self.len.next_multiple_of(BLOCK_ROWS);
-        self.inner.block_rows().max(groups).min(self.shape.nrows)
+        self.inner.block_rows().max(groups).min(self.shape.nrows.max(1))
     }
 
     fn decode(&self, rows: Range<usize>, out: &mut RowBlock) -> Result<()> {
@@ -316,3 +326,6 @@ impl Layout for Grouped {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

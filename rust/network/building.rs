@@ -9,6 +9,7 @@ use super::{Resident, within};
 use super::{dense, elementwise, normalization, pooling, reduction, resampling, shaping, weighted};
 use crate::array::Array;
 use crate::container::{Reader, Tensor};
+use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::layout::{self, Goal};
 use crate::matrix::{CompressedMatrix, Request};
@@ -155,16 +156,16 @@ impl<'a> Weights<'a> {
         if let Some(matrix) = self.matrices.get(name) {
             return Ok(matrix.clone());
         }
-        let coded = Request { layout: Some(layout::by_name("coded")?), ..Request::default() };
+        let taps = self.dims(name)?.iter().skip(2).product();
+        let coded = Request { coder: Some(Coder::Tans), taps, ..Request::default() };
+        let fast = Request { goal: Goal::Speed, taps, ..Request::default() };
         let dense = Request { layout: Some(layout::by_name("dense")?), ..Request::default() };
         let matrix = match self.reader.get(name)? {
             Tensor::Matrix(matrix) => match self.resident {
                 // For files: what is multiplied is small too, but in a layout for that.
                 Resident::Compressed if matrix.layout().name == "archive" => matrix.to(&coded)?,
                 Resident::Compressed => matrix,
-                Resident::Cached => {
-                    matrix.to(&Request { goal: Goal::Speed, ..Request::default() })?
-                }
+                Resident::Cached => matrix.to(&fast)?,
                 Resident::Dense => matrix.to(&dense)?,
             },
             Tensor::Array(_) => {
@@ -173,7 +174,7 @@ impl<'a> Weights<'a> {
                 let ncols = dims.iter().skip(1).product();
                 let shape = Shape::new(nrows, ncols)?;
                 let request = match self.resident {
-                    Resident::Cached => Request { goal: Goal::Speed, ..Request::default() },
+                    Resident::Cached => fast,
                     _ => dense,
                 };
                 CompressedMatrix::compress(numbers.as_slice(), shape, &request)?

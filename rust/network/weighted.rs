@@ -233,9 +233,13 @@ impl Operator for Layer {
     ) -> Result<()> {
         let kernels = simd::active()?;
         let (x, input) = (operands.numbers(0), self.input(operands.dims(0))?);
-        if self.form == Form::Linear && input[0] == 1 {
-            out.copy_from_slice(&self.matrix.matvec_on(kernels, x, context.threads)?);
-            self.finish().apply(out);
+        // What rows have in common is multiplied once in these products alone.
+        let has_groups = self.matrix.layout.grouped().is_some();
+        if self.form == Form::Linear && (input[0] == 1 || has_groups) {
+            let y = self.matrix.matmul_on(kernels, x, input[0], context.threads)?;
+            out.copy_from_slice(&y);
+            let finish = self.finish();
+            out.chunks_exact_mut(self.matrix.shape().nrows.max(1)).for_each(|y| finish.apply(y));
             self.activation.iter().for_each(|activation| activation.apply(out));
             return Ok(());
         }

@@ -27,6 +27,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 const BINS: usize = 32;
 /// The least hash of a bin without an entry.
 const EMPTY: u32 = u32::MAX;
+/// The bins that signatures are sorted by, from each one on.
+const SORTED_BY: [usize; 3] = [0, 1, 2];
 /// Neighbours in sorted signatures that are candidates.
 const NEIGHBOURS: usize = 3;
 /// Candidates of a cluster that are compared entry by entry.
@@ -38,6 +40,13 @@ const MIN_SAVED: usize = 8;
 /// A pass that saves one entry in so many is the last one.
 const LAST_PASS: usize = 256;
 const MAX_PASSES: usize = 24;
+/// Of more clusters than this, candidates have to hold one entry in so many after so many bins.
+const MANY: usize = 1024;
+const FIRST_BINS: usize = 4;
+const ENTRIES_A_CANDIDATE: usize = 20;
+
+/// The least hash of each bin.
+type Signature = [u32; BINS];
 
 /// Columns, rising, and symbols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,7 +89,7 @@ impl Entries<'_> {
         }
     }
 
-    fn signature(self) -> [u32; BINS] {
+    fn signature(self) -> Signature {
         let mut signature = [EMPTY; BINS];
         for (col, symbol) in self.iter() {
             let hash = mixed(u64::from(col) << 16 | u64::from(symbol));
@@ -104,6 +113,8 @@ struct Cluster {
     /// What they share; none where they are all equal.
     common: Option<(Vec<u32>, Vec<u16>)>,
     saved: usize,
+    /// Made or merged in the last pass: two others were compared before.
+    is_new: bool,
 }
 
 /// The groups of a matrix, numbered from 1 in the order of their first rows.
@@ -194,7 +205,12 @@ impl<'a> Grouping<'a> {
                 clusters[at].saved += entries.len();
             } else {
                 alike.push(clusters.len());
-                clusters.push(Cluster { rows: vec![row as u32], common: None, saved: 0 });
+                clusters.push(Cluster {
+                    rows: vec![row as u32],
+                    common: None,
+                    saved: 0,
+                    is_new: true,
+                });
             }
         }
         clusters
@@ -208,6 +224,7 @@ impl<'a> Grouping<'a> {
             .filter_map(|(a, b)| Some((self.saved_by_merging(a, b)?, a, b)))
             .collect();
         pairs.sort_unstable_by_key(|&(saved, a, b)| (std::cmp::Reverse(saved), a, b));
+        self.clusters.iter_mut().for_each(|cluster| cluster.is_new = false);
         let mut is_merged = vec![false; self.clusters.len()];
         let mut total = 0;
         for (saved, a, b) in pairs {
@@ -224,7 +241,8 @@ impl<'a> Grouping<'a> {
             rows.append(&mut self.clusters[a].rows);
             rows.sort_unstable();
             let alone = self.clusters[a].saved + self.clusters[b].saved;
-            let merged = Cluster { rows, common: Some((cols, symbols)), saved: alone + saved };
+            let merged =
+                Cluster { rows, common: Some((cols, symbols)), saved: alone + saved, is_new: true };
             self.clusters[a] = merged;
             (is_merged[a], is_merged[b]) = (true, true);
             total += saved;
@@ -246,39 +264,39 @@ impl<'a> Grouping<'a> {
 
     /// Pairs of clusters that may be alike, the lower one first.
     fn candidates(&self) -> Vec<(usize, usize)> {
-        let signatures: Vec<[u32; BINS]> =
+        let signatures: Vec<Signature> =
             self.clusters.iter().map(|cluster| self.entries(cluster).signature()).collect();
-        let mut pairs = Vec::new();
+        let mut of_each: Vec<Vec<(usize, usize)>> = vec![Vec::new(); signatures.len()];
         for bin in 0..BINS {
+            if bin == FIRST_BINS && of_each.len() > MANY && !self.are_many(&of_each) {
+                return Vec::new();
+            }
             let from_bin = |&at: &usize| {
-                let signature: &[u32; BINS] = &signatures[at];
-                (signature[bin], signature[(bin + 1) % BINS], signature[(bin + 2) % BINS])
+                let signature = &signatures[at];
+                SORTED_BY.map(|next| signature[(bin + next) % BINS])
             };
             let mut order: Vec<usize> =
                 (0..signatures.len()).filter(|&at| signatures[at][bin] != EMPTY).collect();
             order.sort_by_cached_key(from_bin);
             for (place, &a) in order.iter().enumerate() {
                 let neighbours = order[place + 1..].iter().take(NEIGHBOURS);
-                let alike = neighbours.take_while(|&&b| signatures[a][bin] == signatures[b][bin]);
-                pairs.extend(alike.map(|&b| (a.min(b), a.max(b))));
-            }
-        }
-        pairs.sort_unstable();
-        pairs.dedup();
-        let mut of_each: Vec<Vec<(usize, usize)>> = vec![Vec::new(); signatures.len()];
-        for (a, b) in pairs {
-            let (a_bins, b_bins) = (&signatures[a], &signatures[b]);
-            let filled = [a_bins, b_bins].map(|bins| bins.iter().filter(|&&h| h != EMPTY).count());
-            let agreeing =
-                a_bins.iter().zip(b_bins).filter(|&(a, b)| a == b && *a != EMPTY).count();
-            if agreeing * BINS_AN_AGREEMENT >= filled[0].min(filled[1]) {
-                of_each[a].push((agreeing, b));
-                of_each[b].push((agreeing, a));
+                for &b in neighbours {
+                    if signatures[a][bin] != signatures[b][bin] {
+                        break;
+                    }
+                    let is_new = self.clusters[a].is_new || self.clusters[b].is_new;
+                    let agreeing = is_new.then(|| agreeing(&signatures[a], &signatures[b], bin));
+                    if let Some(agreeing) = agreeing.flatten() {
+                        of_each[a].push((agreeing, b));
+                        of_each[b].push((agreeing, a));
+                    }
+                }
             }
         }
         let mut pairs = Vec::new();
         for (at, candidates) in of_each.iter_mut().enumerate() {
             candidates.sort_unstable_by_key(|&(agreeing, b)| (std::cmp::Reverse(agreeing), b));
+            candidates.dedup();
             let best = candidates.iter().take(MAX_CANDIDATES);
             pairs.extend(best.map(|&(_, other)| (at.min(other), at.max(other))));
         }
@@ -286,4 +304,27 @@ impl<'a> Grouping<'a> {
         pairs.dedup();
         pairs
     }
+
+    /// Whether those that have candidates hold so many of the entries that going on may pay.
+    fn are_many(&self, of_each: &[Vec<(usize, usize)>]) -> bool {
+        let with_some = self.clusters.iter().zip(of_each).filter(|(_, some)| !some.is_empty());
+        let entries: usize = with_some.map(|(cluster, _)| self.entries(cluster).len()).sum();
+        entries * ENTRIES_A_CANDIDATE >= self.rows.nnz()
+    }
+}
+
+/// How many bins of two signatures agree; none if they are too few of those that they were not sorted
+/// by, from `bin` on.
+fn agreeing(a: &Signature, b: &Signature, bin: usize) -> Option<usize> {
+    let (mut all, mut others, mut filled) = (0, 0, [0, 0]);
+    for (at, (&a, &b)) in a.iter().zip(b).enumerate() {
+        let agrees = usize::from(a == b && a != EMPTY);
+        all += agrees;
+        if (at + BINS - bin) % BINS >= SORTED_BY.len() {
+            others += agrees;
+            filled[0] += usize::from(a != EMPTY);
+            filled[1] += usize::from(b != EMPTY);
+        }
+    }
+    (others * BINS_AN_AGREEMENT >= filled[0].min(filled[1])).then_some(all)
 }
