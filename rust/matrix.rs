@@ -45,8 +45,8 @@ pub struct Request {
     pub goal: Goal,
     /// The arrangement of hac and shac.
     pub columns: Columns,
-    /// Positions of a convolution's kernel, next to each other in a row, which archive makes use of;
-    /// 1 without one.
+    /// Positions of a convolution's kernel, next to each other in a row, which archive makes use of,
+    /// and which keep rows out of groups; 1 without one.
     pub taps: usize,
 }
 
@@ -129,7 +129,9 @@ impl CompressedMatrix {
     ///
     /// For size, the fewest bytes of those that multiply well; the reference layouts stay out (cla
     /// can be smaller where rows repeat, and multiplies a batch ten times slower). For speed, the
-    /// packed form, or dense where there are more than 256 values and most of them are kept.
+    /// packed form, or dense where there are more than 256 values and most of them are kept. Rows in
+    /// groups where that is smaller and saves multiply–adds, but not of convolutions' kernels, whose
+    /// rows are decoded whole.
     fn choose(rows: &Rows, request: &Request) -> Result<Self> {
         let density = rows.nnz() as f64 / rows.shape().entries().max(1) as f64;
         // Layouts that spend memory on every entry cannot win there, and may not fit.

@@ -357,15 +357,15 @@ def archive_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
 def grouped_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
     """Yield the layout grouped: what the others have, and rows that share all or much."""
     rng = np.random.default_rng(17)
-    shared = few_values(5, 90, 6, 0.3, 18)[rng.integers(0, 5, 70)]
-    near = np.where(rng.random(shared.shape) < 0.1, few_values(70, 90, 6, 0.2, 19), shared)
+    shared = few_values(5, 50, 6, 0.3, 18)[rng.integers(0, 5, 67)]
+    near = np.where(rng.random(shared.shape) < 0.1, few_values(67, 50, 6, 0.2, 19), shared)
     near[9] = 0
     rows = {
         "w": weights,
-        "equal rows": shared[:40],
+        "equal rows": shared[:30],
         "alike rows": near.astype(np.float32),
         "one symbol": np.where(shared > 0, np.float32(1.5), 0),
-        "hardly pruned": np.where(shared[:20, :33] == 0, np.float32(0.25), shared[:20, :33]),
+        "hardly pruned": np.where(shared[:14, :33] == 0, np.float32(0.25), shared[:14, :33]),
     }
     for variant in OTHER_CODERS | {"grouped_coded": "tans"}:
         case = Case(f"layout_{variant}")
