@@ -11,7 +11,31 @@
 //!
 //! Nothing is ever subtracted: what is common is what every row of the group holds, at the same
 //! columns with the same symbols, and a row's own part keeps other columns. So decoding is exact, and
-//! an infinity or a NaN reaches the rows that keep it, and no others.
+//! an infinity or a NaN reaches the rows that keep it, and no others. A vector is multiplied with all
+//! inner rows, then each row adds the sum of its group; in a batch the sums of groups come first, and
+//! those of their rows start from them (`products.rs`). Convolutions decode rows whole, so they gain
+//! nothing but bytes, and the automatic choice leaves them alone.
+//!
+//! Entries and bytes that are left of a trained VGG19's first linear layer (4096 × 512, of the authors of
+//! HAC) and of DeepDTA's (1024 × 192), and milliseconds of a vector · of a batch of 32, one thread of a
+//! Zen 3 core, AVX2, without and with groups:
+//!
+//! ```text
+//!                  entries     coded, bytes        coded, ms                  packed for speed, ms
+//!   VGG19, 60 %       58 %  665,661 → 484,389  2.03 · 8.09 → 1.43 · 3.12   0.53 · 2.23 → 0.39 · 0.94
+//!          80 %       70 %  432,119 → 348,568  2.13 · 8.16 → 1.54 · 8.06   0.43 · 1.22 → 0.29 · 1.02
+//!          90 %       40 %  177,877 →  94,984  0.69 · 1.36 → 0.38 · 0.94   0.19 · 0.46 → 0.15 · 0.33
+//!          97 %       26 %   56,147 →  23,470  0.33 · 0.69 → 0.12 · 0.43   0.11 · 0.28 → 0.08 · 0.22
+//!          99 %       23 %   22,719 →  10,247  0.18 · 0.67 → 0.04 · 0.45   0.08 · 0.29 → 0.06 · 0.28
+//!   DeepDTA, 60 %     94 %   52,970 →  56,934  0.22 · 0.41 → 0.23 · 0.47   0.06 · 0.14 → 0.06 · 0.16
+//! ```
+//!
+//! Each row costs some time of its own, so that time falls less than the entries do. DeepDTA's rows are
+//! hardly alike: groups cost bytes and time there, and are not chosen.
+//!
+//! Price: a group's common part is decoded again with each block of rows that is decoded, which has as
+//! many rows as there are groups, so decoding (not multiplying) takes up to twice as long. Encoding takes
+//! a tenth of a second for a million entries that share nothing, and some tenths where much is shared.
 
 mod grouping;
 

@@ -108,7 +108,7 @@ fn what_does_not_agree_is_an_error_that_says_what() {
 fn alike(nrows: usize, common: usize) -> Vec<f32> {
     let value = |seed: usize, col: usize| {
         let hash = ((seed * 1000 + col + 1) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (hash >> 40) % 13 + 1
+        ((hash ^ hash >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40) % 13 + 1
     };
     let rows = (0..nrows).map(|row| {
         (0..60).map(move |col| {
