@@ -83,8 +83,10 @@ def measure(name: str, weights: np.ndarray) -> dict[str, Any]:
         matrix.decompress(threads=1)
         decode = time.perf_counter() - start
         check(weights, matrix, x)
+        several = [other for other, _ in _core.PAIRS].count(layout) > 1
         label = (
             layout
+            + (f" {coder}" if several else "")
             + {"speed": " for speed"}.get(goal, "")
             + {"raw": " as published"}.get(columns, "")
         )

@@ -13,7 +13,10 @@ use crate::codebook::Codebook;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::layout::archive::{self, Archive, Before, Learnt};
-use crate::layout::{self, Buffers, Columns, Encoding, Goal, Layout, LayoutSpec, Parts, Spread};
+use crate::layout::grouped::{self, Grouping};
+use crate::layout::{
+    self, Buffers, Columns, Encoded, Encoding, Goal, Layout, LayoutSpec, Parts, Spread,
+};
 use crate::rows::{RowBlock, Rows, Shape, Values, filled};
 use crate::simd::{Kernels, dense_rows};
 use crate::threads;
@@ -42,8 +45,8 @@ pub struct Request {
     pub goal: Goal,
     /// The arrangement of hac and shac.
     pub columns: Columns,
-    /// Positions of a convolution's kernel, next to each other in a row, which archive makes use of;
-    /// 1 without one.
+    /// Positions of a convolution's kernel, next to each other in a row, which archive makes use of,
+    /// and which keep rows out of groups; 1 without one.
     pub taps: usize,
 }
 
@@ -97,6 +100,15 @@ impl CompressedMatrix {
     }
 
     fn encode(rows: &Rows, spec: &'static LayoutSpec, request: &Request) -> Result<Self> {
+        Self::encode_by(rows, spec, request, spec.encode)
+    }
+
+    fn encode_by(
+        rows: &Rows,
+        spec: &'static LayoutSpec,
+        request: &Request,
+        encode: impl FnOnce(&Rows, &Encoding) -> Result<Encoded>,
+    ) -> Result<Self> {
         let coder = request.coder.unwrap_or(spec.coders[0]);
         if !spec.coders.contains(&coder) {
             let names: Vec<&str> = spec.coders.iter().map(|coder| coder.name()).collect();
@@ -109,7 +121,7 @@ impl CompressedMatrix {
         }
         let encoding =
             Encoding { coder, goal: request.goal, columns: request.columns, taps: request.taps };
-        let (layout, codebook) = (spec.encode)(rows, &encoding)?;
+        let (layout, codebook) = encode(rows, &encoding)?;
         Ok(Self { shape: rows.shape(), nnz: rows.nnz(), codebook, layout: layout.into() })
     }
 
@@ -117,7 +129,9 @@ impl CompressedMatrix {
     ///
     /// For size, the fewest bytes of those that multiply well; the reference layouts stay out (cla
     /// can be smaller where rows repeat, and multiplies a batch ten times slower). For speed, the
-    /// packed form, or dense where there are more than 256 values and most of them are kept.
+    /// packed form, or dense where there are more than 256 values and most of them are kept. Rows in
+    /// groups where that is smaller and saves multiply–adds, but not of convolutions' kernels, whose
+    /// rows are decoded whole.
     fn choose(rows: &Rows, request: &Request) -> Result<Self> {
         let density = rows.nnz() as f64 / rows.shape().entries().max(1) as f64;
         // Layouts that spend memory on every entry cannot win there, and may not fit.
@@ -135,14 +149,34 @@ impl CompressedMatrix {
         // The first multiply fastest; so later ones have to be smaller by more than a trifle.
         let is_smaller = |a: &Self, b: &Self| a.nbytes() < b.nbytes() - b.nbytes() / TRIFLE;
         let mut best: Option<Self> = None;
-        for spec in names.iter().map(|name| layout::by_name(name)) {
-            let spec = spec?;
-            if request.coder.is_some_and(|coder| !spec.coders.contains(&coder)) {
-                continue;
-            }
-            let candidate = Self::encode(rows, spec, request)?;
+        let mut consider = |candidate: Self| {
             if best.as_ref().is_none_or(|best| is_smaller(&candidate, best)) {
                 best = Some(candidate);
+            }
+        };
+        let suits = |coder: Coder| request.coder.is_none_or(|wanted| wanted == coder);
+        for spec in names.iter().map(|name| layout::by_name(name)) {
+            let spec = spec?;
+            if request.coder.is_none_or(|coder| spec.coders.contains(&coder)) {
+                consider(Self::encode(rows, spec, request)?);
+            }
+        }
+        if request.taps == 1
+            && names.contains(&"packed")
+            && grouped::SPEC.coders.iter().any(|&coder| suits(coder))
+        {
+            let grouping = Grouping::of(rows)?;
+            let coders = match request.goal {
+                _ if !grouping.is_worth_it(request.goal) => &[],
+                Goal::Size => grouped::SPEC.coders,
+                Goal::Speed => &[Coder::Fixed],
+            };
+            for &coder in coders.iter().filter(|&&coder| suits(coder)) {
+                let request = Request { coder: Some(coder), ..*request };
+                let encode = |rows: &Rows, encoding: &Encoding| {
+                    grouped::encode_with(rows, &grouping, encoding)
+                };
+                consider(Self::encode_by(rows, &grouped::SPEC, &request, encode)?);
             }
         }
         best.ok_or_else(|| {

@@ -18,14 +18,16 @@
 //! Work is cut into blocks of rows, and each output is summed by one thread in one order, so the
 //! result has the same bits for any number of threads.
 
+mod panels;
+
 use crate::convolution::{self, Geometry};
 use crate::error::{Error, Result};
-use crate::layout::{Buffers, PanelProduct, Product};
-use crate::lines::Lines;
+use crate::layout::Product;
 use crate::matrix::{CompressedMatrix, zip_chunks};
 use crate::rows::{RowBlock, Shape, filled};
 use crate::simd::{self, Kernels, LANES, Lanes};
 use crate::threads;
+use panels::{Panels, Starts};
 
 impl CompressedMatrix {
     /// y = W·x on the active instruction set: `x` has ncols numbers, the result nrows.
@@ -47,6 +49,9 @@ impl CompressedMatrix {
         threads: usize,
     ) -> Result<Vec<f32>> {
         self.check_input("matvec", x.len(), 1)?;
+        if let Some(grouped) = self.layout.grouped() {
+            return grouped.joined(&grouped.inner().matvec_on(kernels, x, threads)?, 1);
+        }
         let mut y = filled(0.0, self.shape().nrows, 1)?;
         let product = Product { codebook: self.codebook_values(), x, kernels };
         let unit = self.layout.block_rows();
@@ -81,19 +86,44 @@ impl CompressedMatrix {
             return self.matvec_on(kernels, x, threads);
         }
         let Shape { nrows, ncols } = self.shape();
-        if convolution::batch_is_faster_dense(kernels, self, batch) {
+        let grouped = self.layout.grouped();
+        let stored = grouped.map_or(self, |grouped| grouped.inner());
+        if convolution::batch_is_faster_dense(kernels, stored, batch) {
             let shape = [batch, ncols, 1, 1];
-            return Ok(self.conv_on(kernels, x, shape, &Geometry::POINT, None, threads)?.0);
+            let y = stored.conv_on(kernels, x, shape, &Geometry::POINT, None, threads)?.0;
+            return match grouped {
+                Some(grouped) => grouped.joined(&y, batch),
+                None => Ok(y),
+            };
         }
-        let block_rows = self.block_rows();
+        let threads = stored.useful(threads, batch);
+        let block_rows = stored.block_rows();
+        let panels = Panels::new(x, batch, ncols, stored.layout.panel_width())?;
         let mut y = filled(0.0, batch, nrows)?;
-        let groups = batch.div_ceil(LANES);
-        let width = self.layout.panel_width().min(groups).max(1);
-        let panels = to_panels(x, batch, ncols, width)?;
-        let (codebook, panels) = (self.codebook_values(), panels.as_slice());
-        let panels_at_once = if width > 1 { width } else { groups.max(1) };
-        // Each thread owns whole rows: its part of every output.
-        let ranges = threads::split(nrows, self.useful(threads, batch), block_rows);
+        // What groups of rows have in common comes first: their rows start from that.
+        let ngroups = grouped.map_or(0, |grouped| grouped.len());
+        let mut common: Vec<Lanes> = filled([0.0; LANES], ngroups, panels.groups)?;
+        if ngroups > 0 {
+            let ranges = threads::split(ngroups, threads, block_rows);
+            let items = zip_chunks(ranges, &mut common, panels.groups);
+            threads::for_each(threads, items, |(rows, common)| {
+                let start = rows.start;
+                panels.multiply(kernels, stored, rows, None, |rows, first, width, sums| {
+                    for (row, sums) in rows.zip(sums.chunks_exact(width)) {
+                        let at = (row - start) * panels.groups + first;
+                        common[at..at + width].copy_from_slice(sums);
+                    }
+                })
+            })?;
+        }
+        let numbers = grouped.map_or(Ok(Vec::new()), |grouped| grouped.numbers(0..nrows))?;
+        let starts = grouped.map(|_| Starts { numbers: &numbers, first: ngroups, sums: &common });
+        // Each thread owns whole rows: its part of every output. Blocks count from the first group.
+        let before = ngroups % block_rows;
+        let mut ranges = threads::split(before + nrows, threads, block_rows);
+        for range in &mut ranges {
+            *range = range.start.max(before) - before..range.end.max(before) - before;
+        }
         let mut items: Vec<_> = ranges.iter().map(|rows| (rows.clone(), Vec::new())).collect();
         for y in y.chunks_exact_mut(nrows.max(1)) {
             for ((_, outputs), (_, y)) in items.iter_mut().zip(zip_chunks(ranges.clone(), y, 1)) {
@@ -101,37 +131,17 @@ impl CompressedMatrix {
             }
         }
         threads::for_each(threads, items, |(rows, mut outputs)| {
-            let mut buffers = Buffers::default();
-            let mut sums =
-                Lines::zeroed::<Lanes>(rows.len().min(block_rows).saturating_mul(groups))?;
-            let sums = sums.as_mut_slice();
-            // Where rows need no decoding, a panel stays in the cache for all of them.
-            let panels = panels.chunks((panels_at_once * ncols).max(1));
-            let members = outputs.chunks_mut(panels_at_once * LANES);
-            for (panels, members) in panels.zip(members) {
-                let groups = panels.len() / ncols;
-                let width = width.min(groups);
-                let product = PanelProduct { codebook, panels, ncols, width, kernels };
-                for start in rows.clone().step_by(block_rows) {
-                    let block = start..rows.end.min(start + block_rows);
-                    let outputs = start - rows.start..block.end - rows.start;
-                    let nrows = block.len();
-                    let sums = &mut sums[..nrows * groups];
-                    sums.fill([0.0; LANES]);
-                    self.layout.add_panels(&product, block, &mut buffers, sums)?;
-                    let mut members = members.iter_mut();
-                    for (width, _, sums) in product.parts(sums, nrows) {
-                        for lane in 0..width * LANES {
-                            let Some(y) = members.next() else { break };
-                            let y = &mut y[outputs.clone()];
-                            for (y, sums) in y.iter_mut().zip(sums.chunks_exact(width)) {
-                                *y = sums[lane / LANES][lane % LANES];
-                            }
-                        }
+            let rows = ngroups + rows.start..ngroups + rows.end;
+            let start = rows.start;
+            panels.multiply(kernels, stored, rows, starts, |rows, first, width, sums| {
+                let outputs = outputs[first * LANES..].iter_mut().take(width * LANES);
+                for (lane, y) in outputs.enumerate() {
+                    let y = &mut y[rows.start - start..rows.end - start];
+                    for (y, sums) in y.iter_mut().zip(sums.chunks_exact(width)) {
+                        *y = sums[lane / LANES][lane % LANES];
                     }
                 }
-            }
-            Ok(())
+            })
         })?;
         Ok(y)
     }
@@ -165,9 +175,8 @@ impl CompressedMatrix {
                 x.len()
             )));
         }
-        let npanels = batch.div_ceil(LANES);
-        let panels = to_panels(x, batch, nrows, 1)?;
-        let panels = panels.as_slice::<Lanes>();
+        let panels = Panels::new(x, batch, nrows, 1)?;
+        let (npanels, panels) = (panels.groups, panels.as_slice());
         let mut sums: Vec<Lanes> = filled([0.0; LANES], npanels, width)?;
         let ranges = threads::split(npanels, self.useful(threads, batch), 1);
         let items = zip_chunks(ranges, &mut sums, width);
@@ -214,28 +223,4 @@ impl CompressedMatrix {
     fn useful(&self, threads: usize, batch: usize) -> usize {
         threads.min(self.nnz().saturating_mul(batch) >> 16).max(1)
     }
-}
-
-/// Columns that are turned at a time.
-const SQUARE: usize = 64;
-
-/// Turns `[batch, ncols]` into panels of `width` groups of lanes a column, as [`PanelProduct`] has
-/// them, the last lanes filled with zeros.
-fn to_panels(x: &[f32], batch: usize, ncols: usize, width: usize) -> Result<Lines> {
-    let groups = batch.div_ceil(LANES);
-    let mut panels = Lines::zeroed::<Lanes>(groups.saturating_mul(ncols))?;
-    let lanes = panels.as_mut_slice::<Lanes>();
-    // In small squares, of which both sides stay in the cache.
-    for start in (0..ncols).step_by(SQUARE) {
-        let cols = start..ncols.min(start + SQUARE);
-        for (member, x) in x.chunks_exact(ncols).enumerate() {
-            let (panel, group) = (member / LANES / width * width, member / LANES % width);
-            let width = width.min(groups - panel);
-            let panel = &mut lanes[panel * ncols + start * width + group..];
-            for (lanes, &x) in panel.iter_mut().step_by(width).zip(&x[cols.clone()]) {
-                lanes[member % LANES] = x;
-            }
-        }
-    }
-    Ok(panels)
 }

@@ -56,15 +56,16 @@ class CompressedMatrix:
         Args:
             weights: float32 [nrows, ncols], or a type that float32 holds exactly; torch's
                 [out, in], a convolution's kernel as [out, in * kh * kw].
-            layout: one of `LAYOUTS`, or "auto": for size the smallest of packed, coded, hac, shac
-                and dense, or one that multiplies faster and is under half a percent larger; for
-                speed packed in whole words, or dense where over half is kept of over 256 values.
+            layout: one of `LAYOUTS`, or "auto": for size the smallest of packed, coded, grouped,
+                hac, shac and dense, or one that multiplies faster and is under half a percent
+                larger; for speed packed in whole words, or dense where over half is kept of over
+                256 values, or grouped where a quarter of the kept weights is shared.
             coder: one of `CODERS` that the layout goes with (`PAIRS`), or "auto".
             goal: "size" or "speed".
             columns: "raw" stores hac and shac as published, "coded" also codes columns and row
                 ends.
             taps: positions of a convolution's kernel, kh * kw, next to each other in a row: makes
-                archive smaller, and nothing else of it.
+                archive smaller; over 1, "auto" does not take grouped.
 
         Raises:
             ValueError: for another type or rank, an unknown name or pair, more than 65,536

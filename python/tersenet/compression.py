@@ -36,6 +36,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
 from tersenet._core import Codebook, CompressedMatrix
+from tersenet.files import taps
 from tersenet.nn import COMPRESSED, CompressedLayer, dense_values, hook_of, replace_layers
 from tersenet.parametrization import layers as plan_layers
 from tersenet.parametrization import masks, parametrization_of, unparametrize
@@ -228,15 +229,17 @@ def _payload(
         return None, f"its weight of shape {list(weight.shape)} has nothing to compress"
     try:
         values = dense_values(weight, name)
-        flat = values.reshape(values.shape[0], -1)
+        flat, ntaps = values.reshape(values.shape[0], -1), taps(values.shape)
         if shared is not None and _same_bits(shared.values().reshape(flat.shape), flat):
             codebook = codebooks.get(id(shared.codebook))
             if codebook is None:
                 codebook = codebooks[id(shared.codebook)] = Codebook(shared.codebook)
             symbols, mask = shared.symbols.reshape(flat.shape), shared.mask.reshape(flat.shape)
-            matrix = CompressedMatrix.from_symbols(symbols, codebook, mask, *layout, goal)
+            matrix = CompressedMatrix.from_symbols(
+                symbols, codebook, mask, *layout, goal, taps=ntaps
+            )
         else:
-            matrix = CompressedMatrix.compress(flat, *layout, goal)
+            matrix = CompressedMatrix.compress(flat, *layout, goal, taps=ntaps)
     except ValueError as error:
         return None, str(error)
     payload = Payload.of(matrix)

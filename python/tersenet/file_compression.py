@@ -39,7 +39,7 @@ from tersenet import dtypes
 from tersenet._core import Codebook, CodedArray, CompressedMatrix
 from tersenet.checkpoint import Checkpoint, open_checkpoint
 from tersenet.dtypes import F32, Array
-from tersenet.files import Path, Typed, archived, coded, write
+from tersenet.files import Path, Typed, archived, coded, taps, write
 from tersenet.plan import Plan, Rule
 from tersenet.pruning import PRUNERS, Mask
 from tersenet.pruning.streaming import Cutoff, global_cutoffs
@@ -284,7 +284,7 @@ class _Work:
         pair = self._pair(name)
         plain = self._plain(array, row) if quantized is None and pair[0] == "auto" else None
         try:
-            matrix = self._matrix(values, quantized, pair)
+            matrix = self._matrix(values, quantized, pair, taps(entry.shape))
             if pair == ("auto", "auto") and self.goal == "size":
                 matrix = archived(matrix, entry.shape)
             if matrix.nbytes < (entry.nbytes if plain is None else plain[1].nbytes):
@@ -394,13 +394,13 @@ class _Work:
         return rounded
 
     def _matrix(
-        self, values: F32, quantized: Quantized | None, pair: tuple[str, str]
+        self, values: F32, quantized: Quantized | None, pair: tuple[str, str], ntaps: int
     ) -> CompressedMatrix:
         if quantized is None:
-            return CompressedMatrix.compress(values, *pair, self.goal)
+            return CompressedMatrix.compress(values, *pair, self.goal, taps=ntaps)
         codebook = Codebook(quantized.codebook)
         return CompressedMatrix.from_symbols(
-            quantized.symbols, codebook, quantized.mask, *pair, self.goal
+            quantized.symbols, codebook, quantized.mask, *pair, self.goal, taps=ntaps
         )
 
 

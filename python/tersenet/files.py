@@ -15,7 +15,7 @@ is not loaded here; its tensors are known by what they can do.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import TracebackType
@@ -119,7 +119,7 @@ class File:
         Args:
             names: other names of one tensor are read once for each.
             goal: "speed" or "size" gives matrices the layout that is best for it.
-            resident: names of matrices that are multiplied: of them, archives become coded.
+            resident: names of matrices that are multiplied: of them, archives become coded or grouped.
 
         Raises:
             KeyError: if there is no such name.
@@ -298,15 +298,20 @@ def laid_out(
     """
     if goal is None:
         return matrix
-    best = matrix.to(goal=goal)
+    best = matrix.to(goal=goal, taps=taps(shape))
     return archived(best, shape) if goal == "size" else best
+
+
+def taps(shape: Sequence[int]) -> int:
+    """Return the positions of a kernel of this shape, [out, in, ...]; 1 for a matrix."""
+    return max(prod(shape[2:]), 1)
 
 
 def archived(matrix: CompressedMatrix, shape: tuple[int, ...]) -> CompressedMatrix:
     """Return a matrix as an archive, or as it is where that takes no fewer bytes."""
     if matrix.codebook.size > _MAX_ARCHIVED:
         return matrix
-    archive = matrix.to("archive", taps=prod(shape[2:]))
+    archive = matrix.to("archive", taps=taps(shape))
     return archive if archive.nbytes < matrix.nbytes else matrix
 
 

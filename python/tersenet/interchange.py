@@ -39,7 +39,7 @@ from tersenet.dtypes import (
     widened,
 )
 from tersenet.errors import FormatError
-from tersenet.files import File, Limits, Path, Typed, Value, archived, coded, write
+from tersenet.files import File, Limits, Path, Typed, Value, archived, coded, taps, write
 from tersenet.replacing import Replacing
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def _smaller(
         return None
     flat = np.ascontiguousarray(values.reshape(array.shape[0], -1))
     try:
-        matrix = CompressedMatrix.compress(flat, layout, coder, goal)
+        matrix = CompressedMatrix.compress(flat, layout, coder, goal, taps=taps(array.shape))
     except ValueError:
         return None
     if (layout, coder, goal) == ("auto", "auto", "size"):

@@ -34,6 +34,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from tersenet import dtypes, ops
 from tersenet._core import CompressedMatrix
 from tersenet.errors import FormatError
+from tersenet.files import taps
 from tersenet.payload import Payload, matrix_of
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ class CompressedLayer(nn.Module):
             assert isinstance(weight, Tensor)
             values = dense_values(weight.detach(), cls.__name__)
             flat = values.reshape(values.shape[0], prod(values.shape[1:]))
-            payload = Payload.of(CompressedMatrix.compress(flat, layout, coder, goal))
+            matrix = CompressedMatrix.compress(flat, layout, coder, goal, taps=taps(values.shape))
+            payload = Payload.of(matrix)
         return cls(module, payload, getattr(module, "bias", None))
 
     def to_dense(self, weight: nn.Parameter | None = None) -> nn.Module:

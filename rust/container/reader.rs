@@ -64,6 +64,14 @@ pub struct Entry<'a> {
     pub array_coder: Option<&'static str>,
 }
 
+impl Entry<'_> {
+    /// Positions of a convolution's kernel: the product of the dimensions after the first two.
+    pub fn taps(&self) -> usize {
+        let taps = self.dims.iter().skip(2).try_fold(1u64, |taps, &dim| taps.checked_mul(dim));
+        taps.and_then(|taps| usize::try_from(taps).ok()).unwrap_or(usize::MAX).max(1)
+    }
+}
+
 impl Reader {
     /// Opens a file and checks its header.
     ///

@@ -12,6 +12,7 @@
 //! | packed | fixed | per block of rows a bitmap or column gaps; packed symbols | |
 //! | coded | tans | per block of rows gaps and symbols in 64 lanes of tANS | Duda 2013 |
 //! | archive | mixing | every entry by context mixing, for files | Mahoney 2005 |
+//! | grouped | fixed, tans | as packed or coded; alike rows share a common part | |
 //!
 //! To add one: write `layout/<name>.rs` with a type that implements [`Layout`] and a
 //! [`LayoutSpec`], and put that into [`LAYOUTS`]. Compression, conversion, products, files, the
@@ -27,6 +28,7 @@ mod cser;
 mod csr;
 mod dense;
 mod gaps;
+pub(crate) mod grouped;
 mod hac;
 mod index_map;
 mod packed;
@@ -55,6 +57,7 @@ pub const LAYOUTS: &[&LayoutSpec] = &[
     &packed::SPEC,
     &coded::SPEC,
     &archive::SPEC,
+    &grouped::SPEC,
 ];
 
 /// One row of the table of layouts.
@@ -298,6 +301,11 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// The matrix with its groups of rows, where it has them.
+    fn grouped(&self) -> Option<&grouped::Grouped> {
+        None
+    }
+
     /// The numbers beside shape, k and nnz that [`LayoutSpec::read`] needs; few and small.
     fn params(&self) -> Vec<u64>;
 
@@ -417,8 +425,9 @@ pub fn check_rows(layout: &dyn Layout, parts: &Parts) -> Result<()> {
     let (shape, k) = (parts.shape, parts.k());
     let mut block = RowBlock::default();
     let mut nnz = 0;
-    for start in (0..shape.nrows).step_by(BLOCK_ROWS) {
-        layout.decode(start..shape.nrows.min(start + BLOCK_ROWS), &mut block)?;
+    let block_rows = layout.block_rows().max(1);
+    for start in (0..shape.nrows).step_by(block_rows) {
+        layout.decode(start..shape.nrows.min(start + block_rows), &mut block)?;
         nnz += block.cols.len();
         for row in 0..block.nrows() {
             let range = block.indptr[row]..block.indptr[row + 1];

@@ -10,6 +10,7 @@ use super::{Resident, within};
 use super::{dense, elementwise, normalization, pooling, reduction, resampling, shaping, weighted};
 use crate::array::Array;
 use crate::container::{Reader, Tensor};
+use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::layout::{self, Goal};
 use crate::matrix::{CompressedMatrix, Request};
@@ -247,9 +248,10 @@ fn held(
     tensor: Tensor,
     resident: Resident,
 ) -> Result<CompressedMatrix> {
-    let coded = Request { layout: Some(layout::by_name("coded")?), ..Request::default() };
+    let taps = reader.entry(name)?.taps();
+    let coded = Request { coder: Some(Coder::Tans), taps, ..Request::default() };
     let dense = Request { layout: Some(layout::by_name("dense")?), ..Request::default() };
-    let fast = Request { goal: Goal::Speed, ..Request::default() };
+    let fast = Request { goal: Goal::Speed, taps, ..Request::default() };
     match tensor {
         Tensor::Matrix(matrix) => match resident {
             // For files: what is multiplied is small too, but in a layout for that.

@@ -23,7 +23,7 @@ use crate::convolution::{self, Epilogue, Geometry, Weights};
 use crate::error::{Error, Result};
 use crate::matrix::CompressedMatrix;
 use crate::rows::RowBlock;
-use crate::simd::{self, Finish, Kernels, Taps};
+use crate::simd::{self, Finish, Kernels, LANES, Taps};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// Builds the weighted node called `name`.
@@ -233,9 +233,15 @@ impl Operator for Layer {
     ) -> Result<()> {
         let kernels = simd::active()?;
         let (x, input) = (operands.numbers(0), self.input(operands.dims(0))?);
-        if self.form == Form::Linear && input[0] == 1 {
-            out.copy_from_slice(&self.matrix.matvec_on(kernels, x, context.threads)?);
-            self.finish().apply(out);
+        // What rows have in common is multiplied once in these products alone; where decoded weights
+        // are kept, a few vectors take less time from those.
+        let by_groups =
+            self.matrix.layout.grouped().is_some() && !(self.is_kept && input[0] <= LANES);
+        if self.form == Form::Linear && (input[0] == 1 || by_groups) {
+            let y = self.matrix.matmul_on(kernels, x, input[0], context.threads)?;
+            out.copy_from_slice(&y);
+            let finish = self.finish();
+            out.chunks_exact_mut(self.matrix.shape().nrows.max(1)).for_each(|y| finish.apply(y));
             self.activation.iter().for_each(|activation| activation.apply(out));
             return Ok(());
         }

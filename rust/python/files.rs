@@ -6,6 +6,7 @@ use super::network::{GraphTuple, to_graph, to_tuple};
 use super::{released, to_python};
 use crate::container::{CodedArray, Dtype, Limits, Reader as Container, Stored, Tensor, Writer};
 use crate::error::Result;
+use crate::matrix::Request;
 use crate::network::Graph;
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
@@ -159,17 +160,18 @@ impl Reader {
         resident: HashSet<PyBackedStr>,
     ) -> PyResult<Bound<'py, PyList>> {
         let goal = goal.map(|goal| request("auto", "auto", goal, "coded", 1)).transpose()?;
-        let coded = request("coded", "auto", "size", "coded", 1)?;
+        let coded = request("auto", "tans", "size", "coded", 1)?;
         let threads = threads(py, None)?;
         let tensors = released(py, || {
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
             let make = |place: usize, tensor| {
                 let Tensor::Matrix(mut matrix) = tensor else { return Ok(tensor) };
-                if let Some(goal) = &goal {
-                    matrix = matrix.to(goal)?;
+                let taps = self.0.entry(names[place])?.taps();
+                if let Some(goal) = goal {
+                    matrix = matrix.to(&Request { taps, ..goal })?;
                 }
                 if matrix.layout().name == "archive" && resident.contains(names[place]) {
-                    matrix = matrix.to(&coded)?;
+                    matrix = matrix.to(&Request { taps, ..coded })?;
                 }
                 Ok(Tensor::Matrix(matrix))
             };

@@ -58,8 +58,13 @@ LATER_VARIANTS = {
     "coded": ("coded", "size", "coded"),
     "archive": ("archive", "size", "coded"),
     "archive_of_rows": ("archive", "speed", "coded"),
+    "grouped_packed": ("grouped", "size", "coded"),
+    "grouped_packed_for_speed": ("grouped", "speed", "coded"),
+    "grouped_coded": ("grouped", "size", "coded"),
 }
+# Of a layout that goes with several the last one, but for these variants.
 CODERS = dict(_core.PAIRS)
+OTHER_CODERS = {"grouped_packed": "fixed", "grouped_packed_for_speed": "fixed"}
 
 EXAMPLE = """
     89 54 52 53 0D 0A 1A 0A 2E 00 00 00 5E D7 23 A6
@@ -94,9 +99,10 @@ class Case:
     ) -> None:
         """Add float32 weights in a variant, with a codebook of that order if one is given."""
         layout, goal, columns = (VARIANTS | LATER_VARIANTS)[variant]
+        coder = OTHER_CODERS.get(variant, CODERS[layout])
         if codebook is None:
             matrix = CompressedMatrix.compress(
-                weights, layout, CODERS[layout], goal, columns=columns, taps=taps
+                weights, layout, coder, goal, columns=columns, taps=taps
             )
         else:
             order = {bits: symbol for symbol, bits in enumerate(codebook.view("u4").tolist())}
@@ -106,7 +112,7 @@ class Case:
                 Codebook(codebook),
                 weights.view("u4") != 0,
                 layout,
-                CODERS[layout],
+                coder,
                 goal,
                 columns=columns,
             )
@@ -121,7 +127,7 @@ class Case:
             "dtype": dtype,
             "shape": list(shape),
             "layout": layout,
-            "coder": CODERS[layout],
+            "coder": coder,
             "nnz": int(np.count_nonzero(patterns)),
             **content,
         }
@@ -285,6 +291,7 @@ def cases() -> Iterator[Case]:
     yield planes()
     yield from coded_cases(weights, many)
     yield from archive_cases(weights, many)
+    yield from grouped_cases(weights, many)
 
 
 def coded_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
@@ -345,6 +352,33 @@ def archive_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
     places[np.arange(4200), rng.integers(0, 9, 4200)] = distinct(2)[rng.integers(0, 2, 4200)]
     case.add_matrix("w", places, "archive_of_rows")
     yield case
+
+
+def grouped_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
+    """Yield the layout grouped: what the others have, and rows that share all or much."""
+    rng = np.random.default_rng(17)
+    shared = few_values(5, 50, 6, 0.3, 18)[rng.integers(0, 5, 67)]
+    near = np.where(rng.random(shared.shape) < 0.1, few_values(67, 50, 6, 0.2, 19), shared)
+    near[9] = 0
+    rows = {
+        "w": weights,
+        "equal rows": shared[:30],
+        "alike rows": near.astype(np.float32),
+        "one symbol": np.where(shared > 0, np.float32(1.5), 0),
+        "hardly pruned": np.where(shared[:14, :33] == 0, np.float32(0.25), shared[:14, :33]),
+    }
+    for variant in OTHER_CODERS | {"grouped_coded": "tans"}:
+        case = Case(f"layout_{variant}")
+        for name, alike in rows.items():
+            case.add_matrix(name, alike, variant)
+        yield case
+        case = Case(f"k257_{variant}")
+        case.add_matrix("", np.concatenate([many, many[:7]]), variant)
+        yield case
+        case = Case(f"edges_{variant}")
+        for name, edge in edges():
+            case.add_matrix(name, edge, variant)
+        yield case
 
 
 def archive_chain() -> Case:

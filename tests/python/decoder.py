@@ -253,7 +253,9 @@ class Header:
         layout, coder = cursor.u8("layout"), cursor.u8("coder")
         refuse_if(layout >= len(LAYOUTS), f"{name!r}: layout {layout}: a newer version reads it")
         refuse_if(coder > 3, f"{name!r}: coder {coder}: a newer version reads it")
-        refuse_if(coder != LAYOUTS[layout].coder, f"{name!r}: layout {layout} with coder {coder}")
+        refuse_if(
+            coder not in LAYOUTS[layout].coders, f"{name!r}: layout {layout} with coder {coder}"
+        )
         nrows, ncols, nnz = (cursor.varint(what) for what in ("nrows", "ncols", "nnz"))
         refuse_if(max(nrows, ncols) >= 1 << 32, f"{name!r}: {nrows} x {ncols} is too large")
         refuse_if(nrows * ncols > 1 << 62, f"{name!r}: {nrows} x {ncols} is too large")
@@ -265,7 +267,7 @@ class Header:
         nparameters = cursor.varint("number of parameters")
         refuse_if(nparameters > MAX_PARAMETERS, f"{name!r}: {nparameters} parameters")
         parameters = [cursor.varint("parameter") for _ in range(nparameters)]
-        matrix = Matrix(name, layout, nrows, ncols, nnz, parameters)
+        matrix = Matrix(name, layout, coder, nrows, ncols, nnz, parameters)
         before, total = self._before(matrix), 0
         link = before
         while link is not None:

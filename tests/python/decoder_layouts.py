@@ -509,14 +509,47 @@ def _block_columns(form: int, columns: bytes, counts: list[int], ncols: int) -> 
     return [np.cumsum(row + 1) - 1 for row in np.split(gaps, splits)]
 
 
+def grouped(matrix: Matrix, k: int, sections: list[bytes]) -> np.ndarray:
+    ngroups, width, inner_nnz, *parameters = matrix.parameters
+    least, most = ngroups.bit_length(), 16 if ngroups else 0
+    refuse_if(ngroups > matrix.nrows, f"{ngroups} groups of {matrix.nrows} rows")
+    refuse_if(not least <= width <= most, f"w is {width}, expected {least} … {most}")
+    nbits = width * matrix.nrows
+    refuse_if(len(sections[0]) != -(-nbits // 8), f"groups: {len(sections[0])} bytes")
+    bits = bit_array(sections[0])
+    refuse_if(bits[nbits:].any(), "groups: padding is not zero")
+    numbers = fields(bits, 0, width, matrix.nrows)
+    refuse_if((numbers > ngroups).any(), "groups: a number over g")
+    nrows = ngroups + matrix.nrows
+    refuse_if(nrows >= 1 << 32, f"{nrows} rows of the inner matrix")
+    refuse_if(inner_nnz > nrows * matrix.ncols, f"the inner nnz is {inner_nnz}")
+    refuse_if((inner_nnz > 0) != (k > 0), f"the inner nnz is {inner_nnz} with k = {k}")
+    if matrix.coder == 0:
+        layout, inner_sections, others = 7, sections[1:6], sections[6:]
+    else:
+        counts, order, lengths, gap_ends, blocks = sections[6:]
+        inner_sections = [counts, order, lengths, gap_ends, sections[3], blocks]
+        layout, others = 8, [*sections[1:3], *sections[4:6]]
+    refuse_if(any(others), "a section of the other inner layout")
+    refuse_if(len(parameters) not in LAYOUTS[layout].nparameters, f"{len(parameters)} parameters")
+    inner = Matrix(matrix.name, layout, matrix.coder, nrows, matrix.ncols, inner_nnz, parameters)
+    found = LAYOUTS[layout].decode(inner, k, inner_sections)
+    refuse_if((found > k).any(), "a symbol beyond the codebook")
+    refuse_if(np.count_nonzero(found) != inner_nnz, f"not {inner_nnz} in the inner matrix")
+    common = np.concatenate([np.zeros((1, matrix.ncols), np.int64), found[:ngroups]])[numbers]
+    own = found[ngroups:]
+    refuse_if(((common > 0) & (own > 0)).any(), "a column both common and a row's own")
+    return common + own
+
+
 class Layout(NamedTuple):
-    """A layout's name, coder, numbers of parameters and of sections, and how to decode it.
+    """A layout's name, coders, numbers of parameters and of sections, and how to decode it.
 
     Without a function it is the archive, which needs the codebook's values.
     """
 
     name: str
-    coder: int
+    coders: tuple[int, ...]
     nparameters: tuple[int, ...]
     nsections: int
     has_codebook: bool
@@ -525,14 +558,15 @@ class Layout(NamedTuple):
 
 # The numbers of parameters of layouts 5 and 6 are those of arrangements 0 (coded), 1 (published).
 LAYOUTS = (
-    Layout("dense", 0, (0,), 1, False, dense),
-    Layout("csr", 0, (0,), 3, False, csr),
-    Layout("index_map", 0, (0,), 1, True, index_map),
-    Layout("cser", 0, (0,), 4, True, cser),
-    Layout("cla", 0, (0,), 9, True, cla),
-    Layout("hac", 1, (6, 3), 7, True, hac),
-    Layout("shac", 1, (12, 3), 9, True, shac),
-    Layout("packed", 0, (7,), 5, True, packed),
-    Layout("coded", 2, (17,), 6, True, coded),
-    Layout("archive", 3, (3,), 1, True, None),
+    Layout("dense", (0,), (0,), 1, False, dense),
+    Layout("csr", (0,), (0,), 3, False, csr),
+    Layout("index_map", (0,), (0,), 1, True, index_map),
+    Layout("cser", (0,), (0,), 4, True, cser),
+    Layout("cla", (0,), (0,), 9, True, cla),
+    Layout("hac", (1,), (6, 3), 7, True, hac),
+    Layout("shac", (1,), (12, 3), 9, True, shac),
+    Layout("packed", (0,), (7,), 5, True, packed),
+    Layout("coded", (2,), (17,), 6, True, coded),
+    Layout("archive", (3,), (3,), 1, True, None),
+    Layout("grouped", (0, 2), (10, 20), 11, True, grouped),
 )

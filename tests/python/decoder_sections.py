@@ -32,6 +32,7 @@ class Matrix:
 
     name: str
     layout: int
+    coder: int
     nrows: int
     ncols: int
     nnz: int

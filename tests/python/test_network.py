@@ -70,6 +70,31 @@ def test_an_archive_of_a_file_is_held_in_a_layout_that_multiplies(tmp_path):
     check(network, net, (SmallNet.example(),))
 
 
+@pytest.mark.parametrize("resident", RESIDENT)
+@pytest.mark.parametrize("goal", [None, "size", "speed"])
+def test_rows_that_share_a_common_part_compute_the_same(tmp_path, resident, goal):
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(90, 300), nn.GELU(), nn.Linear(300, 200), nn.ReLU6())
+    with torch.no_grad():
+        for layer in (net[0], net[2]):
+            patterns = torch.round(layer.weight[:7] * 60) / 60
+            alike = patterns[torch.randint(7, (len(layer.weight),))]
+            is_own = torch.rand(alike.shape) < 0.05
+            layer.weight[:] = torch.where(is_own, torch.round(layer.weight * 60) / 60, alike)
+    small = tersenet.compress(net)
+    assert {layer.matrix.layout for layer in small if hasattr(layer, "matrix")} == {"grouped"}
+    x = torch.randn(130, 90)
+    tersenet.export(small, x[:2], tmp_path / "x.terse", goal=goal)
+    network = tersenet.Network.load(tmp_path / "x.terse", resident)
+    expected = "dense" if resident == "dense" else "grouped"
+    assert {layout for _, layout, _ in network.layers()} == {expected}
+    for batch in (1, 2, 16, 33, 130):
+        check(network, net, (x[:batch],))
+        y = network.run(x[:batch].numpy(), threads=1)
+        for threads in (2, 3, 8):
+            assert np.array_equal(network.run(x[:batch].numpy(), threads=threads), y)
+
+
 def test_threads_change_no_bit(path):
     network = tersenet.Network.load(path)
     ids = np.tile(SmallNet.example().numpy(), (8, 1))

@@ -258,6 +258,22 @@ def test_a_codebook_that_layers_share_is_stored_once(tmp_path):
     assert sizes["kind"] - sizes["layer"] > 2.9 * 4 * 250
 
 
+def test_an_archive_of_alike_rows_becomes_grouped_in_a_layer(tmp_path):
+    torch.manual_seed(5)
+    layer = nn.Linear(80, 400)
+    with torch.no_grad():
+        patterns = torch.randint(-2, 3, (6, 80)).float()
+        alike = patterns[torch.randint(6, (400,))]
+        layer.weight[:] = torch.where(torch.rand(alike.shape) < 0.02, torch.ones(()), alike)
+    archive = compress(layer).matrix.to("archive")
+    terse.save({"weight": archive, "bias": layer.bias}, tmp_path / "layer.terse")
+    again = terse.load(tmp_path / "layer.terse", into=nn.Linear(80, 400))
+    assert (again.matrix.layout, again.matrix.coder) == ("grouped", "tans")
+    assert torch.equal(decompress(again).weight, layer.weight)
+    x = torch.randn(3, 80)
+    assert torch.allclose(again(x), layer(x), atol=1e-4)
+
+
 def test_an_archive_becomes_coded_in_a_layer_and_stays_an_archive_in_a_file(tmp_path):
     small = compress(nn.Linear(64, 48), Plan.of(sparsity=0.8, quantizer="cws", k=8))
     weight = small.matrix.to("archive")

@@ -53,6 +53,16 @@ pub fn edge_set() -> Vec<(&'static str, Dense)> {
             "a full and an empty row in turn",
             filled(20, 30, |i| f32::from(u8::from(i / 30 % 2 == 0))),
         ),
+        ("equal rows", filled(130, 40, |i| ((i % 40 * 7 + i / 40 % 3) % 5) as f32)),
+        (
+            "alike rows",
+            filled(150, 70, |i| {
+                let (row, col) = (i / 70, i % 70);
+                let is_own = (row * 31 + col * 17) % 13 == 0;
+                let pattern = if row % 11 == 0 { row } else { row % 4 };
+                (if is_own { row * 5 + col * 3 } else { pattern * 29 + col * col } % 6) as f32
+            }),
+        ),
         ("odd values", filled(9, 11, move |i| odd.get(i % 13).copied().unwrap_or(0.0))),
     ]
 }
@@ -62,10 +72,10 @@ pub fn unquantized() -> Dense {
     filled(300, 301, |i| if i % 4 == 3 { 0.0 } else { 1.0 + i as f32 / 1e5 })
 }
 
-/// Random matrices of up to 80 × 150 at any density, with few or many symbols.
+/// Random matrices of up to 80 × 150 at any density, with few or many symbols; rows of some are alike.
 pub fn matrix() -> impl Strategy<Value = Dense> {
-    (0usize..80, 0usize..150, 0.0f64..=1.0, 1u32..600, any::<u64>()).prop_map(
-        |(nrows, ncols, density, k, seed)| {
+    (0usize..80, 0usize..150, 0.0f64..=1.0, 1u32..600, any::<u64>(), 0u32..100).prop_map(
+        |(nrows, ncols, density, k, seed, alike)| {
             let mut state = seed | 1;
             let mut next = move || {
                 state ^= state << 13;
@@ -73,16 +83,21 @@ pub fn matrix() -> impl Strategy<Value = Dense> {
                 state ^= state << 17;
                 state >> 11
             };
-            filled(nrows, ncols, |_| {
+            let mut weights = vec![0.0; nrows * ncols];
+            for i in 0..weights.len() {
+                // Of some matrices, rows mostly as one of those before.
+                if alike > 50 && i / ncols > 2 && next() % 100 < u64::from(alike) {
+                    weights[i] = weights[i / ncols % 3 * ncols + i % ncols];
+                    continue;
+                }
                 let kept = (next() as f64) < density * 2f64.powi(53);
                 // Small symbols are common, as in a trained layer.
                 let rank = (next() % u64::from(k)).min(next() % u64::from(k));
                 if kept {
-                    (rank as f32 + 1.0) * if rank % 2 == 0 { 0.01 } else { -0.01 }
-                } else {
-                    0.0
+                    weights[i] = (rank as f32 + 1.0) * if rank % 2 == 0 { 0.01 } else { -0.01 };
                 }
-            })
+            }
+            (weights, Shape::new(nrows, ncols).unwrap())
         },
     )
 }

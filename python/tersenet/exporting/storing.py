@@ -18,7 +18,7 @@ import numpy as np
 from tersenet import _core, dtypes
 from tersenet._core import CodedArray, CompressedMatrix
 from tersenet.exporting.graph import Graph, Weight
-from tersenet.files import Path, Written, archived, coded, laid_out, strings
+from tersenet.files import Path, Written, archived, coded, laid_out, strings, taps
 
 if TYPE_CHECKING:
     from tersenet._core import Goal
@@ -53,7 +53,7 @@ def _written(weight: Weight, goal: Goal | None) -> Written:
     plain = coded(array, "float32") if goal == "size" else array
     if weight.is_matrix and _may_shrink(array):
         flat = array.reshape(array.shape[0], -1)
-        matrix = CompressedMatrix.compress(flat, goal=goal or "size")
+        matrix = CompressedMatrix.compress(flat, goal=goal or "size", taps=taps(array.shape))
         if goal == "size":
             matrix = archived(matrix, weight.shape)
         if matrix.nbytes < plain.nbytes:
