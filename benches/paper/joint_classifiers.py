@@ -41,7 +41,7 @@ from tersenet.quantization import quantize
 from tersenet.training import Callback, TensorBatches, accuracy, evaluate
 
 SEEDS = (0, 1, 2)
-SPARSITIES = (0.95, 0.99, 0.995)
+SPARSITIES = (0.95, 0.98, 0.99)
 SCOPES = ("layer", "global")
 RESNET_SPARSITY = 0.9
 BUDGETS = (44_500, 69_500)  # just above a file of 2, and of 4, values a layer and nothing pruned
@@ -60,8 +60,8 @@ _DECIDING, _REPORTED = 1_000, 4_000  # test images of CIFAR-10; the search takes
 class Steps:
     """Of training, in each stage; all for 128 images, LeNet-5 for 64."""
 
-    lenet_dense: int = 320
-    lenet_pruned: int = 160
+    lenet_dense: int = 480
+    lenet_pruned: int = 240
     resnet_pruned: int = 100
     resnet_budget: int = 48
 
@@ -169,7 +169,10 @@ class Classifiers:
         torch.manual_seed(seed)
         dense = LeNet5().to(memory_format=torch.channels_last)
         self._train_lenet(dense, self.steps.lenet_dense, f"LeNet-5, seed {seed}", seed)
-        validation, test = [self.mnist.validation], [self.mnist.test]
+        validation, test = (
+            TensorBatches(*images, batch_size=500, shuffle=False)
+            for images in (self.mnist.validation, self.mnist.test)
+        )
 
         def row(criterion: str, scope: str, sparsity: float, net: nn.Module) -> ScoreRow:
             nnz = sum(int(p.count_nonzero()) for p in _weights(net))
