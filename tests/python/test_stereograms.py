@@ -1,19 +1,14 @@
 """Stereograms of the benches: both images show the same planes, and what is valid is seen in both."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import stereo_net
+import stereograms
 import torch
 from exported import lively
 from torch import nn
 
 import tersenet
-
-sys.path.append(str(Path(__file__).parents[2] / "benches" / "paper"))
-import stereo_net
-import stereograms
 
 
 def drawn(seed, count=8):
