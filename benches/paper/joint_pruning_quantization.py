@@ -73,6 +73,12 @@ def figures(found: dict[str, Rows]) -> dict[str, float]:
     }
 
 
+def over_start(stereo: Rows) -> float:
+    """Return the compressed network's test error over that of the dense one it began from."""
+    tests = {row["network"]: row["test"] for row in stereo}
+    return tests["compressed"] / tests["dense"]
+
+
 def taylor_minus_magnitude(scores: Rows) -> dict[str, dict[str, float]]:
     """Return, by sparsity, the difference of test accuracies over the seeds, in points."""
     found = {}
@@ -190,6 +196,7 @@ def main() -> None:
             "reported the next 4,000",
             "figures": wanted,
             "taylor_minus_magnitude": differences,
+            "epe_over_the_dense_it_began_from": over_start(found["stereo"]),
             "constant_disparity_epe": stereo.constant(),
             **found,
         },
