@@ -158,8 +158,10 @@ class SoftPruning(Callback):
         """
         shapes = {target.name: tuple(target.original.shape) for target in self._targets}
         if set(state["kept"]) != set(shapes):
-            found, expected = sorted(state["kept"]), sorted(shapes)
-            raise ValueError(f"soft pruning: the state is of layers {found}, expected {expected}")
+            raise ValueError(
+                f"soft pruning: the state is of layers {sorted(state['kept'])}, "
+                f"expected {sorted(shapes)}"
+            )
         for name, total in state["scores"].items():
             if tuple(total.shape) != shapes.get(name):
                 raise ValueError(
