@@ -118,7 +118,7 @@ def plot(found: dict[str, Rows], path: Path) -> None:
         xscale="log",
         xlabel="weights kept, %",
         ylabel="test error, %",
-        title="LeNet-5, MNIST: soft pruning, 3 seeds",
+        title="LeNet-5, MNIST: 3 seeds",
     )
     scores.legend()
     for method, marker in (("pruned", "x"), ("quantized", "+"), ("joint", "o")):

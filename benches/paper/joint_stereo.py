@@ -33,7 +33,7 @@ from tersenet.parametrization import unparametrize
 from tersenet.pipeline import prune_and_quantize
 from tersenet.training import Callback, TensorBatches
 
-PLAN = Plan.of(sparsity=0.9, pruning_scope="global", quantizer="cws", k=16, seed=0)
+PLAN = Plan.of(sparsity=0.92, pruning_scope="global", quantizer="cws", k=16, seed=0)
 TOLERANCE = 1e-3  # pixels between torch and Network
 
 _BATCH = 8
