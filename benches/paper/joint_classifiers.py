@@ -7,7 +7,8 @@
     budgets     ResNet-20, CIFAR-10: into a file of so many bytes by pruning alone, by quantizing
                 alone, and by both, after as many steps of training
 
-What is compared trains alike: images, steps, rate and optimizer. Choices are made on images that
+What is compared trains alike: images, steps, rate and optimizer, and after so short a training the
+norms get their statistics anew. Choices are made on images that
 nothing is reported of: the last 5,000 training images of MNIST, and, since the ResNet has seen all
 training images of CIFAR-10, its first test images.
 """
@@ -93,7 +94,7 @@ class ResNetRow:
 
 @dataclass(frozen=True)
 class BytesRow:
-    """ResNet-20 in a file of at most so many bytes; `searched` is minus its loss before training."""
+    """ResNet-20 in a file of at most so many bytes; `searched`: minus the loss before training."""
 
     budget: int
     method: str
@@ -243,6 +244,7 @@ class Classifiers:
         if method != "dense":
             self._train_resnet(model, steps, f"ResNet-20, {method}", _RESNET_LR, callbacks)
             unparametrize(model)
+            self._adapt_norms(model)
         return asdict(ResNetRow(method, _sparsity(model), *self._judge(model)))
 
     def _train_resnet(
@@ -269,25 +271,28 @@ class Classifiers:
         return evaluate(model, deciding, accuracy), evaluate(model, reported, accuracy)
 
     def _searched(self, model: nn.Module) -> float:
-        """Return minus the loss, finer than accuracy, once the norms know the compressed layers.
+        """Return minus the loss, finer than accuracy, once the norms know the compressed layers."""
+        self._adapt_norms(model)
+        return -evaluate(model, self.judged[0], F.cross_entropy)
 
-        Training adapts them in its first steps, so without that a search learns little.
-        """
-        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean of what follows
+    def _adapt_norms(self, model: nn.Module) -> None:
+        """Give the norms the statistics of the first training images."""
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None  # the mean of what follows
         model.train()
         with torch.no_grad():
             for images in self.cifar[0][:_NORMED].split(250):
                 model(images)
-        return -evaluate(model.eval(), self.judged[0], F.cross_entropy)
+        model.eval()
 
     def _within(self, budget: int, method: str, way: Callable) -> dict[str, Any]:
         """Search, train, and check the bytes of the file that is written at the end."""
         model = _resnet()
         sparsity, k, searched = way(model, budget - FOR_TRAINING, f"{budget:,} bytes, {method}")
         unparametrize(model)
+        self._adapt_norms(model)
         nbytes = _file_nbytes(model)
         if nbytes > budget:
             raise RuntimeError(f"{method}: the file takes {nbytes:,} bytes, expected {budget:,}")
