@@ -33,7 +33,6 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ import mnist
 import numpy as np
 import timing
 import torch
+from cache import Cache
 from lenet5 import SEED, Trainer, fold_biases, train_dense
 from lenet5_width import narrowed, widened
 from networks import LeNet5
@@ -52,10 +52,8 @@ from tersenet.console import progress, show, table
 from tersenet.parametrization import unparametrize
 from tersenet.plan import Plan, Rule
 from tersenet.pruning import Stage, prune, prune_admm
-from tersenet.pruning.resuming import put_state, state_of
 from tersenet.pruning.stages import Progress
 from tersenet.quantization import prepare_qat
-from tersenet.replacing import Replacing
 from tersenet.training import accuracy, evaluate
 
 SIZES = {"conv1": 500, "conv2": 25_000, "ip1": 400_000, "ip2": 5_000}
@@ -95,30 +93,6 @@ class Row:
     cpu_seconds: float
     payload_nbytes: int | None = None
     file_nbytes: int | None = None
-
-
-class Cache:
-    """Networks after each stage, in a folder, and the seconds that each stage took when it ran."""
-
-    def __init__(self, folder: Path) -> None:
-        """Make the folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-
-    def stage(self, name: str, model: nn.Module, work: Callable[[], object]) -> np.ndarray:
-        """Work on a model, or give it what the work left once; return seconds: wall and CPU."""
-        path = self.folder / f"{name}.pt"
-        if path.exists():
-            state = torch.load(path, weights_only=True)
-            put_state(model, state)
-        else:
-            wall, cpu = time.perf_counter(), time.process_time()
-            work()
-            seconds = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-            state = {**state_of(model), "seconds": seconds}
-            with Replacing(path) as file:
-                torch.save(state, file)
-        return np.array(list(state["seconds"].values()))
 
 
 def keep(net: nn.Module, counts: tuple[int, ...]) -> Plan:

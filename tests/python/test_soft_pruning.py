@@ -161,6 +161,110 @@ def test_two_runs_find_the_same():
     assert kept == 240 - round(0.7 * 240)
 
 
+@pytest.mark.parametrize("criterion", ["taylor", "magnitude"])
+@pytest.mark.parametrize("stop", [0, 5, 6, 7, 20, 23])  # masks are chosen every 6, final after 20
+def test_an_interrupted_run_goes_on_to_the_same_bits(criterion, stop, tmp_path):
+    plan, path = Plan({"*": Rule(sparsity=0.8), "2": Rule(sparsity=0.5)}), tmp_path / "run.pt"
+
+    def run(model, seen, start=None, stop=None):
+        """Train by hand; at `stop` leave the states in a file, from `start` go on from them."""
+        adam = torch.optim.Adam(model.parameters(), lr=0.05)
+        soft = SoftPruning(model, plan, steps=20, every=6, criterion=criterion)
+        adam.zero_grad(set_to_none=True)
+        parts = {"model": model, "optimizer": adam, "soft": soft}
+        if start is not None:
+            states = torch.load(path, weights_only=True)
+            for key, part in parts.items():
+                part.load_state_dict(states[key])
+        for step in range(start or 0, 26):
+            if step == stop:
+                torch.save({key: part.state_dict() for key, part in parts.items()}, path)
+                return None
+            at = step % 4 * 16
+            adam.zero_grad()
+            F.cross_entropy(model(X[at : at + 16]), Y[at : at + 16]).backward()
+            soft.step()
+            adam.step()
+            seen.append({name: mask.clone() for name, mask in masks(model).items()})
+        return soft
+
+    whole, resumed = network(), network(1)
+    expected, found = [], []
+    last = run(whole, expected)
+    run(network(), found, stop=stop)
+    again = run(resumed, found, start=stop)
+    assert len(found) == 26 and again.finish() == last.finish() and not again.is_soft
+    for before, after in zip(expected, found, strict=True):
+        assert all(torch.equal(after[name], mask) for name, mask in before.items())
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key].view(torch.uint8), value.view(torch.uint8))
+    # what is final is hard in the resumed run too
+    backward(resumed)
+    mask = masks(resumed)["0"]
+    assert (resumed[0].parametrizations.weight.original.grad[~mask] == 0).all()
+
+
+def test_fit_goes_on_from_the_state_of_an_epoch():
+    states, plan = [], Plan.of(sparsity=0.8)
+
+    def pieces(seed):
+        model = network(seed)
+        adam = torch.optim.Adam(model.parameters(), lr=0.02)
+        return model, adam, SoftPruning(model, plan, steps=10, every=3)
+
+    def go(parts, epochs, *callbacks):
+        model, adam, soft = parts
+        batches = TensorBatches(X, Y, batch_size=16, shuffle=False)
+        joined = [soft, *callbacks]
+        fit(
+            model,
+            batches,
+            epochs=epochs,
+            optimizer=adam,
+            loss=F.cross_entropy,
+            callbacks=joined,
+        )
+
+    def keep_states(state):
+        states.append(copy.deepcopy([part.state_dict() for part in whole]))
+
+    whole, resumed = pieces(0), pieces(1)
+    go(whole, 4, keep_states)
+    for part, state in zip(resumed, states[1], strict=True):
+        part.load_state_dict(state)
+    go(resumed, 2)
+    assert resumed[2].finish() == whole[2].finish()
+    for key, value in whole[0].state_dict().items():
+        assert torch.equal(resumed[0].state_dict()[key], value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kept": {"0": 5}}, r"state is of layers \['0'\], expected \['0', '2'\]"),
+        ({"scores": {"0": torch.ones(3)}}, r"scores of layer '0' of the state are \[3\]"),
+        ({"scores": {"1": torch.ones(3)}}, "scores of layer '1'"),
+        ({"taken": 11}, "taken 11 steps, expected at most 10"),
+    ],
+)
+def test_the_state_of_another_run_is_refused_and_changes_nothing(change, message):
+    model = network()
+    soft = SoftPruning(model, Plan.of(sparsity=0.5), steps=10)
+    backward(model)
+    soft.step()
+    before = soft.state_dict()
+    with pytest.raises(ValueError, match=message):
+        soft.load_state_dict({**before, **change})
+    after = soft.state_dict()
+    assert {key: after[key] for key in ("taken", "is_soft", "is_used", "kept")} == {
+        "taken": 1,
+        "is_soft": True,
+        "is_used": False,
+        "kept": {"0": 192, "2": 48},
+    }
+    assert all(torch.equal(after["scores"][name], s) for name, s in before["scores"].items())
+
+
 def test_filters_are_soft_and_hard_as_a_whole():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))

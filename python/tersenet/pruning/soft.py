@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tersenet.parametrization import Target, as_array
+from tersenet.parametrization import as_array
 from tersenet.plan import Plan
 from tersenet.pruning.magnitude import Weights
 from tersenet.pruning.masking import Masked, PrunedLayer, PruningReport, prune, sparsified
@@ -49,6 +49,9 @@ class SoftPruning(Callback):
     optimizer's step. After `steps` of them the masks are final, and training may go on; `finish()`
     ends it earlier, and so does the end of `fit`. The parameters stay the same objects. Layers may be
     in quantization-aware training (`prepare_qat`): what is ranked is the weights under the rounding.
+
+    To go on with an interrupted run, make the model, its optimizer and this anew with the same
+    arguments, and load the state of each.
 
     Example:
         >>> model = nn.Linear(10, 10)
@@ -110,7 +113,8 @@ class SoftPruning(Callback):
         self._is_used = False  # by the last choice
         self._taken = 0
         self.is_soft = True
-        self._report = self._choose(self._magnitudes())
+        self._report: PruningReport
+        self._choose(self._magnitudes())
 
     def step(self) -> None:
         """Count a step: add its gradients to the scores, and choose the masks when it is time."""
@@ -127,38 +131,58 @@ class SoftPruning(Callback):
             scores = self._scores()
             self._taken = self._steps
             self.is_soft = False
-            self._report = self._choose(scores)
+            self._choose(scores)
             self._sums.clear()
         return self._report
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what training goes on from, beside the model, whose buffers are the masks."""
+        """Return what pruning goes on from, beside the model, whose own state has the masks.
+
+        That is the steps taken, the scores since the masks were chosen, and how many weights the
+        last choice kept, both by layer name.
+        """
         return {
             "taken": self._taken,
             "is_soft": self.is_soft,
             "is_used": self._is_used,
-            "sums": {name: total.clone() for name, total in self._sums.items()},
+            "scores": {name: total.clone() for name, total in self._sums.items()},
+            "kept": {layer.name: layer.nnz for layer in self._report.layers},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned, for the same plan and a model with its tensors.
+        """Go on from what `state_dict` returned for the same model, plan and options.
+
+        The masks are part of the model's state, which is loaded by itself, before or after.
 
         Raises:
-            ValueError: if it is of other layers or shapes.
+            ValueError: if it is of other layers, shapes or fewer steps; then nothing changes.
         """
-        shapes = {target.name: target.original.shape for target in self._targets}
-        for name, total in state["sums"].items():
-            if shapes.get(name) != total.shape:
-                found = f"{name!r} of shape {list(total.shape)}"
-                raise ValueError(f"soft pruning: state holds {found}, expected one of {shapes}")
-        places = {target.name: target.original.device for target in self._targets}
-        self._sums = {n: total.to(places[n], copy=True) for n, total in state["sums"].items()}
+        shapes = {target.name: tuple(target.original.shape) for target in self._targets}
+        if set(state["kept"]) != set(shapes):
+            raise ValueError(
+                f"soft pruning: the state is of layers {sorted(state['kept'])}, "
+                f"expected {sorted(shapes)}"
+            )
+        for name, total in state["scores"].items():
+            if tuple(total.shape) != shapes.get(name):
+                raise ValueError(
+                    f"soft pruning: scores of layer {name!r} of the state are "
+                    f"{list(total.shape)}, expected {list(shapes.get(name, ()))}"
+                )
+        if not 0 <= state["taken"] <= self._steps:
+            found = f"the state has taken {state['taken']} steps"
+            raise ValueError(f"soft pruning: {found}, expected at most {self._steps}")
         self._taken, self._is_used = int(state["taken"]), bool(state["is_used"])
+        self._sums = {
+            target.name: state["scores"][target.name].to(target.original.device, copy=True)
+            for target in self._targets
+            if target.name in state["scores"]
+        }
+        self._report = PruningReport(
+            tuple(PrunedLayer(n, shape, int(state["kept"][n])) for n, shape in shapes.items())
+        )
         self.is_soft = bool(state["is_soft"])
         self._set_soft()
-        self._report = PruningReport(
-            tuple(PrunedLayer(t.name, tuple(m.shape), int(m.sum())) for t, m in self._masks())
-        )
 
     def gradients_computed(self, state: State) -> None:
         """Add the gradients to the scores."""
@@ -197,13 +221,12 @@ class SoftPruning(Callback):
         elif self._taken % self._every == 0:
             self._choose(self._scores())
 
-    def _choose(self, scores: dict[str, Weights]) -> PruningReport:
+    def _choose(self, scores: dict[str, Weights]) -> None:
         """Choose the masks anew, for the sparsity of this step."""
         self._set_soft()  # before what is fitted to the masks
-        report = prune(self._model, self._plan_now(), regrow=True, scores=scores)
+        self._report = prune(self._model, self._plan_now(), regrow=True, scores=scores)
         self._set_soft()
         self._is_used = True
-        return report
 
     def _plan_now(self) -> Plan:
         left = (1 - self._taken / self._steps) ** 3
@@ -216,13 +239,6 @@ class SoftPruning(Callback):
             for pattern, rule in self._plan.layers.items()
         }
         return replace(self._plan, layers=rules)
-
-    def _masks(self) -> list[tuple[Target, Tensor]]:
-        found = []
-        for target in self._targets:
-            assert target.parametrization is not None
-            found.append((target, target.parametrization.mask))
-        return found
 
     def _set_soft(self) -> None:
         for target in self._targets:

@@ -1,0 +1,53 @@
+"""What the stages of a bench leave in a folder, so that a finished stage is not run again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tersenet.pruning.resuming import put_state, state_of
+from tersenet.replacing import Replacing
+
+
+class Cache:
+    """Networks after each stage, and the seconds that each took when it ran; rows of results."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+
+    def stage(self, name: str, model: nn.Module, work: Callable[[], object]) -> np.ndarray:
+        """Work on a model, or give it what the work left once; return seconds: wall and CPU."""
+        path = self.folder / f"{name}.pt"
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            put_state(model, state)
+        else:
+            wall, cpu = time.perf_counter(), time.process_time()
+            work()
+            seconds = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+            state = {**state_of(model), "seconds": seconds}
+            with Replacing(path) as file:
+                torch.save(state, file)
+        return np.array(list(state["seconds"].values()))
+
+    def rows(self, name: str, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Return the rows that the work gives, or gave once; with its CPU seconds in each."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            start = time.process_time()
+            rows = work()
+            seconds = time.process_time() - start
+            text = json.dumps([{**row, "stage_cpu_seconds": seconds} for row in rows])
+            with Replacing(path) as file:
+                file.write(text.encode())
+        found: list[dict[str, Any]] = json.loads(path.read_text())
+        return found

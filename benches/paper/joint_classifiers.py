@@ -1,0 +1,374 @@
+"""Classifiers pruned by two scores, and pruned and quantized into a number of bytes.
+
+::
+
+    scores      LeNet-5, MNIST: pruning by Taylor scores, and by magnitude, three seeds
+    resnet20    ResNet-20, CIFAR-10: soft pruning by either, and one-shot magnitude pruning
+    budgets     ResNet-20, CIFAR-10: into a file of so many bytes by pruning alone, by quantizing
+                alone, and by both, after as many steps of training
+
+What is compared trains alike: images, steps, rate and optimizer, and after so short a training the
+norms get their statistics anew. Choices are made on images that nothing is reported of: the last
+5,000 training images of MNIST, and, since the ResNet has seen all training images of CIFAR-10, its
+first test images.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mnist
+import torch
+import torch.nn.functional as F
+import trained
+from cache import Cache
+from networks import LeNet5
+from resconv_cifar10 import BATCH, Shifted
+from stepwise import Advance, Shown, train
+from torch import nn
+
+import tersenet
+from tersenet import Plan, fit_budget
+from tersenet.parametrization import unparametrize
+from tersenet.pipeline import prune_and_quantize
+from tersenet.pruning import SoftPruning, prune, taylor_scores
+from tersenet.quantization import quantize
+from tersenet.training import Callback, TensorBatches, accuracy, evaluate
+
+SEEDS = (0, 1, 2)
+SPARSITIES = (0.95, 0.98, 0.99)
+SCHEDULES = ("one-shot", "soft")
+RESNET_SPARSITY = 0.9
+BUDGETS = (44_500, 69_500)  # just above a file of 2, and of 4, values a layer and nothing pruned
+JOINT = {"sparsities": (0.5, 0.6, 0.7, 0.8, 0.85, 0.9), "ks": (4, 8, 16)}
+QUANTIZED = {"sparsities": (0.0,), "ks": (2, 3, 4, 5, 6)}
+FOR_TRAINING = 600  # bytes of a budget that the search leaves: training changes what coders find
+
+# In so few steps there is no time for a schedule: masks begin at the sparsity they end at.
+_SOFT: dict[str, Any] = {"every": 4, "criterion": "magnitude"}
+
+_LENET_BATCH = 64
+_SCORED = 2_048  # images of MNIST for one-shot Taylor scores
+_LENET_LR = 1e-3
+_RESNET_LR = 0.01
+_CODEBOOK_LR = 2e-3
+_NORMED = 1_000  # training images of CIFAR-10, for the statistics of a candidate's norms
+_DECIDING, _REPORTED = 1_000, 4_000  # test images of CIFAR-10; the search takes half of the first
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Of training, in each stage; all for 128 images, LeNet-5 for 64."""
+
+    lenet_dense: int = 480
+    lenet_pruned: int = 240
+    resnet_pruned: int = 80
+    resnet_budget: int = 96
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """LeNet-5 pruned by one criterion, in the schedule that validation images prefer for it."""
+
+    seed: int
+    sparsity: float
+    criterion: str
+    schedule: str
+    nnz: int
+    validation: float
+    test: float
+
+
+@dataclass(frozen=True)
+class ResNetRow:
+    """ResNet-20 pruned in one way and trained on, as plain float32."""
+
+    method: str
+    sparsity: float
+    validation: float
+    test: float
+
+
+@dataclass(frozen=True)
+class BytesRow:
+    """ResNet-20 in a file of at most so many bytes; `searched`: minus the loss before training."""
+
+    budget: int
+    method: str
+    sparsity: float
+    k: int | None
+    file_nbytes: int
+    searched: float
+    validation: float
+    test: float
+
+
+class Classifiers:
+    """The stages of classifiers, on data that are read when they are needed."""
+
+    def __init__(self, cache: Cache, advance: Advance, steps: Steps) -> None:
+        """Keep where results go, and how much is trained."""
+        self.cache, self.advance, self.steps = cache, advance, steps
+
+    @cached_property
+    def mnist(self) -> mnist.Mnist:
+        """The images of MNIST."""
+        return mnist.load()
+
+    @cached_property
+    def cifar(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As many training images of CIFAR-10 as one stage takes steps for."""
+        count = BATCH * max(self.steps.resnet_pruned, self.steps.resnet_budget)
+        images, classes = trained.cifar10(min(count, 50_000), "train")
+        return trained.normalized(images), torch.from_numpy(classes).long()
+
+    @cached_property
+    def judged(self) -> tuple[TensorBatches, TensorBatches, TensorBatches]:
+        """Test images of CIFAR-10 that decide the search, that decide, and that are reported."""
+        images, classes = trained.cifar10(_DECIDING + _REPORTED)
+        data = trained.normalized(images), torch.from_numpy(classes).long()
+        parts = (slice(_DECIDING // 2), slice(_DECIDING), slice(_DECIDING, None))
+        first, second, third = (
+            TensorBatches(*(tensor[part] for tensor in data), batch_size=250, shuffle=False)
+            for part in parts
+        )
+        return first, second, third
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Compare the two criteria on LeNet-5, for each seed."""
+        return [
+            row
+            for seed in SEEDS
+            for row in self.cache.rows(f"scores-{seed}", lambda seed=seed: self._scores(seed))
+        ]
+
+    def resnet20(self) -> list[dict[str, Any]]:
+        """Prune ResNet-20."""
+        return [
+            row
+            for method in ("dense", "one-shot magnitude", "soft magnitude", "soft taylor")
+            for row in self.cache.rows(
+                f"resnet20-{method.replace(' ', '-')}", lambda method=method: [self._pruned(method)]
+            )
+        ]
+
+    def budgets(self) -> list[dict[str, Any]]:
+        """Compress ResNet-20 into each budget in three ways."""
+        ways = {"pruned": self._prune_only, "quantized": self._quantize_only, "joint": self._joint}
+        return [
+            row
+            for budget in BUDGETS
+            for method, way in ways.items()
+            for row in self.cache.rows(
+                f"budgets-{budget}-{method}",
+                lambda budget=budget, method=method, way=way: [self._within(budget, method, way)],
+            )
+        ]
+
+    def _scores(self, seed: int) -> list[dict[str, Any]]:
+        torch.manual_seed(seed)
+        dense = LeNet5().to(memory_format=torch.channels_last)
+        self._train_lenet(dense, self.steps.lenet_dense, f"LeNet-5, seed {seed}", seed)
+        validation, test = (
+            TensorBatches(*images, batch_size=500, shuffle=False)
+            for images in (self.mnist.validation, self.mnist.test)
+        )
+
+        def row(criterion: str, schedule: str, sparsity: float, net: nn.Module) -> ScoreRow:
+            nnz = sum(int(p.count_nonzero()) for p in _weights(net))
+            value = evaluate(net, validation, accuracy)
+            return ScoreRow(seed, sparsity, criterion, schedule, nnz, value, 0.0)
+
+        chosen = [(row("none", "", 0.0, dense), dense)]
+        for sparsity in SPARSITIES:
+            for criterion in ("magnitude", "taylor"):
+                found = []
+                for schedule in SCHEDULES:
+                    net = self._pruned_lenet(dense, seed, sparsity, criterion, schedule)
+                    found.append((row(criterion, schedule, sparsity, net), net))
+                chosen.append(max(found, key=lambda pair: pair[0].validation))
+        return [{**asdict(row), "test": evaluate(net, test, accuracy)} for row, net in chosen]
+
+    def _pruned_lenet(
+        self, dense: nn.Module, seed: int, sparsity: float, criterion: str, schedule: str
+    ) -> nn.Module:
+        """Prune all layers together, at once or softly, and train for as many steps."""
+        net, steps = copy.deepcopy(dense), self.steps.lenet_pruned
+        plan = Plan.of(sparsity=sparsity, pruning_scope="global")
+        callbacks: list[Callback] = []
+        if schedule == "soft":
+            soft_steps = max(2 * steps // 3, 1)
+            callbacks.append(
+                SoftPruning(net, plan, steps=soft_steps, every=10, criterion=criterion)
+            )
+        else:
+            images = (tensor[:_SCORED] for tensor in self.mnist.train)
+            batches = TensorBatches(*images, batch_size=_LENET_BATCH, shuffle=False)
+            is_taylor = criterion == "taylor"
+            scores = taylor_scores(net, batches, F.cross_entropy) if is_taylor else None
+            prune(net, plan, scores=scores)
+        name = f"LeNet-5, seed {seed}, {sparsity:.1%}, {criterion}, {schedule}"
+        self._train_lenet(net, steps, name, seed + 1, callbacks)
+        unparametrize(net)
+        return net
+
+    def _train_lenet(
+        self, net: nn.Module, steps: int, name: str, seed: int, callbacks: Sequence[Callback] = ()
+    ) -> None:
+        train(
+            net,
+            TensorBatches(*self.mnist.train, batch_size=_LENET_BATCH, seed=seed),
+            steps=steps,
+            optimizer=torch.optim.Adam(net.parameters(), _LENET_LR, fused=True),
+            lr=_LENET_LR,
+            loss=F.cross_entropy,
+            seed=seed,
+            callbacks=[*callbacks, Shown(self.advance, name, steps)],
+        )
+
+    def _pruned(self, method: str) -> dict[str, Any]:
+        model = _resnet()
+        plan = Plan.of(sparsity=RESNET_SPARSITY, pruning_scope="global")
+        steps = self.steps.resnet_pruned
+        callbacks: list[Callback] = []
+        if method == "one-shot magnitude":
+            prune(model, plan)
+        elif method != "dense":
+            soft_steps, criterion = max(2 * steps // 3, 1), method.split()[-1]
+            callbacks.append(
+                SoftPruning(
+                    model,
+                    plan,
+                    steps=soft_steps,
+                    every=20,
+                    initial=RESNET_SPARSITY,
+                    criterion=criterion,
+                )
+            )
+        if method != "dense":
+            self._train_resnet(model, steps, f"ResNet-20, {method}", _RESNET_LR, callbacks)
+            unparametrize(model)
+            self._adapt_norms(model)
+        return asdict(ResNetRow(method, _sparsity(model), *self._judge(model)))
+
+    def _train_resnet(
+        self,
+        model: nn.Module,
+        steps: int,
+        name: str,
+        lr: float,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        train(
+            model,
+            Shifted(*self.cifar, seed=0),
+            steps=steps,
+            optimizer=torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True),
+            lr=lr,
+            loss=F.cross_entropy,
+            seed=0,
+            callbacks=[*callbacks, Shown(self.advance, name, steps)],
+        )
+
+    def _judge(self, model: nn.Module) -> tuple[float, float]:
+        _, deciding, reported = self.judged
+        return evaluate(model, deciding, accuracy), evaluate(model, reported, accuracy)
+
+    def _searched(self, model: nn.Module) -> float:
+        """Return minus the loss, finer than accuracy, once the norms know the compressed layers."""
+        self._adapt_norms(model)
+        return -evaluate(model, self.judged[0], F.cross_entropy)
+
+    def _adapt_norms(self, model: nn.Module) -> None:
+        """Give the norms the statistics of the first training images."""
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None  # the mean of what follows
+        model.train()
+        with torch.no_grad():
+            for images in self.cifar[0][:_NORMED].split(250):
+                model(images)
+        model.eval()
+
+    def _within(self, budget: int, method: str, way: Callable) -> dict[str, Any]:
+        """Search, train, and check the bytes of the file that is written at the end."""
+        model = _resnet()
+        sparsity, k, searched = way(model, budget - FOR_TRAINING, f"{budget:,} bytes, {method}")
+        unparametrize(model)
+        self._adapt_norms(model)
+        nbytes = _file_nbytes(model)
+        if nbytes > budget:
+            raise RuntimeError(f"{method}: the file takes {nbytes:,} bytes, expected {budget:,}")
+        judged = self._judge(model)
+        return asdict(BytesRow(budget, method, sparsity, k, nbytes, searched, *judged))
+
+    def _prune_only(self, model: nn.Module, nbytes: int, name: str) -> tuple[float, None, float]:
+        """Prune as few as the bytes allow, in steps of half a percent, and train."""
+        least, most = 100, 199  # in halves of a percent
+        while least < most:
+            middle = (least + most) // 2
+            found = _file_nbytes(model, Plan.of(sparsity=middle / 200))
+            least, most = (least, middle) if found <= nbytes else (middle + 1, most)
+        sparsity, steps = least / 200, self.steps.resnet_budget
+        plan = Plan.of(sparsity=sparsity)
+        searched = self._searched(tersenet.compress(model, plan))
+        soft_steps = max(steps // 2, 1)
+        soft = SoftPruning(model, plan, steps=soft_steps, initial=sparsity, **_SOFT)
+        self._train_resnet(model, steps, name, _RESNET_LR, [soft])
+        return sparsity, None, searched
+
+    def _quantize_only(self, model: nn.Module, nbytes: int, name: str) -> tuple[float, int, float]:
+        """Share as many values as do best within the bytes, and train."""
+        fit = fit_budget(model, nbytes, self._searched, **QUANTIZED)
+        plan = fit.plan
+        quantize(model, plan)
+        self._train_resnet(model, self.steps.resnet_budget, name, _CODEBOOK_LR)
+        return 0.0, plan.layers["*"].k or 0, fit.value
+
+    def _joint(self, model: nn.Module, nbytes: int, name: str) -> tuple[float, int, float]:
+        """Search the sparsity and the number of values together, and train in both stages."""
+        fit = fit_budget(model, nbytes, self._searched, **JOINT)
+        rule = fit.plan.layers["*"]
+        quantizing = self.steps.resnet_budget // 3
+        steps = {
+            "pruning": self.steps.resnet_budget - quantizing,
+            "quantization": quantizing,
+        }
+        lr = {"pruning": _RESNET_LR, "quantization": _CODEBOOK_LR}
+
+        def train_stage(model: nn.Module, callbacks: Sequence[Callback], stage: str) -> None:
+            self._train_resnet(model, steps[stage], f"{name}, {stage}", lr[stage], callbacks)
+
+        soft_steps = max(2 * steps["pruning"] // 3, 1)
+        sparsity = rule.sparsity or 0.0
+        prune_and_quantize(
+            model, fit.plan, train_stage, steps=soft_steps, initial=sparsity, **_SOFT
+        )
+        return sparsity, rule.k or 0, fit.value
+
+
+def _resnet() -> nn.Module:
+    return trained.resnet(20).to(memory_format=torch.channels_last)
+
+
+def _weights(model: nn.Module) -> list[torch.Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.dim() > 1]
+
+
+def _sparsity(model: nn.Module) -> float:
+    weights = _weights(model)
+    return 1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
+
+
+def _file_nbytes(model: nn.Module, plan: Plan | None = None) -> int:
+    """Return the bytes of the file for size of a plain model, as it is or as a plan makes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        small = tersenet.compress(model, plan)
+        return tersenet.save(small, Path(folder, "model.terse"), goal="size")

@@ -1,0 +1,207 @@
+"""Joint pruning and quantization for extreme sparsity: by Taylor scores, by bytes, and for stereo.
+
+::
+
+    scores      LeNet-5, MNIST: Taylor scores against magnitude at 95 % and more, three seeds
+    resnet20    ResNet-20, CIFAR-10: the pruning stage alone
+    budgets     ResNet-20, CIFAR-10: pruning alone, quantizing alone, both, at equal bytes of a file
+    stereo      a network of disparities: dense, dense trained longer, compressed to a fiftieth
+
+The pages of `joint_classifiers` and `joint_stereo` say what each stage does and what decides in it.
+
+    TERSENET_DATA=… TERSENET_CACHE=… PYTHONPATH=benches python \
+        benches/paper/joint_pruning_quantization.py [stage…] [--part 0.02]
+    writes benches/record/joint_pruning_quantization.{json,svg}
+
+Finished parts of stages stay in TERSENET_CACHE and are not run again. With names of stages only these
+are run, and nothing is written: processes can share the work. `--part` takes that part of all training
+for a trial; then nothing is written either.
+
+Source: the title is that of arXiv 2010.01892, of which the abstract is followed: a Taylor score for
+pruning and quantization, a pruning stage and a quantization stage, extreme sparsity in dense prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import joint_classifiers
+import joint_stereo
+import numpy as np
+import timing
+import torch
+from cache import Cache
+from joint_classifiers import Classifiers
+from joint_stereo import Stereo
+from stepwise import said
+
+from tersenet.console import progress, show, table
+
+STAGES = ("scores", "resnet20", "budgets", "stereo")
+
+Rows = list[dict[str, Any]]
+Steps = TypeVar("Steps", joint_classifiers.Steps, joint_stereo.Steps)
+
+
+def scaled(steps: Steps, part: float) -> Steps:
+    """Return a part of all steps, at least 16 of each."""
+    counts = {field.name: getattr(steps, field.name) for field in fields(steps)}
+    return type(steps)(**{name: max(round(part * count), 16) for name, count in counts.items()})
+
+
+def figures(found: dict[str, Rows]) -> dict[str, float]:
+    """Return what the record is about; every test figure is of test examples alone.
+
+    The dense stereo network is the one of the two that the validation stereograms prefer; bytes are
+    of the whole file. The gain in points is the least of all budgets, over the better single way.
+    """
+    rows = {row["network"]: row for row in found["stereo"]}
+    small = rows["compressed"]
+    dense = min((rows["dense"], rows["longer"]), key=lambda row: row["validation"])
+    gains = []
+    for budget in {row["budget"] for row in found["budgets"]}:
+        tests = {r["method"]: r["test"] for r in found["budgets"] if r["budget"] == budget}
+        gains.append(100 * (tests["joint"] - max(tests["pruned"], tests["quantized"])))
+    return {
+        "memory_cut_fraction": 1 - small["nbytes"] / (4 * small["weights"]),
+        "epe_fraction": small["test"] / dense["test"],
+        "joint_minus_best_single_points": min(gains),
+    }
+
+
+def over_start(stereo: Rows) -> float:
+    """Return the compressed network's test error over that of the dense one it began from."""
+    tests = {row["network"]: row["test"] for row in stereo}
+    return tests["compressed"] / tests["dense"]
+
+
+def taylor_minus_magnitude(scores: Rows) -> dict[str, dict[str, float]]:
+    """Return, by sparsity, the difference of test accuracies over the seeds, in points."""
+    found = {}
+    for sparsity in joint_classifiers.SPARSITIES:
+        taylor, magnitude = (
+            np.array(
+                [r["test"] for r in scores if (r["sparsity"], r["criterion"]) == (sparsity, name)]
+            )
+            for name in ("taylor", "magnitude")
+        )
+        points = 100 * (taylor - magnitude)
+        found[f"{sparsity}"] = {
+            "mean_points": float(points.mean()),
+            "least_points": float(points.min()),
+            "most_points": float(points.max()),
+        }
+    return found
+
+
+def plot(found: dict[str, Rows], path: Path) -> None:
+    """Draw test errors of LeNet-5 by sparsity, of ResNet-20 by bytes, and of stereo."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.hashsalt": path.stem, "svg.fonttype": "none", "font.size": 8}
+    from matplotlib import pyplot
+
+    figure, (scores, budgets, stereo) = pyplot.subplots(
+        1, 3, figsize=(12, 3.6), layout="constrained"
+    )
+    for criterion, marker in (("magnitude", "x"), ("taylor", "o")):
+        rows = [row for row in found["scores"] if row["criterion"] == criterion]
+        pruned = [100 * (1 - row["sparsity"]) for row in rows]
+        errors = [100 * (1 - row["test"]) for row in rows]
+        scores.plot(pruned, errors, marker, fillstyle="none", label=criterion)
+    scores.set(
+        xscale="log",
+        xlabel="weights kept, %",
+        ylabel="test error, %",
+        title="LeNet-5, MNIST: 3 seeds",
+    )
+    scores.legend()
+    for method, marker in (("pruned", "x"), ("quantized", "+"), ("joint", "o")):
+        rows = [row for row in found["budgets"] if row["method"] == method]
+        sizes = [row["file_nbytes"] / 1000 for row in rows]
+        budgets.plot(sizes, [100 * row["test"] for row in rows], f"{marker}-", label=method)
+    dense = next(row["test"] for row in found["resnet20"] if row["method"] == "dense")
+    budgets.axhline(100 * dense, color="gray", linestyle=":", label="dense")
+    budgets.set(
+        xlabel="file, kB", ylabel="test accuracy, %", title="ResNet-20, CIFAR-10: the same bytes"
+    )
+    budgets.legend()
+    names = ("test", "teddy", "cones")
+    for place, row in enumerate(found["stereo"]):
+        at = np.arange(len(names)) + 0.27 * (place - 1)
+        label = f"{row['network']}, {row['nbytes'] / 1000:,.0f} kB"
+        stereo.bar(at, [row[name] for name in names], 0.25, label=label)
+    stereo.set_xticks(range(len(names)), ["stereograms", "teddy", "cones"])
+    stereo.set(ylabel="end-point error, pixels", title="stereo disparity")
+    stereo.legend()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def shown(name: str, rows: Rows) -> None:
+    """Print the rows of a stage."""
+    columns = list(rows[0])
+    made = table(columns[0], *columns[1:])
+    for row in rows:
+        made.add_row(*(f"{v:.4g}" if isinstance(v, float) else f"{v}" for v in row.values()))
+    print(name)
+    show(made)
+
+
+def main() -> None:
+    """Run the stages that are named, or all of them and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="stage")
+    parser.add_argument("--part", type=float, default=1.0, help="of all training, for a trial")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    root = Path(os.environ.get("TERSENET_CACHE") or ".cache", "joint_pruning_quantization")
+    cache = Cache(root / f"{arguments.part:g}")
+    classifier_steps = scaled(joint_classifiers.Steps(), arguments.part)
+    stereo_steps = scaled(joint_stereo.Steps(), arguments.part)
+    found: dict[str, Rows] = {}
+    with progress() as bars:
+        classifiers = Classifiers(cache, said(bars), classifier_steps)
+        stereo = Stereo(cache, said(bars), stereo_steps)
+        works = {
+            "scores": classifiers.scores,
+            "resnet20": classifiers.resnet20,
+            "budgets": classifiers.budgets,
+            "stereo": stereo.rows,
+        }
+        for name in arguments.stages or STAGES:
+            found[name] = works[name]()
+    for name, rows in found.items():
+        shown(name, rows)
+    if arguments.stages:
+        return
+    wanted = figures(found)
+    differences = taylor_minus_magnitude(found["scores"])
+    print(wanted, differences, sep="\n")
+    if arguments.part != 1:
+        return
+    plot(found, timing.HERE / "record" / "joint_pruning_quantization.svg")
+    timing.write(
+        "joint_pruning_quantization",
+        timing.environment()
+        | {
+            "steps": {"classifiers": asdict(classifier_steps), "stereo": asdict(stereo_steps)},
+            "data": "stereograms are generated; teddy and cones are real pairs at a third of their "
+            "size; the images that decide on CIFAR-10 are the first 1,000 test images, and those "
+            "reported the next 4,000",
+            "figures": wanted,
+            "taylor_minus_magnitude": differences,
+            "epe_over_the_dense_it_began_from": over_start(found["stereo"]),
+            "constant_disparity_epe": stereo.constant(),
+            **found,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""A stereo network compressed to a fiftieth: disparities of stereograms, and of two real pairs.
+
+::
+
+    dense       trained on generated stereograms
+    longer      the dense one trained on for as many steps as the compressed one, for a fair measure
+    compressed  soft pruning by Taylor scores, then shared weights, both while training
+    each        the end-point error: mean distance of disparities where they are valid, in pixels
+    compressed  exported; its errors are those of `Network`, from the compressed weights
+
+The real pairs are photographs, which no network has trained on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from cache import Cache
+from stepwise import Advance, Shown, train
+from stereo_net import StereoNet, disparity_loss, end_point_error
+from stereograms import PAIRS, Stereograms, middlebury
+from torch import Tensor, nn
+
+import tersenet
+from tersenet import Plan
+from tersenet.parametrization import unparametrize
+from tersenet.pipeline import prune_and_quantize
+from tersenet.training import Callback, TensorBatches
+
+PLAN = Plan.of(sparsity=0.92, pruning_scope="global", quantizer="cws", k=16, seed=0)
+TOLERANCE = 1e-3  # pixels between torch and Network
+
+_BATCH = 8
+_LR = {"dense": 2e-3, "longer": 2e-3, "pruning": 2e-3, "quantization": 4e-4}
+_SEEDS = {"training": 1, "validation": 2, "test": 3}
+_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Of training, each of 8 stereograms, and how many of these there are."""
+
+    dense: int = 1_200
+    pruning: int = 900
+    quantization: int = 200
+    stereograms: int = 2_048
+    judged: int = 128
+
+
+@dataclass(frozen=True)
+class StereoRow:
+    """One network: weights that are not zero, bytes of all weights, end-point errors in pixels."""
+
+    network: str
+    weights: int
+    nnz: int
+    nbytes: int
+    validation: float
+    test: float
+    teddy: float
+    cones: float
+
+
+class Flipped:
+    """Shuffled stereograms, each batch upside down or not."""
+
+    def __init__(self, images: Tensor, targets: Tensor, seed: int) -> None:
+        """Keep the stereograms."""
+        self._batches = TensorBatches(images, targets, batch_size=_BATCH, seed=seed)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over (images, targets) of each batch."""
+        for images, targets in self._batches:
+            is_flipped = bool(torch.rand(1, generator=self._generator) < 0.5)
+            yield tuple(part.flip(2) if is_flipped else part for part in (images, targets))
+
+
+class Stereo:
+    """The stages of stereo."""
+
+    def __init__(self, cache: Cache, advance: Advance, steps: Steps) -> None:
+        """Keep where results go, and how much is trained."""
+        self.cache, self.advance, self.steps = cache, advance, steps
+
+    @cached_property
+    def training(self) -> tuple[Tensor, Tensor]:
+        """The stereograms of training."""
+        count = self.steps.stereograms // _TOGETHER
+        found = []
+        for number, batch in enumerate(self._stereograms("training", count)):
+            found.append(batch)
+            self.advance("stereograms", number + 1, count)
+        images, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return images, targets
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Train the three networks and measure them."""
+        torch.manual_seed(0)
+        dense = StereoNet().to(memory_format=torch.channels_last)
+        steps = self.steps
+        self.cache.stage(
+            "stereo-dense", dense, lambda: self._train(dense, "dense", steps.dense, [])
+        )
+        longer, small = copy.deepcopy(dense), copy.deepcopy(dense)
+        more = steps.pruning + steps.quantization
+        self.cache.stage("stereo-longer", longer, lambda: self._train(longer, "longer", more, []))
+        self.cache.stage("stereo-compressed", small, lambda: self._compress(small))
+        return [
+            row
+            for name, net in {"dense": dense, "longer": longer, "compressed": small}.items()
+            for row in self.cache.rows(
+                f"stereo-{name}", lambda name=name, net=net: [asdict(self._row(name, net))]
+            )
+        ]
+
+    def constant(self) -> float:
+        """Return the error on the test stereograms of the one disparity that does best there."""
+        targets = torch.cat([batch[1] for batch in self._stereograms("test", self._judged)])
+        disparity = targets[:, 0][targets[:, 1] > 0]
+        return float((disparity - disparity.median()).abs().mean())
+
+    @property
+    def _judged(self) -> int:
+        return max(self.steps.judged // _TOGETHER, 1)
+
+    def _stereograms(self, part: str, batches: int) -> Stereograms:
+        return Stereograms(batches, batch_size=_TOGETHER, seed=_SEEDS[part])
+
+    def _train(self, net: nn.Module, stage: str, steps: int, callbacks: Sequence[Callback]) -> None:
+        train(
+            net,
+            Flipped(*self.training, seed=list(_LR).index(stage)),
+            steps=steps,
+            optimizer=torch.optim.Adam(net.parameters(), _LR[stage], fused=True),
+            lr=_LR[stage],
+            loss=disparity_loss,
+            seed=0,
+            callbacks=[*callbacks, Shown(self.advance, f"stereo, {stage}", steps)],
+        )
+
+    def _compress(self, net: nn.Module) -> None:
+        steps = {"pruning": self.steps.pruning, "quantization": self.steps.quantization}
+
+        def train_stage(model: nn.Module, callbacks: Sequence[Callback], stage: str) -> None:
+            self._train(model, stage, steps[stage], callbacks)
+
+        soft_steps = max(steps["pruning"] // 2, 1)
+        prune_and_quantize(net, PLAN, train_stage, steps=soft_steps, every=20)
+        unparametrize(net)
+
+    def _row(self, name: str, net: nn.Module) -> StereoRow:
+        """Measure a network; the compressed one as it runs from its file."""
+        weights = [p for p in net.parameters() if p.dim() > 1]
+        count = sum(w.numel() for w in weights)
+        nnz = sum(int(w.count_nonzero()) for w in weights)
+        data: dict[str, Any] = {
+            part: list(self._stereograms(part, self._judged)) for part in ("validation", "test")
+        }
+        data |= {pair: [middlebury(pair)] for pair in PAIRS}
+        if name != "compressed":
+            errors = {part: end_point_error(net, batches) for part, batches in data.items()}
+            return StereoRow(name, count, nnz, 4 * count, **errors)
+        nbytes, errors = 0, {}
+        for part, batches in data.items():
+            path = self.cache.folder / f"stereo-{'real' if part in PAIRS else 'generated'}.terse"
+            if part in ("validation", PAIRS[0]):  # one file for each size of images
+                plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format).eval()
+                size = tersenet.export(plain, batches[0][0], path, goal="size")
+                nbytes = max(nbytes, size)
+            errors[part] = end_point_error(_FromFile(net, tersenet.Network.load(path)), batches)
+        return StereoRow(name, count, nnz, nbytes, **errors)
+
+
+class _FromFile(nn.Module):
+    """A network that runs from its compressed weights, beside the torch one that it has to match."""
+
+    def __init__(self, net: nn.Module, network: tersenet.Network) -> None:
+        super().__init__()
+        self._net, self._network = net, network
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self._network.run(images.numpy(), threads=1)
+        distance = float(np.abs(found - self._net(images).numpy()).max())
+        if distance > TOLERANCE:
+            raise RuntimeError(
+                f"stereo: Network's disparities are {distance:.2g} pixels from torch's, "
+                f"expected at most {TOLERANCE}"
+            )
+        return torch.from_numpy(found)
