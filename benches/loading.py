@@ -7,7 +7,7 @@
     a process each time: the network loaded as it is multiplied fastest, and as it is smallest
 
 Made weights have no structure but the scales of their rows, so their file is larger, and decodes
-slower, than a trained network's.
+slower, than a trained network's. Linux alone says what a process took at most.
 
     TERSENET_DATA=… python benches/loading.py          writes benches/record/loading.json
 """
@@ -31,15 +31,15 @@ import tersenet
 from tersenet.plan import Plan
 
 FORMS = ("cached", "compressed")
-ROUNDS = 5
+ROUNDS = 3
 SPARSITY, K = 0.9, 32
 
-# Seconds, what the weights take, and the most bytes that the process grew by: the file's own pages
-# are few, and the peak is of the whole process, NumPy loaded.
+# Seconds, what the weights take, and the most bytes that the process grew by.
 _LOAD = """
-import resource, sys, time, numpy, tersenet
+import sys, time, numpy, tersenet
 def peak():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with open("/proc/self/status") as file:
+        return 1024 * sum(int(l.split()[1]) for l in file if l.startswith("VmHWM"))
 before, start = peak(), time.perf_counter()
 network = tersenet.Network.load(sys.argv[1], resident=sys.argv[2])
 print(time.perf_counter() - start, network.nbytes, peak() - before)
