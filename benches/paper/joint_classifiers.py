@@ -2,10 +2,13 @@
 
 ::
 
-    scores      LeNet-5, MNIST: pruning by Taylor scores, and by magnitude, three seeds
-    resnet20    ResNet-20, CIFAR-10: soft pruning by either, and one-shot magnitude pruning
+    scores      LeNet-5, MNIST: pruning in rounds by Taylor scores, and by magnitude, three seeds
+    resnet20    ResNet-20, CIFAR-10: the same, and one-shot magnitude pruning
     budgets     ResNet-20, CIFAR-10: into a file of so many bytes by pruning alone, by quantizing
                 alone, and by both, after as many steps of training
+
+In rounds a Taylor score is taken of what the last round has trained: it says what the loss would lose
+next, and at once from a dense network to few weights it would leave some layer with next to none.
 
 What is compared trains alike: images, steps, rate and optimizer, and after so short a training the
 norms get their statistics anew. Choices are made on images that nothing is reported of: the last
@@ -28,8 +31,8 @@ import torch
 import torch.nn.functional as F
 import trained
 from cache import Cache
+from cifar10 import Shifted
 from networks import LeNet5
-from resconv_cifar10 import BATCH, Shifted
 from stepwise import Advance, Shown, train
 from torch import nn
 
@@ -42,9 +45,10 @@ from tersenet.quantization import quantize
 from tersenet.training import Callback, TensorBatches, accuracy, evaluate
 
 SEEDS = (0, 1, 2)
-SPARSITIES = (0.95, 0.98, 0.99)
-SCHEDULES = ("one-shot", "soft")
-RESNET_SPARSITY = 0.9
+CRITERIA = ("magnitude", "taylor")
+ROUNDS = (0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995)
+SPARSITIES = (0.95, 0.975, 0.99, 0.995)  # those of them that are rows
+RESNET_ROUNDS = (0.6, 0.8, 0.9)
 BUDGETS = (44_500, 69_500)  # just above a file of 2, and of 4, values a layer and nothing pruned
 JOINT = {"sparsities": (0.5, 0.6, 0.7, 0.8, 0.85, 0.9), "ks": (4, 8, 16)}
 QUANTIZED = {"sparsities": (0.0,), "ks": (2, 3, 4, 5, 6)}
@@ -53,8 +57,8 @@ FOR_TRAINING = 600  # bytes of a budget that the search leaves: training changes
 # In so few steps there is no time for a schedule: masks begin at the sparsity they end at.
 _SOFT: dict[str, Any] = {"every": 4, "criterion": "magnitude"}
 
-_LENET_BATCH = 64
-_SCORED = 2_048  # images of MNIST for one-shot Taylor scores
+_LENET_BATCH, _RESNET_BATCH = 64, 128
+_SCORED = {"mnist": 4_096, "cifar10": 1_024}  # training images for the Taylor scores of a round
 _LENET_LR = 1e-3
 _RESNET_LR = 0.01
 _CODEBOOK_LR = 2e-3
@@ -66,20 +70,19 @@ _DECIDING, _REPORTED = 1_000, 4_000  # test images of CIFAR-10; the search takes
 class Steps:
     """Of training, in each stage; all for 128 images, LeNet-5 for 64."""
 
-    lenet_dense: int = 480
-    lenet_pruned: int = 240
-    resnet_pruned: int = 80
+    lenet_dense: int = 960
+    lenet_round: int = 120
+    resnet_pruned: int = 96
     resnet_budget: int = 96
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """LeNet-5 pruned by one criterion, in the schedule that validation images prefer for it."""
+    """LeNet-5 pruned by one criterion, after the training of a round."""
 
     seed: int
     sparsity: float
     criterion: str
-    schedule: str
     nnz: int
     validation: float
     test: float
@@ -124,7 +127,7 @@ class Classifiers:
     @cached_property
     def cifar(self) -> tuple[torch.Tensor, torch.Tensor]:
         """As many training images of CIFAR-10 as one stage takes steps for."""
-        count = BATCH * max(self.steps.resnet_pruned, self.steps.resnet_budget)
+        count = _RESNET_BATCH * max(self.steps.resnet_pruned, self.steps.resnet_budget)
         images, classes = trained.cifar10(min(count, 50_000), "train")
         return trained.normalized(images), torch.from_numpy(classes).long()
 
@@ -152,7 +155,7 @@ class Classifiers:
         """Prune ResNet-20."""
         return [
             row
-            for method in ("dense", "one-shot magnitude", "soft magnitude", "soft taylor")
+            for method in ("dense", "magnitude at once", "magnitude in rounds", "taylor in rounds")
             for row in self.cache.rows(
                 f"resnet20-{method.replace(' ', '-')}", lambda method=method: [self._pruned(method)]
             )
@@ -175,52 +178,27 @@ class Classifiers:
         torch.manual_seed(seed)
         dense = LeNet5().to(memory_format=torch.channels_last)
         self._train_lenet(dense, self.steps.lenet_dense, f"LeNet-5, seed {seed}", seed)
-        validation, test = (
-            TensorBatches(*images, batch_size=500, shuffle=False)
+        rows = [self._score_row(seed, 0.0, "none", dense)]
+        for criterion in CRITERIA:
+            net = copy.deepcopy(dense)
+            for number, sparsity in enumerate(ROUNDS, 1):
+                images = _some(self.mnist.train, "mnist", seed + number)
+                _prune_round(net, sparsity, criterion, images)
+                name = f"LeNet-5, seed {seed}, {sparsity:.1%}, {criterion}"
+                self._train_lenet(net, self.steps.lenet_round, name, seed + number)
+                if sparsity in SPARSITIES:
+                    rows.append(self._score_row(seed, sparsity, criterion, net))
+        return [asdict(row) for row in rows]
+
+    def _score_row(self, seed: int, sparsity: float, criterion: str, net: nn.Module) -> ScoreRow:
+        nnz = sum(int(module.weight.count_nonzero()) for module in net.children())
+        values = (
+            evaluate(net, TensorBatches(*images, batch_size=500, shuffle=False), accuracy)
             for images in (self.mnist.validation, self.mnist.test)
         )
+        return ScoreRow(seed, sparsity, criterion, nnz, *values)
 
-        def row(criterion: str, schedule: str, sparsity: float, net: nn.Module) -> ScoreRow:
-            nnz = sum(int(p.count_nonzero()) for p in _weights(net))
-            value = evaluate(net, validation, accuracy)
-            return ScoreRow(seed, sparsity, criterion, schedule, nnz, value, 0.0)
-
-        chosen = [(row("none", "", 0.0, dense), dense)]
-        for sparsity in SPARSITIES:
-            for criterion in ("magnitude", "taylor"):
-                found = []
-                for schedule in SCHEDULES:
-                    net = self._pruned_lenet(dense, seed, sparsity, criterion, schedule)
-                    found.append((row(criterion, schedule, sparsity, net), net))
-                chosen.append(max(found, key=lambda pair: pair[0].validation))
-        return [{**asdict(row), "test": evaluate(net, test, accuracy)} for row, net in chosen]
-
-    def _pruned_lenet(
-        self, dense: nn.Module, seed: int, sparsity: float, criterion: str, schedule: str
-    ) -> nn.Module:
-        """Prune all layers together, at once or softly, and train for as many steps."""
-        net, steps = copy.deepcopy(dense), self.steps.lenet_pruned
-        plan = Plan.of(sparsity=sparsity, pruning_scope="global")
-        callbacks: list[Callback] = []
-        if schedule == "soft":
-            soft_steps = max(2 * steps // 3, 1)
-            callbacks.append(
-                SoftPruning(net, plan, steps=soft_steps, every=10, criterion=criterion)
-            )
-        else:
-            images = (tensor[:_SCORED] for tensor in self.mnist.train)
-            batches = TensorBatches(*images, batch_size=_LENET_BATCH, shuffle=False)
-            is_taylor = criterion == "taylor"
-            scores = taylor_scores(net, batches, F.cross_entropy) if is_taylor else None
-            prune(net, plan, scores=scores)
-        name = f"LeNet-5, seed {seed}, {sparsity:.1%}, {criterion}, {schedule}"
-        self._train_lenet(net, steps, name, seed + 1, callbacks)
-        unparametrize(net)
-        return net
-
-    def _train_lenet(
-        self, net: nn.Module, steps: int, name: str, seed: int, callbacks: Sequence[Callback] = ()
-    ) -> None:
+    def _train_lenet(self, net: nn.Module, steps: int, name: str, seed: int) -> None:
         train(
             net,
             TensorBatches(*self.mnist.train, batch_size=_LENET_BATCH, seed=seed),
@@ -229,30 +207,19 @@ class Classifiers:
             lr=_LENET_LR,
             loss=F.cross_entropy,
             seed=seed,
-            callbacks=[*callbacks, Shown(self.advance, name, steps)],
+            callbacks=[Shown(self.advance, name, steps)],
         )
 
     def _pruned(self, method: str) -> dict[str, Any]:
         model = _resnet()
-        plan = Plan.of(sparsity=RESNET_SPARSITY, pruning_scope="global")
-        steps = self.steps.resnet_pruned
-        callbacks: list[Callback] = []
-        if method == "one-shot magnitude":
-            prune(model, plan)
-        elif method != "dense":
-            soft_steps, criterion = max(2 * steps // 3, 1), method.split()[-1]
-            callbacks.append(
-                SoftPruning(
-                    model,
-                    plan,
-                    steps=soft_steps,
-                    every=20,
-                    initial=RESNET_SPARSITY,
-                    criterion=criterion,
-                )
-            )
-        if method != "dense":
-            self._train_resnet(model, steps, f"ResNet-20, {method}", _RESNET_LR, callbacks)
+        criterion, _, way = method.partition(" ")
+        rounds = {"dense": (), "in rounds": RESNET_ROUNDS, "at once": RESNET_ROUNDS[-1:]}
+        found = rounds[way or method]
+        for number, sparsity in enumerate(found):
+            _prune_round(model, sparsity, criterion, _some(self.cifar, "cifar10", number))
+            steps = self.steps.resnet_pruned // len(found)
+            self._train_resnet(model, steps, f"ResNet-20, {method}, {sparsity:.0%}", _RESNET_LR)
+        if found:
             unparametrize(model)
             self._adapt_norms(model)
         return asdict(ResNetRow(method, _sparsity(model), *self._judge(model)))
@@ -267,7 +234,7 @@ class Classifiers:
     ) -> None:
         train(
             model,
-            Shifted(*self.cifar, seed=0),
+            Shifted(*self.cifar, batch_size=_RESNET_BATCH, seed=0),
             steps=steps,
             optimizer=torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True),
             lr=lr,
@@ -352,6 +319,20 @@ class Classifiers:
             model, fit.plan, train_stage, steps=soft_steps, initial=sparsity, **_SOFT
         )
         return sparsity, rule.k or 0, fit.value
+
+
+def _some(images: mnist.Images, data: str, seed: int) -> TensorBatches:
+    """Return the training images that a round is scored by."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(images[0]), generator=generator)[: _SCORED[data]]
+    parts = (tensor[chosen] for tensor in images)
+    return TensorBatches(*parts, batch_size=_LENET_BATCH, shuffle=False)
+
+
+def _prune_round(net: nn.Module, sparsity: float, criterion: str, images: TensorBatches) -> None:
+    """Prune all layers together to a sparsity."""
+    scores = taylor_scores(net, images, F.cross_entropy) if criterion == "taylor" else None
+    prune(net, Plan.of(sparsity=sparsity, pruning_scope="global"), scores=scores)
 
 
 def _resnet() -> nn.Module:

@@ -109,7 +109,7 @@ def plot(found: dict[str, Rows], path: Path) -> None:
     figure, (scores, budgets, stereo) = pyplot.subplots(
         1, 3, figsize=(12, 3.6), layout="constrained"
     )
-    for criterion, marker in (("magnitude", "x"), ("taylor", "o")):
+    for criterion, marker in zip(joint_classifiers.CRITERIA, "xo", strict=True):
         rows = [row for row in found["scores"] if row["criterion"] == criterion]
         pruned = [100 * (1 - row["sparsity"]) for row in rows]
         errors = [100 * (1 - row["test"]) for row in rows]

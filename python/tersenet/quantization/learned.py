@@ -142,7 +142,7 @@ class LearnedCodebook(LearnedQuantizer):
         with torch.no_grad():
             codebook, order = self.codebook.sort()
             middles = (codebook[1:] + codebook[:-1]) / 2
-            return order[torch.bucketize(original.to(codebook.dtype), middles)]
+            return order[torch.bucketize(original.to(codebook.dtype).contiguous(), middles)]
 
     def refit(self, original: Tensor) -> None:
         """Set the codebook to what the quantizer gives for what is kept."""
