@@ -46,11 +46,11 @@
 //! lines in place of columns 0.15; the rest are the codebooks.
 //!
 //! Time: a core of an AMD EPYC decodes 5 M entries a second at 90 % sparsity, 14 M at 99 %, 1 M
-//! where most is kept with many values, and encodes in one direction at about the same pace. Of large matrices
-//! the encoder leaves a direction after a sixteenth to a quarter of the lines where it is clear which is
-//! smaller (VGG19's at 90 % and above), else codes both, on two threads; what goes on from another
-//! matrix it codes once more. For speed it codes rows alone. Memory: 2.4 bytes for each entry of up to 4,096 lines, and 4 bytes
-//! for each pair of columns where there are at most 1,024.
+//! where most is kept with many values, and encodes in one direction at about the same pace. Of large
+//! matrices the encoder leaves a direction after a sixteenth to a quarter of the lines where it is
+//! clear which is smaller (VGG19's at 90 % and above), else it codes both, on two threads; what goes on
+//! from another matrix it codes once more. For speed it codes rows alone. Memory: 2.4 bytes for each
+//! entry of up to 4,096 lines, and 4 bytes for each pair of columns where there are at most 1,024.
 
 mod coding;
 mod kernels;

@@ -14,7 +14,7 @@
 //! an infinity or a NaN reaches the rows that keep it, and no others. A vector is multiplied with all
 //! inner rows, then each row adds the sum of its group; in a batch the sums of groups come first, and
 //! those of their rows start from them (`products.rs`). Convolutions decode rows whole, so they gain
-//! nothing but bytes, and the automatic choice leaves them alone.
+//! nothing but bytes, and the automatic choice leaves kernels of more than one tap alone.
 //!
 //! Entries and bytes that are left of a trained VGG19's first linear layer (4096 × 512, of the authors of
 //! HAC) and of DeepDTA's (1024 × 192), and milliseconds of a vector · of a batch of 32, one thread of a
