@@ -163,7 +163,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         axes.minorticks_off()
     both[0].set_ylabel("test accuracy with labels, %")
-    both[0].legend()
+    both[1].legend(loc="upper left", bbox_to_anchor=(0, 0.92))
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
