@@ -341,7 +341,13 @@ def plot(rows: list[Row], path: Path) -> None:
     }
     kinds["with shared weights"] = ("s", [row for row in others if row.file_nbytes])
     for label, (style, points) in kinds.items():
-        axes.plot([p.factor for p in points], [100 * p.test for p in points], style, label=label)
+        axes.plot(
+            [p.factor for p in points],
+            [100 * p.test for p in points],
+            style,
+            fillstyle="none",
+            label=label,
+        )
     axes.set(
         xlabel="weights in all / weights kept", ylabel="test accuracy, %", title="LeNet-5, MNIST"
     )
