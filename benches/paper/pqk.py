@@ -92,7 +92,11 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One training; accuracies are fractions, `teacher` is PQK's on the test images."""
+    """One training; accuracies are fractions.
+
+    `teacher` is PQK's on the test images, of a network without norms: where there are some, their
+    running statistics are the student's.
+    """
 
     task: str
     sparsity: float
@@ -205,7 +209,8 @@ class Bench:
         _fit(model, batches, adam, settings.epochs, [callback], seed)
         seconds = time.process_time() - cpu
         teacher = None
-        if isinstance(callback, PQK):
+        has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        if isinstance(callback, PQK) and not has_norms:
             with callback.teacher():
                 teacher = evaluate(model, _parts(data.test), accuracy)
         check(model, sparsity, bits)

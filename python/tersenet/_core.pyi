@@ -293,7 +293,7 @@ class Reader:
     def get_each(
         self, names: list[str], goal: Goal | None, resident: set[str]
     ) -> list[CompressedMatrix | bytes]:
-        """Read side by side, matrices laid out for the goal, archives among `resident` as coded."""
+        """Read side by side, laid out for the goal, archives among `resident` coded or grouped."""
     def metadata(self) -> dict[str, str]: ...
     def graph(self) -> Graph | None:
         """The network's graph, where there is one, with absent weights and zero floats filled in."""

@@ -119,7 +119,8 @@ class File:
         Args:
             names: other names of one tensor are read once for each.
             goal: "speed" or "size" gives matrices the layout that is best for it.
-            resident: names of matrices that are multiplied: of them, archives become coded or grouped.
+            resident: names of matrices that are multiplied: archives among them become coded or
+                grouped.
 
         Raises:
             KeyError: if there is no such name.

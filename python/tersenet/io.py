@@ -121,7 +121,7 @@ def load(
         path: a `.terse` file.
         into: a model of the same architecture, plain or compressed; on the "meta" device, too.
         goal: "speed" or "size" gives compressed matrices the layout that is best for it; None
-            keeps each as it is stored, and of a layer what is an archive as coded.
+            keeps each as it is stored, and of a layer what is an archive as coded or grouped.
         mmap: as in `open`.
         limits: as in `open`.
 

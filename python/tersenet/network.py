@@ -53,7 +53,7 @@ class Network:
         Args:
             path: a file that `tersenet.export` wrote.
             resident: how matrices are held: "compressed" as in the file (what is an archive there
-                as coded), "cached" in the layout that multiplies fastest, "dense" as plain
+                as coded or grouped), "cached" in the layout that multiplies fastest, "dense" as plain
                 numbers. Of the last two, convolutions and batches also keep the weights decoded,
                 for the last four shapes of input.
             mmap: map the file instead of reading it; then nobody may write to it meanwhile.

@@ -151,7 +151,8 @@ impl Reader {
     }
 
     /// What each of `names` stands for, read side by side: matrices in the layout that is best for
-    /// `goal`, if there is one, and then archives among `resident` as coded.
+    /// `goal`, if there is one, and then archives among `resident` as coded
+    /// or grouped.
     fn get_each<'py>(
         &self,
         py: Python<'py>,

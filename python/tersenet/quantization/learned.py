@@ -22,10 +22,10 @@ the step on its side. So the sparsity stays exactly what was asked for, and of t
 ternary weight needs none is spent on zeros. While the mask is soft, or where nothing is pruned,
 zero is a step like any other.
 
-The step begins where its squared error is a minimum: from the best of some, the paper's start 2
-mean|w| / sqrt(Q) among them, levels and step are chosen in turn, each the best for the other. When `prune` or
-`SoftPruning` chooses a mask, step or codebook begin anew for the weights that it keeps: these are the
-largest, and values that suited all weights would hold them at the ends of their range.
+The step begins where its squared error is a minimum: from the best of some, the paper's start
+2 mean|w| / sqrt(Q) among them, levels and step are chosen in turn, each the best for the other. When
+`prune` or `SoftPruning` chooses a mask, step or codebook begin anew for the weights that it keeps:
+these are the largest, and values that suited all weights would hold them at the ends of their range.
 
 Price: the original, and one byte a weight for the mask; a rounding (a binary search in the
 codebook) and two copies a use.
