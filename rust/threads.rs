@@ -46,6 +46,11 @@ fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
     Ok(pool)
 }
 
+/// The number of threads that this process may use.
+pub fn available() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Runs `work` on each of `items`, on up to `threads` threads; one thread is the caller's own.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Path = str | os.PathLike[str]
 Value = CompressedMatrix | Array
+Level = Literal["best", "fast"]
 # With more values most bits of a weight are noise, and the archive takes over 1 µs for each.
 _MAX_ARCHIVED = 4096
 Written = tuple[str, str, tuple[int, ...], CompressedMatrix | CodedArray | bytes]
@@ -263,6 +264,7 @@ def write(
     goal: Goal | None = None,
     metadata: Mapping[str, str] | None = None,
     *,
+    level: Level = "best",
     codes: bool | None = None,
 ) -> int:
     """Write values by name as `tersenet.io.save` does; return the bytes.
@@ -286,12 +288,12 @@ def write(
             aliases.append((name, first[known.identity]))
         else:
             first[known.identity] = name
-            tensors.append(_written(name, known, goal, codes))
+            tensors.append(_written(name, known, goal, level, codes))
     return _core.write(os.fspath(path), tensors, aliases, strings(metadata), for_size=codes)
 
 
 def laid_out(
-    matrix: CompressedMatrix, shape: tuple[int, ...], goal: Goal | None
+    matrix: CompressedMatrix, shape: tuple[int, ...], goal: Goal | None, level: Level = "best"
 ) -> CompressedMatrix:
     """Return a matrix in the layout that is best for the goal in a file.
 
@@ -300,7 +302,19 @@ def laid_out(
     if goal is None:
         return matrix
     best = matrix.to(goal=goal, taps=taps(shape))
-    return archived(best, shape) if goal == "size" else best
+    return archived(best, shape, level) if goal == "size" else best
+
+
+def check_level(what: str, goal: str | None, level: str) -> None:
+    """Refuse a level that does not exist, or that the goal has none of.
+
+    Raises:
+        ValueError: if it is so.
+    """
+    if level not in ("best", "fast"):
+        raise ValueError(f"{what}: level is {level!r}, expected 'best' or 'fast'")
+    if level == "fast" and goal != "size":
+        raise ValueError(f"{what}: level is 'fast' for goal {goal!r}, expected goal 'size'")
 
 
 def taps(shape: Sequence[int]) -> int:
@@ -308,18 +322,21 @@ def taps(shape: Sequence[int]) -> int:
     return max(prod(shape[2:]), 1)
 
 
-def archived(matrix: CompressedMatrix, shape: tuple[int, ...]) -> CompressedMatrix:
+def archived(
+    matrix: CompressedMatrix, shape: tuple[int, ...], level: Level = "best"
+) -> CompressedMatrix:
     """Return a matrix as an archive, or as it is where that takes no fewer bytes."""
     if matrix.codebook.size > _MAX_ARCHIVED:
         return matrix
-    archive = matrix.to("archive", taps=taps(shape))
+    goal: Goal = "size" if level == "best" else "speed"
+    archive = matrix.to("archive", goal=goal, taps=taps(shape))
     return archive if archive.nbytes < matrix.nbytes else matrix
 
 
-def _written(name: str, known: Typed, goal: Goal | None, codes: bool) -> Written:
+def _written(name: str, known: Typed, goal: Goal | None, level: Level, codes: bool) -> Written:
     value = known.value
     if isinstance(value, CompressedMatrix):
-        return name, known.dtype, known.shape, laid_out(value, known.shape, goal)
+        return name, known.dtype, known.shape, laid_out(value, known.shape, goal, level)
     if codes and not isinstance(value, CodedArray):
         value = coded(value, known.dtype)
     stored = value if isinstance(value, CodedArray) else dtypes.to_bytes(value)

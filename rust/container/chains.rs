@@ -43,8 +43,7 @@ pub fn chained<'a>(archives: &[Numbered<'a>]) -> Result<Vec<Cow<'a, CompressedMa
     let mut chained = alone(archives)?;
     let mut items: Vec<(Vec<usize>, Vec<_>)> =
         chains(archives).into_iter().map(|chain| (chain, Vec::new())).collect();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    threads::for_each(threads, items.iter_mut().collect(), |(chain, coded)| {
+    threads::for_each(threads::available(), items.iter_mut().collect(), |(chain, coded)| {
         let mut before: Option<(archive::Learnt, usize)> = None;
         for &at in chain.iter() {
             let (number, stands) = (archives[at].0, &chained[at]);

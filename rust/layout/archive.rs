@@ -9,6 +9,8 @@
 //!   network.rs     a linear network over the columns, or a kernel's positions ──┼─▶ model.rs: kept?
 //!   kernels.rs     channels, kernels and neighbours in them ────────────────────┤   values.rs: which
 //!   levels.rs      a codebook's order, signs and magnitudes, in integers ───────┘
+//!   repeats.rs     the fast level: a piece that is the best reference's is one bit
+//!   blocks.rs      large matrices: independent blocks of lines
 //!   learnt.rs      what of all this goes on in the next matrix of a file (`container/chains.rs`)
 //! ```
 //!
@@ -52,6 +54,7 @@
 //! from another matrix it codes once more. For speed it codes rows alone. Memory: 2.4 bytes for each
 //! entry of up to 4,096 lines, and 4 bytes for each pair of columns where there are at most 1,024.
 
+mod blocks;
 mod coding;
 mod kernels;
 mod learnt;
@@ -60,6 +63,7 @@ mod lines;
 mod model;
 mod network;
 mod references;
+mod repeats;
 mod values;
 
 use super::{
@@ -73,6 +77,7 @@ use crate::entropy::mixing::Decoder;
 use crate::error::{Error, Result};
 use crate::rows::{RowBlock, Rows, Shape, filled};
 use crate::simd::Lanes;
+use crate::threads;
 use coding::Coding;
 pub use learnt::Learnt;
 use levels::Levels;
@@ -104,12 +109,14 @@ enum Direction {
     Channels,
 }
 
-/// How the lines of a matrix lie.
+/// How the lines of a matrix lie, and are coded.
 #[derive(Clone, Copy, Debug)]
 struct Form {
     direction: Direction,
     /// Positions of a convolution's kernel, next to each other in a line; 1 without.
     taps: usize,
+    /// With pieces that repeat in place of the network, where there are no kernels.
+    is_fast: bool,
 }
 
 impl Form {
@@ -122,6 +129,12 @@ impl Form {
                 Some([shape.ncols / self.taps, width as usize])
             }
         }
+    }
+
+    /// The lines of each block of a matrix for which this was checked.
+    fn blocks(self, shape: Shape) -> Vec<Range<usize>> {
+        let [nlines, width] = self.sides(shape).expect("a form that was checked");
+        blocks::blocks(nlines, width)
     }
 }
 
@@ -157,8 +170,9 @@ fn encode(rows: &Rows, encoding: &Encoding) -> Result<Encoded> {
     }
     let levels = Levels::new(codebook);
     let lines = Lines::of_rows(rows, symbols);
-    let mut forms = vec![Form { direction: Direction::Rows, taps }];
-    let turned = Form { direction: Direction::Channels, taps };
+    let is_fast = encoding.goal == Goal::Speed && taps == 1;
+    let mut forms = vec![Form { direction: Direction::Rows, taps, is_fast }];
+    let turned = Form { direction: Direction::Channels, taps, is_fast };
     if encoding.goal == Goal::Size
         && turned.sides(shape).is_some_and(|[nlines, _]| nlines > 1 && shape.nrows > 1)
     {
@@ -187,7 +201,7 @@ impl Archive {
     /// # Errors
     /// `Corrupt` or `Truncated`.
     pub(crate) fn read(parts: Parts, before: Option<Before<'_>>) -> Result<(Self, Option<Learnt>)> {
-        let [direction, taps, apart] = parts.params::<3>()?;
+        let [how, taps, apart] = parts.params::<3>()?;
         let stream: Array<u8> = parts.section("stream")?;
         let codebook = parts.codebook.clone().unwrap_or_else(|| Arc::new(Codebook::empty()));
         if apart != before.map_or(0, |(_, apart)| apart) {
@@ -197,7 +211,7 @@ impl Archive {
             )));
         }
         if parts.nnz == 0 {
-            if !stream.is_empty() || (direction, taps, apart) != (0, 0, 0) {
+            if !stream.is_empty() || (how, taps, apart) != (0, 0, 0) {
                 return Err(Error::corrupt(
                     "a stream or a parameter over 0 with nnz = 0, expected none",
                 ));
@@ -208,16 +222,18 @@ impl Archive {
             return Ok((Self { form: None, apart, stream, decoded }, None));
         }
         let is_divisor = |taps: &usize| *taps > 0 && parts.shape.ncols.is_multiple_of(*taps);
-        let form = match (direction, usize::try_from(taps).ok().filter(is_divisor)) {
-            (0, Some(taps)) => Some(Form { direction: Direction::Rows, taps }),
-            (1, Some(taps)) => Some(Form { direction: Direction::Channels, taps }),
+        let form = match (how, usize::try_from(taps).ok().filter(is_divisor)) {
+            (0 | 1, Some(taps)) | (2 | 3, Some(taps @ 1)) => {
+                let direction = if how & 1 == 0 { Direction::Rows } else { Direction::Channels };
+                Some(Form { direction, taps, is_fast: how >= 2 })
+            }
             _ => None,
         };
         let Some((form, [nlines, width])) = form.and_then(|f| Some((f, f.sides(parts.shape)?)))
         else {
             return Err(Error::corrupt(format!(
-                "params: direction {direction} and {taps} taps, expected 0 or 1, and a divisor of \
-                 ncols = {} for lines of under 2^32 entries",
+                "params: form {how} and {taps} taps, expected 0 or 1, or up to 3 with 1 tap, and a \
+                 divisor of ncols = {} for lines of under 2^32 entries",
                 parts.shape.ncols
             )));
         };
@@ -237,7 +253,7 @@ impl Archive {
         }
         let start = before.map_or_else(|| Learnt::new(codebook.k()), |(learnt, _)| learnt.clone());
         let (lines, learnt) =
-            decode_lines(stream.as_slice(), [nlines, width], parts.nnz, form, &codebook, start)?;
+            decode(stream.as_slice(), [nlines, width], parts.nnz, form, &codebook, &start)?;
         let lines = match form.direction {
             Direction::Rows => lines,
             Direction::Channels => lines.turned(width, form.taps),
@@ -266,7 +282,10 @@ impl Archive {
         let levels = Levels::new(codebook);
         let start = before.map_or_else(|| Learnt::new(levels.k()), |(learnt, _)| learnt.clone());
         let lines = Lines::of_rows(rows, symbols);
-        let (stream, learnt) = Coding::new(&lines, rows.shape(), form, &levels, start)?.finish()?;
+        let lines = coding::lines(&lines, rows.shape(), form);
+        let [nlines, _] = form.sides(rows.shape()).expect("a form that was checked");
+        let coding = Coding::new(&lines, 0..nlines, rows.shape(), form, &levels, start)?;
+        let (stream, learnt) = coding.finish()?;
         let goes_on = levels.k() <= MAX_MIXED;
         let archive = Self { form: Some(form), apart, stream: stream.into(), decoded };
         Ok((archive, goes_on.then_some(learnt)))
@@ -278,20 +297,52 @@ impl Archive {
     }
 }
 
-fn decode_lines(
+/// The lines of a stream, and what is learnt up to the end of its last block.
+fn decode(
     stream: &[u8],
     [nlines, width]: [usize; 2],
+    nnz: usize,
+    form: Form,
+    codebook: &Codebook,
+    start: &Learnt,
+) -> Result<(Lines, Learnt)> {
+    let blocks = blocks::blocks(nlines, width);
+    let mut decoded: Vec<Option<(Lines, Learnt)>> = blocks.iter().map(|_| None).collect();
+    let streams = blocks::cut(stream, blocks.len())?;
+    let items: Vec<_> = blocks.into_iter().zip(streams).zip(&mut decoded).collect();
+    threads::for_each(threads::available(), items, |((lines, stream), decoded)| {
+        *decoded = Some(decode_block(stream, lines, width, nnz, form, codebook, start.clone())?);
+        Ok(())
+    })?;
+    let decoded = decoded.into_iter().flatten();
+    let (lines, learnt) = decoded
+        .reduce(|(mut lines, _), (more, learnt)| {
+            lines.append(&more);
+            (lines, learnt)
+        })
+        .expect("a block at least");
+    if lines.nnz() != nnz {
+        return Err(Error::corrupt(format!("lines: {} kept weights, expected {nnz}", lines.nnz())));
+    }
+    Ok((lines, learnt))
+}
+
+/// The lines of one block, of at most `nnz` kept weights.
+fn decode_block(
+    stream: &[u8],
+    numbers: Range<usize>,
+    width: usize,
     nnz: usize,
     form: Form,
     codebook: &Codebook,
     learnt: Learnt,
 ) -> Result<(Lines, Learnt)> {
     let levels = Levels::new(codebook);
-    let mut model = Model::new(&levels, nlines, width, form.taps, learnt)?;
+    let mut model = Model::new(&levels, numbers.len(), width, form, learnt)?;
     let mut decoder = Decoder::new(stream);
     let mut line = filled(0u32, width, 1)?;
     let mut lines = Lines::default();
-    for i in 0..nlines {
+    for i in numbers {
         model.code_line(&mut decoder, &mut line)?;
         for (place, &entry) in (0..).zip(&line) {
             if entry != 0 {
@@ -307,9 +358,6 @@ fn decode_lines(
         }
     }
     decoder.finish()?;
-    if lines.nnz() < nnz {
-        return Err(Error::corrupt(format!("lines: {} kept weights, expected {nnz}", lines.nnz())));
-    }
     Ok((lines, model.into_learnt()))
 }
 
@@ -326,8 +374,8 @@ impl Layout for Archive {
         match self.form {
             None => vec![0, 0, 0],
             Some(form) => {
-                let direction = u64::from(form.direction == Direction::Channels);
-                vec![direction, form.taps as u64, self.apart]
+                let how = u64::from(form.direction == Direction::Channels);
+                vec![how | u64::from(form.is_fast) << 1, form.taps as u64, self.apart]
             }
         }
     }

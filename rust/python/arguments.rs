@@ -18,8 +18,7 @@ pub(super) fn threads(py: Python<'_>, asked: Option<i64>) -> PyResult<usize> {
         None => {
             static AVAILABLE: OnceLock<usize> = OnceLock::new();
             // Asked once: it reads several files, which takes longer than a small product.
-            let count = || std::thread::available_parallelism().map_or(1, usize::from);
-            let available = *AVAILABLE.get_or_init(count);
+            let available = *AVAILABLE.get_or_init(crate::threads::available);
             let modules = py.import("sys")?.getattr("modules")?.cast_into::<PyDict>()?;
             match modules.get_item("torch")?.and_then(|t| t.getattr("get_num_threads").ok()) {
                 Some(count) => Ok(available.min(count.call0()?.extract()?)),

@@ -9,6 +9,7 @@ mod symbols;
 pub(super) mod tans;
 mod tiles;
 
+use super::alike::{self, Planes};
 use super::scalar::Scalar;
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
@@ -180,6 +181,29 @@ impl Kernels for Avx2 {
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
         unsafe { tans::rank_dot(positions, start, ranks, values, x) }
     }
+
+    fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]) {
+        if self.has_bmi2 {
+            // SAFETY: `detect` found POPCNT beside AVX2.
+            return unsafe { add_penalties(line, lines, keys) };
+        }
+        Scalar.add_penalties(line, lines, keys);
+    }
+
+    fn first_penalties(&self, line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { first_penalties(line, lines, keys) }
+    }
+}
+
+#[target_feature(enable = "avx2,popcnt")]
+pub(super) fn add_penalties(line: Planes, lines: &[Planes], keys: &mut [u64]) {
+    alike::add_penalties(line, lines, keys);
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn first_penalties(line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
+    alike::first_penalties(line, lines, keys);
 }
 
 /// The sum of eight lanes.

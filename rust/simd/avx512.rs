@@ -9,6 +9,7 @@ mod symbols;
 mod tans;
 mod tiles;
 
+use super::alike::Planes;
 use super::avx2::Avx2;
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
@@ -198,6 +199,14 @@ impl Kernels for Avx512 {
         assert_eq!(positions.len(), ranks.len(), "rank_dot: positions and ranks");
         // SAFETY: `self` exists only where `detect` found every set that is named there.
         unsafe { tans::rank_dot(positions, start, ranks, (&table, values.len()), x) }
+    }
+
+    fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]) {
+        self.avx2.add_penalties(line, lines, keys);
+    }
+
+    fn first_penalties(&self, line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
+        self.avx2.first_penalties(line, lines, keys);
     }
 }
 

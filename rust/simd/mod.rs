@@ -7,6 +7,7 @@
 //!
 //! `TERSENET_SIMD=scalar|avx2|avx512` forces one, so that every path on a machine can be tested.
 
+pub mod alike;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -18,6 +19,7 @@ pub mod tans;
 mod tiles;
 
 use crate::error::{Error, Result};
+use alike::Planes;
 use std::sync::OnceLock;
 use tans::{ElementCode, ElementCursor, Elements};
 
@@ -210,6 +212,17 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
         values: &[f32],
         x: &[f32],
     ) -> f32;
+
+    /// Adds to each key, whose low 16 bits are a place in `lines` and whose upper ones a penalty, how
+    /// unlike that line is to `line`: 7 for each entry that one of the two keeps, 4 for each that
+    /// both keep, and differs.
+    ///
+    /// # Panics
+    /// When a place is outside `lines`.
+    fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]);
+
+    /// Replaces the keys by one for each of `lines`, in order, with its penalty alone.
+    fn first_penalties(&self, line: Planes, lines: &[Planes], keys: &mut Vec<u64>);
 }
 
 /// Every instruction set that this CPU has, the plainest first.

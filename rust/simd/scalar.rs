@@ -1,6 +1,7 @@
 //! The specification: every kernel in plain Rust, on every machine.
 #![allow(unsafe_code)]
 
+use super::alike::{self, Planes};
 use super::tans::{self, ElementCode, ElementCursor, Elements, TANS_LANES};
 use super::tiles::{CutRows, Rows, Weights};
 use super::{Kernels, Lanes, Start, SymbolRows, TileProduct, counted, dense_rows};
@@ -192,6 +193,14 @@ impl Kernels for Scalar {
             values[usize::from(rank)] * x[(position as usize).wrapping_sub(start as usize)]
         });
         products.sum()
+    }
+
+    fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]) {
+        alike::add_penalties(line, lines, keys);
+    }
+
+    fn first_penalties(&self, line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
+        alike::first_penalties(line, lines, keys);
     }
 }
 

@@ -57,7 +57,9 @@ VARIANTS = {
 LATER_VARIANTS = {
     "coded": ("coded", "size", "coded"),
     "archive": ("archive", "size", "coded"),
+    # Written before there was a fast level, files of this variant are rows at the other one.
     "archive_of_rows": ("archive", "speed", "coded"),
+    "archive_fast": ("archive", "speed", "coded"),
     "grouped_packed": ("grouped", "size", "coded"),
     "grouped_packed_for_speed": ("grouped", "speed", "coded"),
     "grouped_coded": ("grouped", "size", "coded"),
@@ -351,6 +353,15 @@ def archive_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
     places = np.zeros((4200, 9), np.float32)
     places[np.arange(4200), rng.integers(0, 9, 4200)] = distinct(2)[rng.integers(0, 2, 4200)]
     case.add_matrix("w", places, "archive_of_rows")
+    yield case
+    case = Case("archive_fast")
+    case.add_matrix("noise", few_values(14, 70, 7, 0.4, 26), "archive_fast")
+    near = np.where(
+        rng.random((40, 70)) < 0.01, few_values(40, 70, 6, 0.2, 27), few[np.arange(40) % 4]
+    )
+    near[5:7] = 0
+    case.add_matrix("repeats", near.astype(np.float32), "archive_fast")
+    case.add_matrix("square_kernels", square, "archive_fast", shape=(12, 6, 3, 3), taps=9)
     yield case
 
 

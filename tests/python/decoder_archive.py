@@ -3,7 +3,7 @@
 ::
 
     Bits ◀── Slot, Predictor ◀── Model: line by line, entry by entry
-                                   References, Network, Values
+                                   References, Network or repeats, Values
 
 Plain integers throughout, in the words and letters of the page.
 """
@@ -242,6 +242,11 @@ class References:
         self.scores = [0] * len(self.places)
         self.penalties = dict.fromkeys(range(count), 0)
 
+    def best(self, start: int, end: int) -> tuple[list[int], int]:
+        place = self.places[0]
+        there = [min(entry, 65_535) for entry in self.lines[place][start:end]]
+        return there, self.penalties[place] if start else 0
+
     def column(self, j: int) -> list[int]:
         return [min(self.lines[place][j], 65_535) for place in self.places]
 
@@ -356,11 +361,15 @@ class Learnt:
 class Model:
     """What is expected of each entry, and the entries."""
 
-    def __init__(self, bits: Bits, values: Values, m: int, n: int, t: int, learnt: Learnt) -> None:
+    def __init__(
+        self, bits: Bits, values: Values, m: int, n: int, t: int, fast: bool, learnt: Learnt
+    ) -> None:
         self.bits, self.values, self.n, self.t, self.learnt = bits, values, n, t, learnt
         self.side = isqrt(t) if isqrt(t) ** 2 == t else t
         self.references = References(m, n)
-        self.network = Network(n) if t == 1 and n <= 1024 and m >= 192 else None
+        has_network = t == 1 and n <= 1024 and m >= 192 and not fast
+        self.network = Network(n) if has_network else None
+        self.repeats = Slots() if fast else None
         if t > 1:
             if learnt.kernels is None or learnt.kernels.n != t:
                 learnt.kernels = Network(t) if t <= 1024 else None
@@ -388,19 +397,34 @@ class Model:
             self.columns = [a + b for a, b in zip(self.columns, levels, strict=True)]
         self.bits.check()
         self.nlines += 1
-        expected = lg(16 * self.nlines + 8) + self.mean(self.nlines) - 40
-        self.densities = [bucket(lg(c + 5), expected) for c in self.columns]
         return line
 
     def entries(self, line: list[int]) -> None:
+        if self.nlines:
+            expected = lg(16 * self.nlines + 8) + self.mean(self.nlines) - 40
+            self.densities = [bucket(lg(c + 5), expected) for c in self.columns]
         self.references.start_line()
         if self.network:
             self.network.start_line()
         self.g = self.mean(self.nlines + 1)
         self.s = self.h = self.z = self.w = 0
+        last = (0, 0)
         for start in range(0, self.n, PIECE):
             end = min(start + PIECE, self.n)
-            for j in range(start, end):
+            repeats = 0
+            if self.repeats is not None and self.references.places:
+                there, penalty = self.references.best(start, end)
+                slot = self.repeats[last, not any(there), min(7, lg(penalty + 1) // 4)]
+                repeats = slot.code(self.bits)
+                last = (last[1], repeats)
+            if repeats:
+                line[start:end] = there
+                for j, entry in enumerate(there, start):
+                    self.w = (self.w << 1 | (entry > 0)) & 15
+                    if entry:
+                        self.s += self.values.levels[entry]
+                        self.z = self.before[j] = entry
+            for j in () if repeats else range(start, end):
                 if j % self.t == 0:
                     self.h = 0
                     if self.t > 1 and j and self.network:
@@ -529,6 +553,23 @@ class Model:
         return 1 + is_positive + 2 * number
 
 
+def blocks(stream: bytes, m: int, n: int) -> list[tuple[int, int, bytes]]:
+    """Return of each block its first line, the one after its last, and its bytes."""
+    most = min(m * n >> 24, m // 256)
+    size = -(-m // max(most, 1))
+    firsts = range(0, m, size)
+    at = 8 * (len(firsts) - 1)
+    refuse_if(at > len(stream), "stream: too short for the sizes of its blocks")
+    found = []
+    for i, first in enumerate(firsts):
+        is_last = first + size >= m
+        end = len(stream) if is_last else at + int.from_bytes(stream[8 * i : 8 * i + 8], "little")
+        refuse_if(end > len(stream), f"stream: block {i} goes beyond it")
+        found.append((first, min(first + size, m), stream[at:end]))
+        at = end
+    return found
+
+
 def archive(
     matrix: Matrix, codebook: np.ndarray, sections: list[bytes], before: Learnt | None
 ) -> tuple[np.ndarray, Learnt | None]:
@@ -547,26 +588,29 @@ def archive(
     if nnz == 0:
         refuse_if(d or t or apart or stream, "something where nothing is kept")
         return out, None
-    refuse_if(d > 1, f"direction {d}")
     refuse_if(t == 0 or ncols % t, f"{t} taps")
-    m, n = (ncols // t, nrows * t) if d else (nrows, ncols)
+    refuse_if(d > (3 if t == 1 else 1), f"form {d} with {t} taps")
+    m, n = (ncols // t, nrows * t) if d % 2 else (nrows, ncols)
     refuse_if(n >= 1 << 32, f"lines of {n} entries")
     refuse_if(max(m, n) > (len(stream) + 8) << 17, "stream: too short for the shape")
-    bits, values = Bits(stream), Values(codebook)
+    values = Values(codebook)
     refuse_if(before is not None and max(values.k, before.k) > 512, "too many values to go on")
-    learnt = Learnt(values.k) if before is None else before.calmed()
-    model = Model(bits, values, m, n, t, learnt)
-    symbols = np.zeros(1 + max(values.symbols), np.int64)
+    symbols = np.zeros(1 + max(values.symbols), np.int32)
     symbols[list(values.symbols)] = [symbol + 1 for symbol in values.symbols.values()]
-    lines = np.zeros((m, n), np.int64)
+    lines = np.zeros((m, n), np.int32)
     found = 0
-    for line in lines:
-        line[:] = model.line()
-        found += int((line > 0).sum())
-        refuse_if(found > nnz, "more than nnz entries")
-    bits.finish()
+    for first, last, part in blocks(stream, m, n):
+        learnt = Learnt(values.k) if before is None else before.calmed()
+        model = Model(Bits(part), values, last - first, n, t, d > 1, learnt)
+        for line in lines[first:last]:
+            entries = model.line()
+            if any(entries):
+                line[:] = entries
+                found += int((line > 0).sum())
+            refuse_if(found > nnz, "more than nnz entries")
+        model.bits.finish()
     refuse_if(found != nnz, "fewer than nnz entries")
     learnt.k = max(learnt.k, values.k)
-    if d:
+    if d % 2:
         lines = lines.reshape(m, nrows, t).transpose(1, 0, 2).reshape(nrows, ncols)
     return symbols[lines], learnt

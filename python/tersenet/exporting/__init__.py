@@ -20,10 +20,11 @@ from tersenet.exporting.fusing import fuse
 from tersenet.exporting.lowering import LOWERINGS, lower
 from tersenet.exporting.storing import store
 from tersenet.exporting.tracing import traced
+from tersenet.files import check_level
 
 if TYPE_CHECKING:
     from tersenet._core import Goal
-    from tersenet.files import Path
+    from tersenet.files import Level, Path
 
 __all__ = ["export", "operators"]
 
@@ -35,6 +36,7 @@ def export(
     *,
     goal: Goal | None = None,
     metadata: Mapping[str, str] | None = None,
+    level: Level = "best",
 ) -> int:
     """Write a model to a file that `tersenet.Network` runs without torch; return the bytes.
 
@@ -50,6 +52,7 @@ def export(
         goal: "size" or "speed" gives matrices the layout that is best for it; None keeps those of
             compressed layers, and compresses others for size.
         metadata: strings of your own, stored with it.
+        level: of archives, for the goal "size": see `tersenet.save`.
 
     Raises:
         OSError: if the file cannot be written; the old one is still there.
@@ -62,7 +65,8 @@ def export(
     """
     if goal not in (None, "size", "speed"):
         raise ValueError(f"export: goal is {goal!r}, expected 'size', 'speed' or None")
+    check_level("export", goal, level)
     with torch.no_grad():
         graph, weights = lower(model, traced(model, example_input, LOWERINGS.keys()))
         fuse(graph, weights)
-        return store(graph, path, goal, metadata)
+        return store(graph, path, goal, metadata, level)

@@ -18,7 +18,7 @@ import numpy as np
 from tersenet import _core, dtypes
 from tersenet._core import CodedArray, CompressedMatrix
 from tersenet.exporting.graph import Graph, Weight
-from tersenet.files import Path, Written, archived, coded, laid_out, strings, taps
+from tersenet.files import Level, Path, Written, archived, coded, laid_out, strings, taps
 
 if TYPE_CHECKING:
     from tersenet._core import Goal
@@ -27,14 +27,20 @@ _MAX_DISTINCT = 1 << 16
 _SAMPLE = 1 << 18
 
 
-def store(graph: Graph, path: Path, goal: Goal | None, metadata: Mapping[str, str] | None) -> int:
+def store(
+    graph: Graph,
+    path: Path,
+    goal: Goal | None,
+    metadata: Mapping[str, str] | None,
+    level: Level,
+) -> int:
     """Write a graph and its weights; return the bytes of the file.
 
     Raises:
         OSError: if the file cannot be written; the old one is still there.
         ValueError: if metadata cannot be stored.
     """
-    tensors = [_written(weight, goal) for weight in graph.weights()]
+    tensors = [_written(weight, goal, level) for weight in graph.weights()]
     return _core.write(
         os.fspath(path),
         tensors,
@@ -45,17 +51,17 @@ def store(graph: Graph, path: Path, goal: Goal | None, metadata: Mapping[str, st
     )
 
 
-def _written(weight: Weight, goal: Goal | None) -> Written:
+def _written(weight: Weight, goal: Goal | None, level: Level) -> Written:
     value = weight.values
     if isinstance(value, CompressedMatrix):
-        return weight.name, "float32", weight.shape, laid_out(value, weight.shape, goal)
+        return weight.name, "float32", weight.shape, laid_out(value, weight.shape, goal, level)
     array = np.ascontiguousarray(value.detach().numpy())
     plain = coded(array, "float32") if goal == "size" else array
     if weight.is_matrix and _may_shrink(array):
         flat = array.reshape(array.shape[0], -1)
         matrix = CompressedMatrix.compress(flat, goal=goal or "size", taps=taps(array.shape))
         if goal == "size":
-            matrix = archived(matrix, weight.shape)
+            matrix = archived(matrix, weight.shape, level)
         if matrix.nbytes < plain.nbytes:
             return weight.name, "float32", weight.shape, matrix
     stored = plain if isinstance(plain, CodedArray) else dtypes.to_bytes(plain)

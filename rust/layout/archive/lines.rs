@@ -39,6 +39,14 @@ impl Lines {
         self.starts.push(self.places.len());
     }
 
+    /// Adds lines of as many places after these.
+    pub(super) fn append(&mut self, more: &Self) {
+        let before = self.nnz();
+        self.starts.extend(more.starts[1..].iter().map(|start| before + start));
+        self.places.extend_from_slice(&more.places);
+        self.symbols.extend_from_slice(&more.symbols);
+    }
+
     /// The number of lines.
     pub(super) fn len(&self) -> usize {
         self.starts.len() - 1
@@ -118,6 +126,12 @@ mod tests {
             }
             let back = turned.turned(lines.len(), 1);
             prop_assert_eq!(&back, &straight);
+            let mut twice = straight.clone();
+            twice.append(&straight);
+            prop_assert_eq!(twice.len(), 2 * lines.len());
+            for (i, line) in (0..lines.len()).map(|i| (i, straight.line(i))) {
+                prop_assert_eq!((twice.line(i), twice.line(i + lines.len())), (line, line));
+            }
             for taps in [4, 40] {
                 let turned = straight.turned(40, taps);
                 prop_assert_eq!(turned.len(), 40 / taps);

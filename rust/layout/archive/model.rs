@@ -1,10 +1,12 @@
 //! What the archive expects of a matrix, entry by entry.
 
+use super::Form;
 use super::kernels::{Densities, Kernels};
 use super::learnt::{KEPT_SLOTS, Learnt};
 use super::levels::Levels;
 use super::network::{MAX_COLS, MIN_LINES, Network};
 use super::references::{PIECE, References};
+use super::repeats::Repeats;
 use super::values::ValueContexts;
 use crate::entropy::mixing::{BinaryCoder, LOGIT_ONE, log2_quarters};
 use crate::error::Result;
@@ -23,13 +25,14 @@ pub(super) fn bucket(found: i32, expected: i32) -> usize {
 }
 
 /// The state of a model, the same in an encoder and a decoder.
-#[derive(Debug)]
 pub(super) struct Model<'a> {
     levels: &'a Levels,
     learnt: Learnt,
     kernels: Kernels,
     was_empty: bool,
     references: References,
+    /// At the fast level.
+    repeats: Option<Repeats>,
     /// Over the columns of a line, or over the positions of a kernel.
     network: Option<Network>,
     nlines: u64,
@@ -47,7 +50,7 @@ pub(super) struct Model<'a> {
 }
 
 impl<'a> Model<'a> {
-    /// A model of `nlines` lines of `ncols` entries that starts from `learnt`.
+    /// A model of `nlines` lines of `ncols` entries, of a form, that starts from `learnt`.
     ///
     /// # Errors
     /// `LimitExceeded` when the memory cannot be had.
@@ -55,7 +58,7 @@ impl<'a> Model<'a> {
         levels: &'a Levels,
         nlines: usize,
         ncols: usize,
-        taps: usize,
+        Form { taps, is_fast, .. }: Form,
         mut learnt: Learnt,
     ) -> Result<Self> {
         let mut log_places = filled(0, ncols, 1)?;
@@ -63,7 +66,7 @@ impl<'a> Model<'a> {
             *log = log2_quarters(16 * j + 64) as u8;
         }
         let network = if taps == 1 {
-            (ncols <= MAX_COLS && nlines >= MIN_LINES).then(|| Network::new(ncols))
+            (!is_fast && ncols <= MAX_COLS && nlines >= MIN_LINES).then(|| Network::new(ncols))
         } else {
             let known = learnt.kernels.take().filter(|network| network.ncols() == taps);
             (taps <= MAX_COLS).then(|| known.map_or_else(|| Network::new(taps), Ok))
@@ -74,6 +77,7 @@ impl<'a> Model<'a> {
             kernels: Kernels::new(ncols, taps)?,
             was_empty: false,
             references: References::new(nlines, ncols)?,
+            repeats: is_fast.then(Repeats::new),
             network: network.transpose()?,
             nlines: 0,
             columns: filled(0, ncols, 1)?,
@@ -116,12 +120,17 @@ impl<'a> Model<'a> {
             return Ok(());
         }
         self.references.start_line();
+        if let Some(repeats) = &mut self.repeats {
+            repeats.start_line();
+        }
         self.start_network();
         let mut state = LineState::new(self.mean());
         for start in (0..line.len()).step_by(PIECE) {
             let piece = start..line.len().min(start + PIECE);
-            self.references.start_piece(start / PIECE);
-            self.code_piece(coder, line, piece.clone(), &mut state);
+            if !self.code_repeat(coder, line, piece.clone(), &mut state) {
+                self.references.start_piece(start / PIECE);
+                self.code_piece(coder, line, piece.clone(), &mut state);
+            }
             if piece.end < line.len() {
                 self.references.end_piece(start / PIECE, &line[piece]);
             }
@@ -149,6 +158,35 @@ impl<'a> Model<'a> {
     /// About 4·log2 of 64 times the mean level of an entry so far.
     fn mean(&self) -> i32 {
         log2_quarters((self.total * 64 + 10_240) / (self.entries + 16) + 1)
+    }
+
+    /// Codes whether a piece is the best reference's; if so, that is all of it.
+    fn code_repeat<C: BinaryCoder>(
+        &mut self,
+        coder: &mut C,
+        line: &mut [u32],
+        piece: Range<usize>,
+        state: &mut LineState,
+    ) -> bool {
+        let Some(repeats) = &mut self.repeats else { return false };
+        let entries = &mut line[piece.clone()];
+        let Some(best) = self.references.best(piece.start / PIECE, entries.len()) else {
+            return false;
+        };
+        if !repeats.code(coder, &best, entries) {
+            return false;
+        }
+        for (col, entry) in piece.zip(entries) {
+            if *entry != 0 {
+                let level = self.levels.level(*entry);
+                self.columns[col] += level;
+                self.last_values[col] = *entry;
+                state.last = *entry;
+                state.add(level);
+            }
+            state.flags = state.flags << 1 | usize::from(*entry != 0);
+        }
+        true
     }
 
     fn code_piece<C: BinaryCoder>(

@@ -17,6 +17,7 @@
 //! up to 3 % more.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::simd::{self, Kernels, alike::Planes};
 
 /// Columns of a piece.
 pub(super) const PIECE: usize = 32;
@@ -30,8 +31,13 @@ const MARGIN: u32 = 12;
 /// Scores are told apart up to this one when a piece starts.
 const MAX_SCORE: u32 = 200;
 
-/// The bits of the entries of a piece: kept, and two bits that tell unlike ones.
-type Planes = [u32; 3];
+/// A piece of the best reference.
+pub(super) struct Best<'a> {
+    /// Its entries; 65,535 stands for what is more.
+    pub(super) entries: &'a [u16],
+    /// The penalty of its line so far.
+    pub(super) penalty: u32,
+}
 
 fn planes(entries: &[u32]) -> Planes {
     let mut planes = [0; 3];
@@ -43,25 +49,9 @@ fn planes(entries: &[u32]) -> Planes {
     planes
 }
 
-/// The ones of a word, without an instruction for it: many at a time in vector registers.
-#[inline(always)]
-fn ones(x: u32) -> u32 {
-    let x = x - (x >> 1 & 0x5555_5555);
-    let x = (x & 0x3333_3333) + (x >> 2 & 0x3333_3333);
-    let x = (x + (x >> 4)) & 0x0f0f_0f0f;
-    let x = x + (x >> 8);
-    (x + (x >> 16)) & 63
-}
-
-#[inline(always)]
-fn penalty(line: Planes, other: Planes) -> u32 {
-    let unlike = (line[1] ^ other[1]) | (line[2] ^ other[2]);
-    7 * ones(line[0] ^ other[0]) + 4 * ones(line[0] & other[0] & unlike)
-}
-
 /// The lines so far, and how the current one compares.
-#[derive(Debug)]
 pub(super) struct References {
+    kernels: &'static dyn Kernels,
     ncols: usize,
     window: usize,
     nlines: usize,
@@ -72,7 +62,7 @@ pub(super) struct References {
     /// For each piece the planes of each line.
     planes: Vec<Vec<Planes>>,
     /// Penalties and places: those of the active lines first, in order, then of others alive.
-    alive: Vec<Key>,
+    alive: Vec<u64>,
     nactive: usize,
     active: [u16; ACTIVE],
     scores: [u16; ACTIVE],
@@ -94,6 +84,7 @@ impl References {
         planes.try_reserve_exact(npieces).map_err(|_| no_memory(1, ncols))?;
         planes.resize(npieces, Vec::new());
         Ok(Self {
+            kernels: simd::active()?,
             ncols,
             window: (MAX_ENTRIES / ncols.max(1)).clamp(ACTIVE, MAX_LINES).min(nlines.max(1)),
             nlines: 0,
@@ -133,6 +124,14 @@ impl References {
             ones_of(planes[line][0]).for_each(|at| self.columns[at][i] = entries[at]);
         }
         self.is_scored = false;
+    }
+
+    /// A piece, of `len` columns, of the best reference, if there is one.
+    pub(super) fn best(&self, piece: usize, len: usize) -> Option<Best<'_>> {
+        let &line = self.active[..self.nactive].first()?;
+        let penalty = if piece == 0 { 0 } else { penalty(self.alive[0]) };
+        let entries = &self.entries[usize::from(line) * self.ncols + piece * PIECE..][..len];
+        Some(Best { entries, penalty })
     }
 
     /// Whether an active line keeps column `at` of the piece.
@@ -191,50 +190,35 @@ impl References {
     pub(super) fn end_piece(&mut self, piece: usize, entries: &[u32]) {
         let (line, planes) = (planes(entries), &self.planes[piece]);
         if piece == 0 {
-            self.alive.clear();
-            let places = planes.iter().zip(0..);
-            self.alive.extend(places.map(|(&other, place)| Key::new(penalty(line, other), place)));
+            self.kernels.first_penalties(line, planes, &mut self.alive);
         } else {
-            self.alive.iter_mut().for_each(|key| key.add(penalty(line, planes[key.place()])));
-        }
-        let mut best = [Key::LAST; ACTIVE];
-        for &key in &self.alive {
-            if key < best[ACTIVE - 1] {
-                let mut at = ACTIVE - 1;
-                while at > 0 && key < best[at - 1] {
-                    best[at] = best[at - 1];
-                    at -= 1;
-                }
-                best[at] = key;
-            }
+            self.kernels.add_penalties(line, planes, &mut self.alive);
         }
         self.nactive = self.alive.len().min(ACTIVE);
-        let Some(worst) = self.nactive.checked_sub(1).map(|last| best[last]) else { return };
-        let limit = Key::new(worst.penalty() + MARGIN, u16::MAX);
-        let (mut len, least) = (self.nactive, best[0].penalty());
+        if self.nactive == 0 {
+            return;
+        }
+        let best = least(&self.alive);
+        let worst = best[self.nactive - 1];
+        let limit = key(penalty(worst) + MARGIN, u16::MAX);
+        let lives_on = |key: u64| key > worst && key <= limit;
         // The others that live on move up behind the active ones, those of them that stood there
         // having been taken out first.
-        let moved: [Key; ACTIVE] =
-            std::array::from_fn(|i| self.alive.get(i).copied().unwrap_or(Key::LAST));
-        let mut rest = [Key::LAST; ACTIVE];
-        let mut nrest = 0;
-        for key in moved {
-            if key > worst && key <= limit {
-                rest[nrest] = key;
-                nrest += 1;
-            }
-        }
-        for i in self.nactive..self.alive.len() {
-            let key = self.alive[i];
-            self.alive[len] = key;
-            len += usize::from(key > worst && key <= limit);
+        let mut moved = [u64::MAX; ACTIVE];
+        moved[..self.nactive].copy_from_slice(&self.alive[..self.nactive]);
+        let mut len = self.nactive;
+        let alive = self.alive.as_mut_slice();
+        for i in self.nactive..alive.len() {
+            let key = alive[i];
+            alive[len] = key;
+            len += usize::from(lives_on(key));
         }
         self.alive.truncate(len);
-        self.alive.extend_from_slice(&rest[..nrest]);
+        self.alive.extend(moved.into_iter().filter(|&key| lives_on(key)));
         self.alive[..self.nactive].copy_from_slice(&best[..self.nactive]);
-        for (i, key) in best[..self.nactive].iter().enumerate() {
-            self.active[i] = key.place() as u16;
-            self.scores[i] = (key.penalty() - least).min(MAX_SCORE) as u16;
+        for (i, &key) in best[..self.nactive].iter().enumerate() {
+            self.active[i] = place(key) as u16;
+            self.scores[i] = (penalty(key) - penalty(best[0])).min(MAX_SCORE) as u16;
         }
     }
 
@@ -290,29 +274,33 @@ fn ones_of(mut word: u32) -> impl Iterator<Item = usize> {
     })
 }
 
-/// A penalty and a place, in the order of one, then the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key(u64);
+/// A penalty and a place as one number, in the order of one, then the other.
+fn key(penalty: u32, place: u16) -> u64 {
+    u64::from(penalty) << 16 | u64::from(place)
+}
 
-impl Key {
-    const LAST: Self = Self(u64::MAX);
+#[inline(always)]
+fn penalty(key: u64) -> u32 {
+    (key >> 16) as u32
+}
 
-    fn new(penalty: u32, place: u16) -> Self {
-        Self(u64::from(penalty) << 16 | u64::from(place))
+#[inline(always)]
+fn place(key: u64) -> usize {
+    (key & 0xffff) as usize
+}
+
+/// The least keys, in order, and then none.
+fn least(keys: &[u64]) -> [u64; ACTIVE] {
+    let mut least = [u64::MAX; ACTIVE];
+    for &key in keys {
+        if key < least[ACTIVE - 1] {
+            let mut at = ACTIVE - 1;
+            while at > 0 && key < least[at - 1] {
+                least[at] = least[at - 1];
+                at -= 1;
+            }
+            least[at] = key;
+        }
     }
-
-    #[inline(always)]
-    fn penalty(self) -> u32 {
-        (self.0 >> 16) as u32
-    }
-
-    #[inline(always)]
-    fn place(self) -> usize {
-        (self.0 & 0xffff) as usize
-    }
-
-    #[inline(always)]
-    fn add(&mut self, penalty: u32) {
-        self.0 += u64::from(penalty) << 16;
-    }
+    least
 }

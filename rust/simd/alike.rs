@@ -1,0 +1,73 @@
+//! How unlike earlier lines are to one, by bit planes of a piece of 32 columns.
+
+/// The bits of the entries of a piece: kept, and two bits that tell unlike ones.
+pub type Planes = [u32; 3];
+
+/// 7 for each entry kept in one of two pieces alone, 4 for each kept in both and unlike.
+#[inline(always)]
+fn penalty(line: Planes, other: Planes) -> u64 {
+    let unlike = (line[1] ^ other[1]) | (line[2] ^ other[2]);
+    let alone = (line[0] ^ other[0]).count_ones();
+    u64::from(7 * alone + 4 * (line[0] & other[0] & unlike).count_ones())
+}
+
+/// [`super::Kernels::add_penalties`].
+#[inline(always)]
+pub(super) fn add_penalties(line: Planes, lines: &[Planes], keys: &mut [u64]) {
+    for key in keys {
+        *key += penalty(line, lines[(*key & 0xffff) as usize]) << 16;
+    }
+}
+
+/// [`super::Kernels::first_penalties`].
+#[inline(always)]
+pub(super) fn first_penalties(line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
+    keys.clear();
+    keys.extend((0..).zip(lines).map(|(place, &other)| penalty(line, other) << 16 | place));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::available;
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The penalty of the page, entry by entry.
+    fn expected(line: Planes, other: Planes) -> u64 {
+        let bit = |planes: Planes, which: usize, at: usize| planes[which] >> at & 1;
+        let of = |at: usize| match (bit(line, 0, at), bit(other, 0, at)) {
+            (0, 0) => 0,
+            (1, 1) => {
+                let is_same = (1..3).all(|which| bit(line, which, at) == bit(other, which, at));
+                if is_same { 0 } else { 4 }
+            }
+            _ => 7,
+        };
+        (0..32).map(of).sum()
+    }
+
+    proptest! {
+        #[test]
+        fn every_instruction_set_adds_what_each_entry_costs(
+            line in any::<Planes>(), lines in prop::collection::vec(any::<Planes>(), 1..70),
+            picked in prop::collection::vec((any::<prop::sample::Index>(), 0u64..1 << 30), 0..70),
+        ) {
+            let picked: Vec<(usize, u64)> =
+                picked.iter().map(|(at, penalty)| (at.index(lines.len()), *penalty)).collect();
+            for set in available() {
+                let mut keys: Vec<u64> =
+                    picked.iter().map(|&(at, penalty)| penalty << 16 | at as u64).collect();
+                set.add_penalties(line, &lines, &mut keys);
+                for (key, &(at, penalty)) in keys.iter().zip(&picked) {
+                    let sum = penalty + expected(line, lines[at]);
+                    prop_assert_eq!(*key, sum << 16 | at as u64, "{}", set.name());
+                }
+                set.first_penalties(line, &lines, &mut keys);
+                let places = (0..).zip(&lines);
+                let first: Vec<u64> =
+                    places.map(|(at, &other)| expected(line, other) << 16 | at).collect();
+                prop_assert_eq!(&keys, &first, "{}", set.name());
+            }
+        }
+    }
+}
