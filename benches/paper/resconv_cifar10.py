@@ -68,11 +68,11 @@ from tersenet.training import Callback, State, TensorBatches, accuracy, evaluate
 Images = tuple[Tensor, Tensor]
 
 FRACTIONS = (0.2, 0.42, 0.6)  # of the convertible layers
-STEPS = (40, 360, 120)  # of training on, after each
+STEPS = (40, 600, 150)  # of training on, after each
 BATCH, CHOOSING_BATCH = 64, 32
 LR = 0.01
-FACTORS_LR = 0.03  # of Adam
-STRENGTH, GROWTH = 0.25, 1.005  # of the L1 at first, and its growth a step
+FACTORS_LR = 0.03
+STRENGTH, GROWTH = 0.3, 1.015  # of the L1 at first, and its growth a step
 TEMPERATURE = 4.0
 VALIDATION = 1_000
 SHAPES = {"batch 1": 1, "batch 32": 32}
@@ -217,7 +217,7 @@ class Run:
         own = list(dict.fromkeys(factors.values()))
         for factor in own:
             factor.requires_grad_(True)
-        adam = torch.optim.Adam(own, FACTORS_LR, betas=(0.9, 0.99))
+        sgd = torch.optim.SGD(own, FACTORS_LR)
         taught = Taught(model, self.teacher)
         rows: dict[str, dict[str, Any]] = {}
         batches = chain.from_iterable(repeat(self._batches(CHOOSING_BATCH, 0)))
@@ -225,7 +225,7 @@ class Run:
             strength = STRENGTH * GROWTH**step
             callbacks = [LayerL1(model, strength), taught]
             loss = F.cross_entropy
-            fit(model, [batch], epochs=1, optimizer=adam, loss=loss, callbacks=callbacks)
+            fit(model, [batch], epochs=1, optimizer=sgd, loss=loss, callbacks=callbacks)
             count = next(count for count in counts if len(rows) < count)
             for name, factor in factors.items():
                 if factor.item() == 0 and name not in rows:
