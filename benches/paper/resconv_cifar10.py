@@ -18,14 +18,16 @@ layers gives 2 x. All behind it can be rescaled to compute the same from x, as n
 convolution and ReLU is homogeneous, so nn.Identity takes its place; while factors are trained, a
 block's output is divided by 1 + (1 - s)^2, which is 1 at first and 2 at the end.
 
-The teacher's terms are the divergence from its classes at temperature 4, and the squared distance
-from its output of each stage, over the mean square of that. Training is short, some hundred steps:
-what a CPU does in half an hour.
+Training is short, some hundred steps of 64 images, which is what one core does in half an hour. A
+factor pulls by what a small change of it loses, not by what the block's absence loses. So most of them
+stay near 1 until the strength is such that they fall together within some steps, and beyond the first
+block the order is near to a draw. More layers may go than a count asks for.
 
 The trained network has seen all 50,000 training images. So the first 1,000 test images decide, and the
 other 9,000 report. They decide one thing: the row of `figures` is the one that removes most layers
 among those within 0.5 points of the whole network on the deciding images, and if there is none, the
-one nearest 40 % of the convertible layers. Counts, steps and rates are fixed beforehand.
+one nearest 40 % of the convertible layers. Steps and rates were set by the looks of parts of earlier
+runs, one of which had printed the test accuracy of its first row.
 
     TERSENET_DATA=… TERSENET_CACHE=… PYTHONPATH=benches python benches/paper/resconv_cifar10.py
     writes benches/record/resconv_cifar10.{json,svg}
@@ -45,7 +47,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, pairwise, repeat
 from pathlib import Path
 from typing import Any
@@ -58,12 +60,13 @@ import trained
 from cache import Cache
 from networks import CifarBlock
 from stepwise import Advance, Shown, said, train
+from teaching import Taught
 from torch import Tensor, nn
 
 import tersenet
 from tersenet.console import progress
 from tersenet.layer_pruning import LayerL1, ResConv2d, convert, fuse, scales
-from tersenet.training import Callback, State, TensorBatches, accuracy, evaluate, fit
+from tersenet.training import TensorBatches, accuracy, evaluate, fit
 
 Images = tuple[Tensor, Tensor]
 
@@ -73,7 +76,6 @@ BATCH, CHOOSING_BATCH = 64, 32
 LR = 0.01
 FACTORS_LR = 0.03
 STRENGTH, GROWTH = 0.3, 1.015  # of the L1 at first, and its growth a step
-TEMPERATURE = 4.0
 VALIDATION = 1_000
 SHAPES = {"batch 1": 1, "batch 32": 32}
 WITHIN = 0.5  # points
@@ -107,60 +109,42 @@ class Row:
     times: dict[str, dict[str, float]]
 
 
-class Taught(Callback):
-    """Adds a teacher's terms to the loss: its classes, and what its stages give."""
-
-    def __init__(self, model: nn.Module, teacher: nn.Module) -> None:
-        """Watch the stages of both."""
-        self._teacher = teacher
-        self._stages: list[dict[int, Tensor]] = [{}, {}]
-        self._hooks = [
-            getattr(network, f"layer{stage}").register_forward_hook(partial(self._note, at, stage))
-            for at, network in enumerate((model, teacher))
-            for stage in (1, 2, 3)
-        ]
-
-    def _note(self, at: int, stage: int, _: nn.Module, __: object, output: Tensor) -> None:
-        self._stages[at][stage] = output
-
-    def loss_computed(self, state: State) -> None:
-        """Add the terms."""
-        with torch.no_grad():
-            wanted = F.softmax(self._teacher(state.inputs) / TEMPERATURE, 1)
-        found = F.log_softmax(state.outputs / TEMPERATURE, 1)
-        state.loss = state.loss + TEMPERATURE**2 * F.kl_div(found, wanted, reduction="batchmean")
-        mine, its = self._stages
-        for stage, output in its.items():
-            state.loss = state.loss + F.mse_loss(mine[stage], output) / output.square().mean()
-
-    def close(self) -> None:
-        """Watch no longer."""
-        for hook in self._hooks:
-            hook.remove()
-
-
 class Run:
     """The data, the settings and the finished stages of one run."""
 
     def __init__(self, settings: Settings, cache: Cache, advance: Advance) -> None:
-        """Read the images."""
+        """Make the teacher; images are read once they are needed."""
         self.settings, self.cache, self.advance = settings, cache, advance
-        self.train = cifar10.load("train", 50_000 if settings.part == 1 else 2_000)
-        images, classes = cifar10.load("test", VALIDATION + settings.images)
-        self.validation = images[:VALIDATION], classes[:VALIDATION]
-        self.test = images[VALIDATION:], classes[VALIDATION:]
         self.teacher = plain(trained.resnet(settings.depth))
+
+    @cached_property
+    def train(self) -> Images:
+        """The images to train on."""
+        return cifar10.load("train", 50_000 if self.settings.part == 1 else 2_000)
+
+    @cached_property
+    def test(self) -> Images:
+        """The images that decide, and then those that report."""
+        return cifar10.load("test", VALIDATION + self.settings.images)
+
+    def chosen(self) -> list[dict[str, Any]]:
+        """Return the layers that go, each with the least count at which it does."""
+        net = trained.resnet(self.settings.depth)
+        counts = [round(fraction * self.total()) for fraction in FRACTIONS]
+        return self.cache.rows("chosen", partial(self._choose, net, counts))
+
+    def total(self) -> int:
+        """Return the number of convertible layers."""
+        return sum(row.reason is None for row in convert(trained.resnet(self.settings.depth)))
 
     def rows(self) -> list[Row]:
         """Return a row for the whole network and for each count of layers."""
         net = trained.resnet(self.settings.depth)
-        total = sum(row.reason is None for row in convert(copy.deepcopy(net)))
         gone: list[str] = []
         models = [plain(net)]
-        facts = [self._facts("whole", models[0], gone, total, {})]
-        counts = [round(fraction * total) for fraction in FRACTIONS]
-        chosen = self.cache.rows("chosen", partial(self._choose, net, counts))
-        for count, steps in zip(counts, STEPS, strict=True):
+        facts = [self._facts("whole", models[0], gone, {})]
+        chosen = self.chosen()
+        for count, steps in zip(sorted({row["count"] for row in chosen}), STEPS, strict=True):
             name = f"{count}"
             layers = [row["layer"] for row in chosen if row["count"] == count]
             cut(net, layers)
@@ -170,30 +154,30 @@ class Run:
             wall, cpu = self.cache.stage(f"{name}-trained", net, work)
             seconds = {"training_cpu": cpu, "training_wall": wall}
             models.append(plain(net))
-            facts.append(self._facts(name, models[-1], gone, total, seconds))
+            facts.append(self._facts(name, models[-1], gone, seconds))
         times = latencies(models)
         return [Row(**fact, times=time) for fact, time in zip(facts, times, strict=True)]
 
     def _facts(
-        self, name: str, model: nn.Module, gone: list[str], total: int, seconds: dict[str, float]
+        self, name: str, model: nn.Module, gone: list[str], seconds: dict[str, float]
     ) -> dict[str, Any]:
-        def measured(images: Images) -> float:
-            return evaluate(model, TensorBatches(*images, batch_size=250, shuffle=False), accuracy)
-
         def both() -> list[dict[str, Any]]:
-            return [{"validation": measured(self.validation), "test": measured(self.test)}]
+            found = {}
+            for part, cut in (("validation", slice(VALIDATION)), ("test", slice(VALIDATION, None))):
+                batches = TensorBatches(*(t[cut] for t in self.test), batch_size=250, shuffle=False)
+                found[part] = evaluate(model, batches, accuracy)
+            return [found]
 
         (found,) = self.cache.rows(f"{name}-measured", both)
         print(f"{name}: validation {found['validation']:.4f}, test {found['test']:.4f}", flush=True)
         convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
         return {
             "removed": len(gone),
-            "removed_fraction": len(gone) / total,
+            "removed_fraction": len(gone) / self.total(),
             "convolutions": len(convolutions),
             "layers_removed": list(gone),
             "blocks_removed": sum(a[:-1] == b[:-1] for a, b in pairwise(sorted(gone))),
-            "validation": found["validation"],
-            "test": found["test"],
+            **{part: found[part] for part in ("validation", "test")},
             "weights": sum(p.numel() for p in model.parameters() if p.dim() > 1),
             "multiply_adds": tersenet.report(model, torch.zeros(1, 3, 32, 32)).multiply_adds,
             "seconds": seconds,
@@ -365,7 +349,8 @@ def main() -> None:
     root = Path(os.environ.get("TERSENET_CACHE") or ".cache", "resconv_cifar10")
     cache = Cache(root / "-".join(map(str, asdict(settings).values())))
     with progress() as bars:
-        rows = Run(settings, cache, said(bars)).rows()
+        run = Run(settings, cache, said(bars))
+        rows = run.rows()
     found = figures(rows)
     for row in rows:
         shown = "  ".join(f"{name} {t['median_ms']:.2f} ms" for name, t in row.times.items())
@@ -376,16 +361,8 @@ def main() -> None:
     print(found)
     if settings != usual:
         return
-    constants = {
-        "steps": STEPS,
-        "batch": BATCH,
-        "lr": LR,
-        "factors_lr": FACTORS_LR,
-        "strength": STRENGTH,
-        "growth_a_step": GROWTH,
-        "temperature": TEMPERATURE,
-        "seed": SEED,
-    }
+    fixed = ("STEPS", "BATCH", "LR", "CHOOSING_BATCH", "FACTORS_LR", "STRENGTH", "GROWTH", "SEED")
+    constants = {name.lower(): globals()[name] for name in fixed}
     timing.write(
         "resconv_cifar10",
         timing.environment()
@@ -395,6 +372,7 @@ def main() -> None:
             "decide which row the figures are of, the next 9,000 are reported",
             "figures": found,
             "rows": [asdict(row) for row in rows],
+            "chosen": run.chosen(),
         },
     )
     plot(rows, timing.HERE / "record" / "resconv_cifar10.svg")
