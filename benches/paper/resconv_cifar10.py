@@ -130,8 +130,11 @@ class Run:
     def chosen(self) -> list[dict[str, Any]]:
         """Return the layers that go, each with the least count at which it does."""
         net = trained.resnet(self.settings.depth)
-        counts = [round(fraction * self.total()) for fraction in FRACTIONS]
-        return self.cache.rows("chosen", partial(self._choose, net, counts))
+        return self.cache.rows("chosen", partial(self._choose, net, self.counts()))
+
+    def counts(self) -> list[int]:
+        """Return how many layers go at least, for each row."""
+        return [round(fraction * self.total()) for fraction in FRACTIONS]
 
     def total(self) -> int:
         """Return the number of convertible layers."""
@@ -144,9 +147,11 @@ class Run:
         models = [plain(net)]
         facts = [self._facts("whole", models[0], gone, {})]
         chosen = self.chosen()
-        for count, steps in zip(sorted({row["count"] for row in chosen}), STEPS, strict=True):
+        for count, steps in zip(self.counts(), STEPS, strict=True):
             name = f"{count}"
             layers = [row["layer"] for row in chosen if row["count"] == count]
+            if not layers:
+                continue  # so many have gone with the count before
             cut(net, layers)
             gone = gone + layers
             steps = max(round(steps * self.settings.part), 4)
