@@ -115,6 +115,10 @@ def normalize(model: nn.Module, batches: Iterable[Batch]) -> None:
     norm's own scale and shift undo them; in training mode the batch's own take their place, as in
     any batch norm. Its parameters are new: make the optimizer afterwards.
 
+    A kernel made by `convert` subtracts x again, which cancels as long as the statistics are those
+    measured or change slowly, as while factors shrink. Do not zero factors by hand after this: the
+    layers behind then no longer cancel, and the loss may grow a thousandfold.
+
     Args:
         model: every module is afterwards in the mode it was in.
         batches: (inputs, targets), as for `fit`; targets are not used.
