@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tersenet.pipeline import prune_and_quantize
     from tersenet.pruning import prune, taylor_scores
     from tersenet.quantization import codebook_parameters, quantize, quantized
+    from tersenet.sweeping import sweep
 
 __version__ = _core.__version__
 
@@ -59,6 +60,7 @@ __all__ = [
     "quantized",
     "report",
     "save",
+    "sweep",
     "taylor_scores",
     "to_safetensors",
     "unparametrize",
@@ -76,6 +78,7 @@ _NEEDS_TORCH = {
     "prune_and_quantize": "tersenet.pipeline",
     "quantize": "tersenet.quantization",
     "quantized": "tersenet.quantization",
+    "sweep": "tersenet.sweeping",
     "taylor_scores": "tersenet.pruning",
     "unparametrize": "tersenet.parametrization",
 }

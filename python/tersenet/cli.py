@@ -6,7 +6,7 @@
     1   the file is damaged (verify)
     2   anything else: wrong usage, a file that cannot be read, an extra that is not installed
 
-The commands are in `commands` and `network_commands`, which need typer and rich; this module does
+The commands are in `commands`, `network_commands` and `sweep_command`, which need typer and rich; this module does
 without, so that it can say what to install. With `--debug` the traceback comes before the line.
 """
 
@@ -25,6 +25,8 @@ _EXTRAS = {
     "tomli_w": "cli",
     "torch": "torch",
     "sklearn": "demo",
+    "optuna": "search",
+    "ray": "ray",
 }
 
 
@@ -72,7 +74,8 @@ def message(error: BaseException) -> str:
         text = str(error)
     else:
         text = f"{type(error).__name__}: {error} (tersenet --debug shows where)"
-    return " ".join(text.split())
+    notes = [f"({note})" for note in getattr(error, "__notes__", ())]
+    return " ".join(" ".join([text, *notes]).split())
 
 
 def _package(error: ImportError) -> str:

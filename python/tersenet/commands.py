@@ -3,7 +3,7 @@
 Each command turns its options into one call of the package and shows the answer; whatever goes
 wrong is an exception that `cli` reports. Torch and scikit-learn are loaded only by the commands
 that need them, so that `tersenet --help` is quick. Those that run networks are in
-`network_commands`, what they print goes through `console`.
+`network_commands`, sweeps in `sweep_command`, what they print goes through `console`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from tersenet import __version__, array_files, dtypes, io, network_commands
+from tersenet import __version__, array_files, dtypes, io, network_commands, sweep_command
 from tersenet.cli import DAMAGED, FINE, Settings, message
 from tersenet.console import listed, note, progress, say, show, table, written_shape
 from tersenet.dtypes import Array
@@ -271,6 +271,7 @@ def verify(source: Stored) -> None:
 
 app.command()(network_commands.run)
 app.command()(network_commands.bench)
+app.command()(sweep_command.sweep)
 
 
 def _plan(path: Path | None, options: dict[str, Any]) -> Plan | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,6 +18,8 @@ _WIDTH_IN_A_FILE = 200
 _NAMES_SHOWN = 5
 _NAME_WIDTH = 10  # at least, on a narrow terminal
 _TEXTS = ("type", "shape", "layout")
+_SPEED_OF_S = 24 * 3600.0  # what the estimate of the time left looks back on: steps may be long
+_NOTE_EVERY_S = 30.0
 
 
 def say(text: str) -> None:
@@ -69,8 +73,14 @@ def listed(names: Sequence[str]) -> str:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show bars on a terminal's stderr, one for each thing that is done, until the end."""
+    """Show how far each thing is and an estimate of the time left, until the end.
+
+    On a terminal's stderr these are bars, elsewhere a line every half a minute.
+    """
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Notes().advance
+        return
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -78,7 +88,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        speed_estimate_period=_SPEED_OF_S,
     )
     tasks: dict[str, TaskID] = {}
 
@@ -89,6 +99,26 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
     with bars:
         yield advance
+
+
+class _Notes:
+    """Progress for a file: a line now and then; nothing of what is quick."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[float, int]] = {}  # when each was first told of, and how far
+        self._last_s = time.monotonic()
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        start_s, before = self._first.setdefault(what, (now_s, done))
+        if now_s - self._last_s < _NOTE_EVERY_S:
+            return
+        self._last_s = now_s
+        left = ""
+        if done > before:
+            seconds = (now_s - start_s) / (done - before) * (total - done)
+            left = f", about {datetime.timedelta(seconds=round(seconds))} left"
+        note(f"{what}: {done} of {total}{left}")
 
 
 def _stdout() -> Console:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -95,6 +95,10 @@ class Table(Sequence[Row], Generic[Row]):
         """Return each row as a dict of plain values."""
         return [asdict(row) for row in self._rows]
 
+    def cells(self, row: Row) -> Mapping[str, Any]:
+        """Return what is printed of a row by column, the same columns for each row."""
+        return {column.name: getattr(row, column.name) for column in fields(row)}
+
     def __getitem__(self, index: Any) -> Any:
         """Return a row, or the rows of a slice."""
         return self._rows[index]
@@ -107,13 +111,11 @@ class Table(Sequence[Row], Generic[Row]):
         """Return the table."""
         if not self._rows:
             return self._footer
-        names = [column.name for column in fields(self._rows[0])]
-        used = [n for n in names if any(getattr(row, n) is not None for row in self._rows)]
-        cells = [[_text(name, getattr(row, name)) for name in used] for row in self._rows]
+        rows = [self.cells(row) for row in self._rows]
+        used = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+        cells = [[_text(name, row[name]) for name in used] for row in rows]
         widths = [max(map(len, column)) for column in zip(used, *cells, strict=True)]
-        is_number = [
-            any(isinstance(getattr(row, name), int | float) for row in self._rows) for name in used
-        ]
+        is_number = [any(isinstance(row[name], int | float) for row in rows) for name in used]
         lines = [
             "  ".join(
                 text.rjust(width) if number else text.ljust(width)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from tersenet.dtypes import Array
+from tersenet.importing import imported
 
 
 class TorchPeer:
@@ -34,14 +32,7 @@ class TorchPeer:
         Raises:
             ValueError: if there is no such module or attribute, or it gives no model.
         """
-        module, colon, attributes = name.partition(":")
-        if not (module and colon and attributes):
-            raise ValueError(f"--torch {name}: expected MODULE:MODEL, as in networks:make_model")
-        found: Any = _imported(module, name)
-        for attribute in attributes.split("."):
-            if not hasattr(found, attribute):
-                raise ValueError(f"--torch {name}: {module} has no attribute {attributes}")
-            found = getattr(found, attribute)
+        found = imported(name, "--torch", "MODULE:MODEL, as in networks:make_model")
         if callable(found) and not isinstance(found, nn.Module):
             try:
                 found = found()
@@ -79,16 +70,3 @@ class TorchPeer:
     def restore(self) -> None:
         """Give torch back the threads that it had."""
         torch.set_num_threads(self._threads)
-
-
-def _imported(module: str, name: str) -> object:
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # of something that the module imports
-        raise ValueError(f"--torch {name}: no module {module}") from error
-    finally:
-        sys.path.remove(folder)
