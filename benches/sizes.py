@@ -54,7 +54,7 @@ OURS = (
     ("packed", "packed", "size", "coded"),
     ("coded", "coded", "size", "coded"),
     ("archive", "archive", "size", "coded"),
-    ("archive of rows", "archive", "speed", "coded"),
+    ("archive, fast", "archive", "speed", "coded"),
 )
 # What the record says of each layer of a network.
 RECORDED = ("order-0 entropy", "DeepCABAC", "archive")

@@ -33,7 +33,7 @@ from tersenet.parametrization import unparametrize
 from tersenet.pipeline import prune_and_quantize
 from tersenet.training import Callback, TensorBatches
 
-PLAN = Plan.of(sparsity=0.92, pruning_scope="global", quantizer="cws", k=16, seed=0)
+PLAN = Plan.of(sparsity=0.88, pruning_scope="global", quantizer="cws", k=16, seed=0)
 TOLERANCE = 1e-3  # pixels between torch and Network
 
 _BATCH = 8
@@ -46,9 +46,9 @@ _TOGETHER = 16
 class Steps:
     """Of training, each of 8 stereograms, and how many of these there are."""
 
-    dense: int = 1_200
-    pruning: int = 900
-    quantization: int = 200
+    dense: int = 3_000
+    pruning: int = 1_500
+    quantization: int = 500
     stereograms: int = 2_048
     judged: int = 128
 
