@@ -76,6 +76,37 @@ def test_matrices_come_back_equal_and_readable_one_by_one(tmp_path, mmap):
         file.get("a")
 
 
+def test_the_fast_level_is_larger_than_the_best_and_holds_the_same(tmp_path):
+    rng = np.random.default_rng(8)
+    rows = sparse(8, 200, 9)
+    weights = rows[rng.integers(0, 8, 300)]
+    weights[rng.random(weights.shape) < 0.01] = 0
+    matrix = CompressedMatrix.compress(weights)
+    best, fast = (
+        terse.save({"w": matrix}, tmp_path / f"{level}.terse", goal="size", level=level)
+        for level in ("best", "fast")
+    )
+    assert best < fast < 2 * best < matrix.nbytes
+    for level in ("best", "fast"):
+        loaded = terse.load(tmp_path / f"{level}.terse")["w"]
+        assert loaded.layout == "archive"
+        assert np.array_equal(loaded.decompress().view(np.uint32), weights.view(np.uint32))
+
+
+@pytest.mark.parametrize(
+    ("goal", "level", "message"),
+    [
+        ("size", "better", "save: level is 'better', expected 'best' or 'fast'"),
+        ("speed", "fast", "save: level is 'fast' for goal 'speed', expected goal 'size'"),
+        (None, "fast", "save: level is 'fast' for goal None, expected goal 'size'"),
+    ],
+)
+def test_a_level_that_is_none_of_the_goal_is_an_error(tmp_path, goal, level, message):
+    with pytest.raises(ValueError, match=message):
+        terse.save({}, tmp_path / "none.terse", goal=goal, level=level)
+    assert not (tmp_path / "none.terse").exists()
+
+
 def test_a_goal_transcodes_and_none_keeps_the_layout(tmp_path):
     matrix = CompressedMatrix.compress(sparse(200, 300), "dense")
     for goal, layout in ((None, "dense"), ("size", None), ("speed", None)):

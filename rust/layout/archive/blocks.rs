@@ -5,9 +5,9 @@
 //!   more:       │ u64 size of block 0 │ … of the last but one │ block 0 │ block 1 │ … │
 //! ```
 //!
-//! A block learns anew what the one before knows, which has to cost next to nothing: of 16 M entries
-//! each (of VGG19's first dense layer, in blocks of half a million to a million entries at 90 %, halves
-//! take 4 % more, quarters 9 %, and what a block takes to learn does not grow with it).
+//! A block learns anew, and has no references in the others: of VGG19's fc1, 2 M entries, two blocks take
+//! 11 % more at 90 % sparsity and 4 % at 80 %, four 17 and 10 %. So blocks are large. No larger layer was
+//! at hand to measure.
 
 use crate::error::{Error, Result};
 use crate::threads;
