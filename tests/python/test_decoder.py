@@ -15,6 +15,7 @@ from pathlib import Path
 
 import decoder
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -232,6 +233,20 @@ def read_by_the_decoder(path: Path):
         return "refused"
     tensors = container.tensors.items()
     return container.metadata, {n: (t.dtype, t.shape, t.array.tobytes()) for n, t in tensors}
+
+
+@pytest.mark.parametrize("goal", ["size", "speed"])
+def test_the_decoder_reads_an_archive_of_several_blocks(tmp_path, goal):
+    weights = np.zeros((4096, 8192), np.float32)
+    rng = np.random.default_rng(4)
+    places = rng.choice(300, 20, replace=False)
+    for row in (0, 1, 2047, 2048, 2050, 4095):
+        weights[row, places] = rng.integers(1, 4, 20)
+    matrix = CompressedMatrix.compress(weights, "archive", goal=goal)
+    path = tmp_path / "blocks.terse"
+    tersenet.save({"w": matrix}, path)
+    found = decoder.read(path.read_bytes(), decoder.Limits()).tensors["w"].array
+    assert found.tobytes() == weights.tobytes()
 
 
 def test_both_refuse_the_same_damage_under_right_checksums(tmp_path):
