@@ -27,7 +27,7 @@ The trained network has seen all 50,000 training images. So the first 1,000 test
 other 9,000 report. They decide one thing: the row of `figures` is the one that removes most layers
 among those within 0.5 points of the whole network on the deciding images, and if there is none, the
 one nearest 40 % of the convertible layers. Steps and rates were set by the looks of parts of earlier
-runs, one of which had printed the test accuracy of its first row.
+runs, one of which had printed the test accuracy of its first row; more steps for the others came after.
 
     TERSENET_DATA=… TERSENET_CACHE=… PYTHONPATH=benches python benches/paper/resconv_cifar10.py
     writes benches/record/resconv_cifar10.{json,svg}
