@@ -229,7 +229,6 @@ mod tests {
             prop_assert_eq!(again.as_slice::<u8>(), &bytes[..]);
             // What planes cost at most: a byte each and one for the form.
             prop_assert!(coded.len() <= bytes.len() + (count / CHUNK_WORDS + 1) * (words.nbytes() + 5));
-            let more = words.nbytes();
             prop_assert!(decode(&[&coded[..], &[0]].concat(), bytes.len(), words).is_err());
             prop_assert!(count == 0 || decode(&coded[..coded.len() - 1], bytes.len(), words).is_err());
         }
