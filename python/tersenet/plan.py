@@ -33,11 +33,12 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+from tersenet.toml_files import check_keys, loaded, parsed
 
 KINDS = ("fc", "conv", "embedding")
 PRUNING_SCOPES = ("layer", "global")
@@ -255,18 +256,15 @@ class Plan:
         Raises:
             ValueError: if the text is no TOML, a key is unknown, or a value does not fit.
         """
-        try:
-            table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"plan: the text is no TOML: {error}") from error
-        _check_keys(table, (f.name for f in fields(cls)), "the top level")
+        table = parsed("plan", text)
+        check_keys("plan", table, (f.name for f in fields(cls)), "the top level")
         layers = table.pop("layers", {})
         _check(layers, "layers", dict, "a table of patterns")
         rules = {}
         for pattern, entry in layers.items():
             place = f"[layers.{pattern!r}]"
             _check(entry, place, dict, "a table of fields")
-            _check_keys(entry, (f.name for f in fields(Rule)), place)
+            check_keys("plan", entry, (f.name for f in fields(Rule)), place)
             try:
                 rules[pattern] = Rule(**entry)
             except ValueError as error:
@@ -281,11 +279,7 @@ class Plan:
             OSError: if the file cannot be read.
             ValueError: as `from_toml`, with the path.
         """
-        data = Path(path).read_bytes()
-        try:
-            return cls.from_toml(data.decode())
-        except ValueError as error:  # UnicodeDecodeError is one
-            raise ValueError(f"{error} ({path})") from error
+        return loaded(path, cls.from_toml)
 
     def to_toml(self) -> str:
         """Return the plan as TOML that `from_toml` reads back to an equal plan.
@@ -317,16 +311,6 @@ def _check(value: Any, name: str, kind: type, expected: str, holds: Any = None) 
     """Raise ValueError unless the value is None or of exactly this type, and the test holds."""
     if value is not None and (type(value) is not kind or (holds and not holds(value))):
         raise ValueError(f"plan: {name} is {value!r}, expected {expected}")
-
-
-def _check_keys(table: Mapping[str, Any], known: Iterable[str], place: str) -> None:
-    names = list(known)
-    for key in table:
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            expected = ", ".join(names)
-            raise ValueError(f"plan: unknown key {key!r} in {place}, expected {expected}{hint}")
 
 
 def _check_whole(rule: Rule, name: str) -> None:

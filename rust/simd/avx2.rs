@@ -197,12 +197,12 @@ impl Kernels for Avx2 {
 }
 
 #[target_feature(enable = "avx2,popcnt")]
-pub(super) fn add_penalties(line: Planes, lines: &[Planes], keys: &mut [u64]) {
+fn add_penalties(line: Planes, lines: &[Planes], keys: &mut [u64]) {
     alike::add_penalties(line, lines, keys);
 }
 
 #[target_feature(enable = "avx2")]
-pub(super) fn first_penalties(line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
+fn first_penalties(line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
     alike::first_penalties(line, lines, keys);
 }
 

@@ -4,6 +4,7 @@ import os
 import resource
 import sqlite3
 import tempfile
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,7 +134,7 @@ trials = st.builds(
 def test_trials_come_back_to_the_bit(rows):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a %?#.sqlite")
-        with ResultsFile(path, create=True) as file:
+        with closing(ResultsFile(path, create=True)) as file:
             file.describe(ORIGIN, DENSE)
             for row in rows:
                 assert file.add(row) == row
@@ -148,7 +149,10 @@ def test_trials_come_back_to_the_bit(rows):
 
 def test_a_trial_is_there_once_whoever_finished_it(tmp_path):
     path = tmp_path / "r.sqlite"
-    with ResultsFile(path, create=True) as one, ResultsFile(path, create=True) as other:
+    with (
+        closing(ResultsFile(path, create=True)) as one,
+        closing(ResultsFile(path, create=True)) as other,
+    ):
         one.describe(ORIGIN, DENSE)
         first = trial(0, nbytes=7)
         assert one.add(first) == first
@@ -161,7 +165,7 @@ def test_a_trial_is_there_once_whoever_finished_it(tmp_path):
 
 def test_results_of_another_sweep_are_refused_by_what_differs(tmp_path):
     path = tmp_path / "r.sqlite"
-    with ResultsFile(path, create=True) as file:
+    with closing(ResultsFile(path, create=True)) as file:
         assert file.begin(ORIGIN) is None
         file.describe(ORIGIN, DENSE)
         assert file.begin(ORIGIN) == DENSE
@@ -195,7 +199,7 @@ def test_what_is_no_file_of_results_is_named(tmp_path):
     (tmp_path / "empty").touch()
     with pytest.raises(FormatError, match="empty: no results of a sweep"):
         Results.open(tmp_path / "empty")
-    ResultsFile(tmp_path / "new", create=True).__exit__(None, None, None)
+    ResultsFile(tmp_path / "new", create=True).close()
     with pytest.raises(FormatError, match="new: no sweep has begun in it"):
         Results.open(tmp_path / "new")
     with pytest.raises(OSError, match=r"results cannot be opened: .*nowhere"):
@@ -204,7 +208,7 @@ def test_what_is_no_file_of_results_is_named(tmp_path):
 
 def test_a_newer_version_is_refused(tmp_path):
     path = tmp_path / "r.sqlite"
-    ResultsFile(path, create=True).__exit__(None, None, None)
+    ResultsFile(path, create=True).close()
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 2")
     connection.close()
@@ -219,7 +223,7 @@ def test_a_full_disk_is_an_error_and_loses_no_finished_trial(tmp_path, room):
         Layer(f"l{n}", "fc", (9, 9), 0.5, 3, "packed", "fixed", 9, 1.5, None) for n in range(9)
     )
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with ResultsFile(path, create=True) as file:
+    with closing(ResultsFile(path, create=True)) as file:
         file.describe(ORIGIN, DENSE)
         kept = [file.add(trial(n, layers=weights)) for n in range(5)]
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, before[1]))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from typing import Any
 
 from torch import nn
@@ -98,10 +99,10 @@ def sweep(
         space.to_json(),
         _core.__version__,
     )
-    with ResultsFile(IN_MEMORY if results is None else results, create=True) as file:
+    with closing(ResultsFile(IN_MEMORY if results is None else results, create=True)) as file:
         if file.begin(origin) is None:
             file.describe(origin, Dense(*measure_dense(work)))
-        with _runner(work, executor, workers, retries) as runner:
+        with closing(_runner(work, executor, workers, retries)) as runner:
             _Sweep(space, file, runner, progress).run()
         return file.results()
 

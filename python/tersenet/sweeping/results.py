@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -122,7 +123,7 @@ class Results(Table[Trial]):
         """
         from tersenet.sweeping.storing import ResultsFile
 
-        with ResultsFile(path, create=False) as file:
+        with closing(ResultsFile(path, create=False)) as file:
             return file.results()
 
     def front(self, cost: str = "nbytes") -> Results:

@@ -35,8 +35,7 @@ from concurrent.futures import (
     wait,
 )
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from tersenet.sweeping.results import Trial
 from tersenet.sweeping.space import Settings
@@ -56,17 +55,9 @@ class Task:
 
 
 class Runner(Protocol):
-    """Runs tasks; a context manager that ends its workers."""
+    """Runs tasks, until it is closed."""
 
-    def __enter__(self) -> Self:
-        """Return it."""
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """End what still runs."""
 
     def run(self, tasks: Sequence[Task], done: Done) -> None:
@@ -80,16 +71,7 @@ class Serial:
         """Take what every trial starts from."""
         self._work = work
 
-    def __enter__(self) -> Self:
-        """Return it."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Nothing runs on."""
 
     def run(self, tasks: Sequence[Task], done: Done) -> None:
@@ -128,16 +110,7 @@ class Pool:
         self._idle: list[ProcessPoolExecutor | None] = [None] * workers
         self._busy: dict[Future[Trial], ProcessPoolExecutor] = {}
 
-    def __enter__(self) -> Self:
-        """Return it."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """End the processes, those in the middle of a trial at once."""
         self._file.close()
         for busy in self._busy.values():
@@ -209,16 +182,7 @@ class Engine:
         self._executor = executor
         self._flying: dict[Future[Trial], Task] = {}
 
-    def __enter__(self) -> Self:
-        """Return it."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Cancel what was not begun."""
         for future in self._flying:
             future.cancel()

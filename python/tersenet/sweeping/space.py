@@ -41,13 +41,11 @@ what follows the last dot, so patterns may hold dots.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
 import math
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -56,6 +54,7 @@ from tersenet._core import CODERS, LAYOUTS
 from tersenet.plan import Plan, Rule
 from tersenet.pruning import PRUNERS
 from tersenet.quantization import QUANTIZERS
+from tersenet.toml_files import check_keys, loaded, parsed
 
 Value = float | int | str | bool
 Settings = dict[str, Value]
@@ -160,7 +159,7 @@ class Space:
         """
         _check_table(table, "the top level")
         known = ("layers", *PLAN_FIELDS, "training", "search", "model", "data")
-        _check_keys(table, known, "the top level")
+        check_keys("space", table, known, "the top level")
         choices: dict[str, tuple[Value, ...] | Range] = {}
         layers = _subtable(table, "layers", "the top level")
         if not layers:
@@ -168,7 +167,7 @@ class Space:
         for pattern, entry in layers.items():
             place = f"[layers.{pattern!r}]"
             _check_table(entry, place)
-            _check_keys(entry, _RULE_FIELDS, place)
+            check_keys("space", entry, _RULE_FIELDS, place)
             if "sparsity" in entry and "threshold" in entry:
                 raise ValueError(f"space: {place} has sparsity and threshold, expected one of them")
             for name, value in entry.items():
@@ -177,13 +176,13 @@ class Space:
             if name in table:
                 choices[name] = _choice("the top level", name, table[name])
         training = _subtable(table, "training", "the top level")
-        _check_keys(training, TRAINING_FIELDS, "[training]")
+        check_keys("space", training, TRAINING_FIELDS, "[training]")
         for name, value in training.items():
             choices[f"training.{name}"] = _choice("[training]", name, value)
         search = None
         if "search" in table:
             entry = _subtable(table, "search", "the top level")
-            _check_keys(entry, (field.name for field in fields(Search)), "[search]")
+            check_keys("space", entry, (field.name for field in fields(Search)), "[search]")
             if "trials" not in entry:
                 raise ValueError("space: [search] has no trials, expected their number")
             search = Search(**entry)
@@ -199,11 +198,7 @@ class Space:
         Raises:
             ValueError: if the text is no TOML, or as `from_dict`.
         """
-        try:
-            table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"space: the text is no TOML: {error}") from error
-        return cls.from_dict(table)
+        return cls.from_dict(parsed("space", text))
 
     @classmethod
     def load(cls, path: str | Path) -> Space:
@@ -213,11 +208,7 @@ class Space:
             OSError: if the file cannot be read.
             ValueError: as `from_toml`, with the path.
         """
-        data = Path(path).read_bytes()
-        try:
-            return cls.from_toml(data.decode())
-        except ValueError as error:  # UnicodeDecodeError is one
-            raise ValueError(f"{error} ({path})") from error
+        return loaded(path, cls.from_toml)
 
     def grid(self) -> Iterator[Settings]:
         """Yield every combination once, in the order of the fields, the last one changing fastest.
@@ -337,7 +328,7 @@ def _range(place: str, name: str, table: Mapping[str, Any]) -> Range:
     if name not in _INTEGERS + _FLOATS:
         raise _error(place, name, dict(table), "a value, or a list of at least one")
     where = f"{place} {name}"
-    _check_keys(table, (field.name for field in fields(Range)), where)
+    check_keys("space", table, (field.name for field in fields(Range)), where)
     for end in ("low", "high"):
         if end not in table:
             raise ValueError(f"space: {where} has no {end}, expected low and high of a range")
@@ -360,7 +351,7 @@ def _function(table: Mapping[str, Any], name: str) -> str | None:
     if name not in table:
         return None
     entry = _subtable(table, name, "the top level")
-    _check_keys(entry, ("function",), f"[{name}]")
+    check_keys("space", entry, ("function",), f"[{name}]")
     found = entry.get("function")
     if not isinstance(found, str) or not all(found.partition(":")):
         raise _error(f"[{name}]", "function", found, "a name like 'module:function'")
@@ -377,16 +368,6 @@ def _subtable(table: Mapping[str, Any], name: str, place: str) -> Mapping[str, A
 def _check_table(table: Any, place: str) -> None:
     if not hasattr(table, "items"):
         raise ValueError(f"space: {place} is {table!r}, expected a table of fields")
-
-
-def _check_keys(table: Mapping[str, Any], known: Iterable[str], place: str) -> None:
-    names = list(known)
-    for key in table:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            expected = ", ".join(names)
-            raise ValueError(f"space: unknown key {key!r} in {place}, expected {expected}{hint}")
 
 
 def _error(place: str, name: str, found: Any, expected: str) -> ValueError:

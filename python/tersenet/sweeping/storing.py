@@ -29,8 +29,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 from tersenet.errors import FormatError
@@ -67,7 +66,7 @@ _ERRNOS = {
 
 
 class ResultsFile:
-    """An open file of results; a context manager."""
+    """An open file of results, until it is closed."""
 
     def __init__(self, path: Path, *, create: bool) -> None:
         """Open a file, and make it where it is not there and `create` is set.
@@ -93,16 +92,7 @@ class ResultsFile:
                 self._connection.close()
                 raise
 
-    def __enter__(self) -> Self:
-        """Return it."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Close it."""
         self._connection.close()
 
