@@ -118,6 +118,26 @@ struct Workspace {
 
 /// Plans that are kept for the shapes run last.
 const MAX_PLANS: usize = 4;
+/// Workspaces that are kept for a shape; of more runs at once some make their own.
+const MAX_WORKSPACES: usize = 16;
+
+impl Prepared {
+    /// A workspace that no run is using, or a new one.
+    fn take(&self) -> Workspace {
+        let kept = self.workspaces.try_lock().ok().and_then(|mut kept| kept.pop());
+        kept.unwrap_or_default()
+    }
+
+    /// Keeps a workspace for the next run. Whoever found the lock held when taking one made another,
+    /// so there would be ever more without a bound.
+    fn give_back(&self, workspace: Workspace) {
+        if let Ok(mut kept) = self.workspaces.try_lock()
+            && kept.len() < MAX_WORKSPACES
+        {
+            kept.push(workspace);
+        }
+    }
+}
 
 impl Network {
     /// Loads the network that `reader`'s container holds, on up to `threads` threads.
@@ -294,12 +314,9 @@ impl Network {
         into: &mut [&mut [f32]],
         threads: usize,
     ) -> Result<()> {
-        let kept = prepared.workspaces.try_lock().ok().and_then(|mut kept| kept.pop());
-        let mut workspace = kept.unwrap_or_default();
+        let mut workspace = prepared.take();
         let outcome = self.execute_in(&mut workspace, &prepared.plan, arguments, into, threads);
-        if let Ok(mut kept) = prepared.workspaces.try_lock() {
-            kept.push(workspace);
-        }
+        prepared.give_back(workspace);
         outcome
     }
 
@@ -367,4 +384,24 @@ impl std::fmt::Debug for Network {
 /// Puts a node's place and operator before an error.
 fn within(node: &Node, error: Error) -> Error {
     error.within(&node.title())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workspaces_that_are_given_back_stay_bounded() {
+        let plan =
+            Plan { dims: Vec::new(), sources: Vec::new(), steps: Vec::new(), slots: Vec::new() };
+        let prepared = Prepared { plan, workspaces: Mutex::new(Vec::new()) };
+        // Each time two find nothing to take, as those do that meet at the lock, and give back two.
+        for _ in 0..100 {
+            let held = prepared.workspaces.lock().unwrap();
+            let made = [prepared.take(), prepared.take()];
+            drop(held);
+            made.into_iter().for_each(|workspace| prepared.give_back(workspace));
+        }
+        assert_eq!(prepared.workspaces.lock().unwrap().len(), MAX_WORKSPACES);
+    }
 }

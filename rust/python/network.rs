@@ -131,17 +131,18 @@ impl PyNetwork {
         if found != dims.iter().map(Vec::as_slice).collect::<Vec<_>>() {
             return Err(invalid(format!("out: shapes {found:?}, expected {dims:?}")));
         }
+        // Also of an array in Fortran's order there is a slice, which is in another order.
+        if let Some(number) = out.iter().position(|array| !array.is_c_contiguous()) {
+            let message = format!("out: array {number} is strided, expected C-contiguous ones");
+            return Err(invalid(message));
+        }
         let mut locked = out
             .iter()
             .map(|array| array.try_readwrite().map_err(|e| invalid(format!("out: {e}"))))
             .collect::<PyResult<Vec<PyReadwriteArrayDyn<'_, f32>>>>()?;
         let mut into = locked
             .iter_mut()
-            .map(|array| {
-                array
-                    .as_slice_mut()
-                    .map_err(|e| invalid(format!("out: {e}, expected C-contiguous")))
-            })
+            .map(|array| array.as_slice_mut().map_err(|e| invalid(format!("out: {e}"))))
             .collect::<PyResult<Vec<&mut [f32]>>>()?;
         released(py, || self.0.run_into(&arguments, &mut into, threads))?;
         drop(locked);

@@ -123,6 +123,17 @@ def test_results_go_where_asked(path):
         network.run(ids, out=out[:1])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_results_in_another_order_of_memory_are_refused(tmp_path, threads):
+    tersenet.export(Call(lambda x: x + 1), torch.ones(1, 3), tmp_path / "x.terse")
+    network = tersenet.Network.load(tmp_path / "x.terse")
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for out in (np.zeros((2, 3), np.float32, order="F"), np.zeros((2, 6), np.float32)[:, ::2]):
+        with pytest.raises(ValueError, match="out: array 0 is strided, expected C-contiguous"):
+            network.run(x, threads=threads, out=out)
+        assert not out.any()
+
+
 def test_several_outputs_go_where_asked(tmp_path):
     model = Call(lambda x: (x + 1, x.sum(1)))
     tersenet.export(model, torch.ones(1, 3), tmp_path / "x.terse")

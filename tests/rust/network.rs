@@ -525,6 +525,22 @@ fn errors_name_the_node_or_the_input_with_what_was_found_and_expected() {
 }
 
 #[test]
+fn rows_that_an_input_of_three_dimensions_has_no_room_for_are_an_error() {
+    // A row of padding above gives two rows of outputs.
+    let conv = [1, 2, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1];
+    let weights = [("w", Weight::Matrix(vec![2, 1, 2], vec![1.0, 2.0, 0.0, 1.0]))];
+    let conv = node("conv", &[0], &["w"], &conv, &[]);
+    let error = run(vec![conv], &weights, &[(&[1, 1, 4], &[1.0; 4])]).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.to_string()),
+        (
+            ErrorKind::InvalidArgument,
+            "conv (conv): result of 2 rows, expected 1 for an input of three dimensions".into()
+        )
+    );
+}
+
+#[test]
 fn a_second_run_allocates_nothing() {
     let x = sparse(3 * 28 * 28, 7);
     let dims = [3, 1, 28, 28];
