@@ -120,6 +120,9 @@ def plot(found: dict[str, Rows], path: Path) -> None:
         ylabel="test error, %",
         title="LeNet-5, MNIST: 3 seeds",
     )
+    kept = [100 * (1 - sparsity) for sparsity in joint_classifiers.SPARSITIES]
+    scores.set_xticks(kept, [f"{percent:g}" for percent in kept])
+    scores.set_xticks([], minor=True)
     scores.legend()
     for method, marker in (("pruned", "x"), ("quantized", "+"), ("joint", "o")):
         rows = [row for row in found["budgets"] if row["method"] == method]
@@ -138,6 +141,7 @@ def plot(found: dict[str, Rows], path: Path) -> None:
         stereo.bar(at, [row[name] for name in names], 0.25, label=label)
     stereo.set_xticks(range(len(names)), ["stereograms", "teddy", "cones"])
     stereo.set(ylabel="end-point error, pixels", title="stereo disparity")
+    stereo.margins(y=0.35)  # room for the legend
     stereo.legend()
     figure.savefig(path, metadata={"Date": None})
 

@@ -330,7 +330,9 @@ def plot(rows: list[Row], path: Path) -> None:
     figure, (accuracies, times) = pyplot.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     removed = [100 * row.removed_fraction for row in rows]
     accuracies.plot(removed, [100 * row.test for row in rows], "o-")
-    accuracies.axhline(100 * rows[0].test - WITHIN, color="gray", linestyle=":")
+    wanted = 100 * rows[0].test - WITHIN
+    accuracies.axhline(wanted, color="gray", linestyle=":", label=f"{WITHIN:g} points under")
+    accuracies.legend()
     accuracies.set(xlabel="convertible layers removed, %", ylabel="test accuracy, %")
     for what, marker in zip(rows[0].times, "x+os", strict=True):
         shares = [100 * ratio(row, rows[0], what) for row in rows]
