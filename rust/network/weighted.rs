@@ -219,7 +219,12 @@ impl Operator for Layer {
                 dims[rank - 1] = nrows;
                 dims
             }
-            (Form::Conv, 3) => vec![images, nrows, width],
+            (Form::Conv, 3) if height == 1 => vec![images, nrows, width],
+            (Form::Conv, 3) => {
+                return Err(Error::invalid(format!(
+                    "result of {height} rows, expected 1 for an input of three dimensions"
+                )));
+            }
             (Form::Conv, _) => vec![images, nrows, height, width],
         })
     }

@@ -2,6 +2,7 @@
 
 mod allocations;
 mod archive;
+mod bound;
 mod container;
 mod convolution;
 mod hostile_sections;
@@ -10,3 +11,4 @@ mod network;
 mod published;
 mod roundtrip;
 mod side_by_side;
+mod stored;
