@@ -5,6 +5,7 @@ mod archive;
 mod bound;
 mod container;
 mod convolution;
+mod golden;
 mod hostile_sections;
 mod matrices;
 mod network;
