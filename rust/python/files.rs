@@ -3,7 +3,7 @@
 use super::arguments::{request, threads};
 use super::matrix::PyMatrix;
 use super::network::{GraphTuple, to_graph, to_tuple};
-use super::{interruptible, to_python};
+use super::{interruptible, released, to_python};
 use crate::container::{CodedArray, Dtype, Limits, Reader as Container, Stored, Tensor, Writer};
 use crate::error::Result;
 use crate::matrix::Request;
@@ -122,7 +122,7 @@ impl Reader {
             tensors: max_tensors,
         };
         let open = if mmap { Container::map } else { Container::open };
-        interruptible(py, || open(&path, &limits)).map(Self)
+        released(py, || open(&path, &limits)).map(Self)
     }
 
     fn keys(&self) -> Vec<&str> {
