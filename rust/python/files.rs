@@ -104,6 +104,7 @@ pub(super) struct Reader(Container);
 impl Reader {
     #[new]
     #[pyo3(signature = (path, mmap=false, *, max_header_nbytes, max_tensor_nbytes, max_total_nbytes, max_ratio, max_tensors))]
+    #[allow(clippy::too_many_arguments)] // As Python names them.
     fn new(
         py: Python<'_>,
         path: PathBuf,

@@ -82,6 +82,7 @@ impl PyNetwork {
     /// Loads the network that the file at `path` holds.
     #[staticmethod]
     #[pyo3(signature = (path, resident="cached", *, mmap=false, max_header_nbytes, max_tensor_nbytes, max_total_nbytes, max_ratio, max_tensors))]
+    #[allow(clippy::too_many_arguments)] // As Python names them.
     fn load(
         py: Python<'_>,
         path: PathBuf,
