@@ -43,7 +43,7 @@ use targets::{Outcome, TARGETS, Target};
 /// Bytes that one execution may allocate in all.
 const MAX_NBYTES: usize = 256 << 20;
 /// What one execution may take, on a machine that is busy with other things.
-const MAX_TIME: Duration = Duration::from_secs(5);
+const MAX_TIME: Duration = Duration::from_secs(20);
 /// Inputs that are kept of a target, at most.
 const MAX_POOL: usize = 8192;
 
