@@ -13,6 +13,7 @@ Writes benches/record/faults.json.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import signal
@@ -30,6 +31,7 @@ import tersenet
 from tersenet import CompressedMatrix, FormatError, _core
 
 MAX_SIDE = 120
+RECORD = Path(__file__).parent / "record" / "faults.json"
 
 
 def weights(rng: np.random.Generator, nrows: int, ncols: int) -> np.ndarray:
@@ -213,17 +215,21 @@ def loads(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, and write the record."""
+    """Measure, and write the record: what is not measured stays as it was."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--only", choices=["ctrl_c_ms", "memory", "random"])
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        record = {
-            **environment(),
-            "ctrl_c_ms": interruptions(Path(folder)),
-            "memory": loads(Path(folder)),
-            "random": random_operations(options.seconds, Path(folder)),
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parts: dict[str, Callable[[], object]] = {
+            "ctrl_c_ms": lambda: interruptions(folder),
+            "memory": lambda: loads(folder),
+            "random": lambda: random_operations(options.seconds, folder),
         }
+        record = json.loads(RECORD.read_text()) if options.only else {}
+        record |= environment()
+        record |= {k: part() for k, part in parts.items() if options.only in (None, k)}
     write("faults", record)
 
 

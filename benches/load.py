@@ -28,6 +28,7 @@ import tersenet
 
 THREADS = 8
 BATCHES = (1, 5)
+SAMPLES = 20
 
 
 def exported(path: Path) -> None:
@@ -71,8 +72,10 @@ def under_load(path: Path, seconds: float) -> dict[str, object]:
     workers = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
     for worker in workers:
         worker.start()
-    time.sleep(min(30, seconds / 4))
-    warm = resident()
+    held = []
+    for _ in range(SAMPLES):
+        time.sleep(seconds / SAMPLES)
+        held.append(resident())
     for worker in workers:
         worker.join()
     return {
@@ -81,8 +84,8 @@ def under_load(path: Path, seconds: float) -> dict[str, object]:
         "fewest_of_a_thread": min(calls),
         "wrong": sum(wrong),
         "errors": errors,
-        "warm_nbytes": warm,
-        "growth_nbytes": resident() - warm,
+        "resident_nbytes": held,
+        "growth_of_second_half_nbytes": held[-1] - held[SAMPLES // 2 - 1],
         "sum": float(np.sum([y.astype(np.float64).sum() for y in expected])),
     }
 
