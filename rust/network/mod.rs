@@ -119,6 +119,8 @@ struct Workspace {
 
 /// Plans that are kept for the shapes run last.
 const MAX_PLANS: usize = 4;
+/// Workspaces that are kept for a shape; more runs at once than that make their own.
+const MAX_WORKSPACES: usize = 16;
 
 impl Network {
     /// Loads the network that `reader`'s container holds, on up to `threads` threads.
@@ -298,7 +300,10 @@ impl Network {
         let kept = prepared.workspaces.try_lock().ok().and_then(|mut kept| kept.pop());
         let mut workspace = kept.unwrap_or_default();
         let outcome = self.execute_in(&mut workspace, &prepared.plan, arguments, into, threads);
-        if let Ok(mut kept) = prepared.workspaces.try_lock() {
+        // A run that finds the lock held makes a workspace of its own: there would be more and more.
+        if let Ok(mut kept) = prepared.workspaces.try_lock()
+            && kept.len() < MAX_WORKSPACES
+        {
             kept.push(workspace);
         }
         outcome
