@@ -22,6 +22,8 @@ pub enum ErrorKind {
     LimitExceeded,
     /// The operating system refused.
     Io,
+    /// Whoever started the work ended it.
+    Interrupted,
 }
 
 /// An error of this crate: see [`ErrorKind`] for what to do about it.

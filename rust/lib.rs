@@ -5,7 +5,7 @@
 //!   error ◀─ array, bits ◀─ entropy ◀─ layout ◀─ matrix ◀─ container ◀─ network ◀─ python
 //!              words, offsets, lines,    │          ▲                    (binding, a feature)
 //!              codebook, rows, cursor ───┘          │
-//!              simd (slices only), threads ◀─ products, convolution
+//!              simd (slices only), interruption ◀─ threads ◀─ products, convolution
 //! ```
 //!
 //! | word | means |
@@ -33,6 +33,7 @@ pub mod convolution;
 pub mod cursor;
 pub mod entropy;
 pub mod error;
+pub mod interruption;
 pub mod layout;
 pub mod lines;
 pub mod mapping;

@@ -12,6 +12,7 @@ use crate::bits;
 use crate::codebook::Codebook;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
+use crate::interruption;
 use crate::layout::archive::{self, Archive, Before, Learnt};
 use crate::layout::grouped::{self, Grouping};
 use crate::layout::{
@@ -109,6 +110,7 @@ impl CompressedMatrix {
         request: &Request,
         encode: impl FnOnce(&Rows, &Encoding) -> Result<Encoded>,
     ) -> Result<Self> {
+        interruption::check()?;
         let coder = request.coder.unwrap_or(spec.coders[0]);
         if !spec.coders.contains(&coder) {
             let names: Vec<&str> = spec.coders.iter().map(|coder| coder.name()).collect();
@@ -287,6 +289,7 @@ impl CompressedMatrix {
             for (start, out) in
                 range.clone().step_by(block_rows).zip(out.chunks_mut(block_rows * ncols))
             {
+                interruption::check()?;
                 self.decode(start..start + out.len() / ncols, &mut block)?;
                 for (row, out) in out.chunks_exact_mut(ncols).enumerate() {
                     let (cols, values) = block.row(row);

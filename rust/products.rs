@@ -22,6 +22,7 @@ mod panels;
 
 use crate::convolution::{self, Geometry};
 use crate::error::{Error, Result};
+use crate::interruption;
 use crate::layout::Product;
 use crate::matrix::{CompressedMatrix, zip_chunks};
 use crate::rows::{RowBlock, Shape, filled};
@@ -183,6 +184,7 @@ impl CompressedMatrix {
         threads::for_each(threads, items, |(mine, sums)| {
             let mut block = RowBlock::default();
             for start in (0..nrows).step_by(self.layout.block_rows()) {
+                interruption::check()?;
                 self.decode(start..nrows.min(start + self.layout.block_rows()), &mut block)?;
                 for (panel, sums) in mine.clone().zip(sums.chunks_exact_mut(width.max(1))) {
                     for row in 0..block.nrows() {

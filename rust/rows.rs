@@ -6,6 +6,7 @@
 
 use crate::codebook::{Codebook, Numbering};
 use crate::error::{Error, ErrorKind, Result};
+use crate::interruption;
 use std::sync::Arc;
 
 /// The number of rows and columns of a matrix: each fits in 32 bits, their product in 62.
@@ -84,6 +85,7 @@ impl Rows {
         let mut numbering = Numbering::new();
         let mut has_symbols = true;
         for row in weights.chunks_exact(shape.ncols.max(1)) {
+            interruption::check()?;
             for (col, &weight) in row.iter().enumerate() {
                 if weight.to_bits() == 0 {
                     continue;
@@ -136,6 +138,7 @@ impl Rows {
         let mut rows = Self::with_codebook(shape, codebook);
         let k = rows.k().unwrap_or(0);
         for row in 0..shape.nrows {
+            interruption::check()?;
             let at = row * shape.ncols;
             for col in (0..shape.ncols).filter(|col| mask[at + col]) {
                 let symbol = symbols[at + col];

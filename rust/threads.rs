@@ -7,6 +7,7 @@
 //! be looked up is made for that one call.
 
 use crate::error::{Error, Result};
+use crate::interruption;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -54,22 +55,29 @@ pub fn available() -> usize {
 /// Runs `work` on each of `items`, on up to `threads` threads; one thread is the caller's own.
 ///
 /// # Errors
-/// The error of the first item (in their order) that failed, or `Io` when no thread can be made.
+/// The error of the first item (in their order) that failed, `Io` when no thread can be made, or
+/// `Interrupted`.
 pub fn for_each<T: Send>(
     threads: usize,
     items: Vec<T>,
     work: impl Fn(T) -> Result<()> + Sync,
 ) -> Result<()> {
     if threads <= 1 || items.len() <= 1 {
-        return items.into_iter().try_for_each(work);
+        return items
+            .into_iter()
+            .try_for_each(|item| interruption::check().and_then(|()| work(item)));
     }
     let mut outcomes: Vec<Result<()>> = Vec::new();
     outcomes.resize_with(items.len(), || Ok(()));
     let pool = pool(threads.min(items.len()))?;
+    let flag = interruption::flag();
     pool.scope(|scope| {
         for (item, outcome) in items.into_iter().zip(&mut outcomes) {
-            let work = &work;
-            scope.spawn(move |_| *outcome = work(item));
+            let (work, flag) = (&work, flag.clone());
+            scope.spawn(move |_| {
+                let checked = || interruption::check().and_then(|()| work(item));
+                *outcome = interruption::with(flag, checked);
+            });
         }
     });
     outcomes.into_iter().collect()

@@ -7,6 +7,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __version__: str
+
+def _panic(message: str) -> None:
+    """Panic, so that a test sees what becomes of a defect: an InternalError."""
+
 LAYOUTS: tuple[str, ...]
 CODERS: tuple[str, ...]
 PAIRS: tuple[tuple[str, str], ...]
@@ -284,6 +288,8 @@ class Reader:
         *,
         max_header_nbytes: int,
         max_tensor_nbytes: int,
+        max_total_nbytes: int,
+        max_ratio: int,
         max_tensors: int,
     ) -> Reader: ...
     def keys(self) -> list[str]: ...
@@ -297,6 +303,8 @@ class Reader:
     def metadata(self) -> dict[str, str]: ...
     def graph(self) -> Graph | None:
         """The network's graph, where there is one, with absent weights and zero floats filled in."""
+    @property
+    def has_graph(self) -> bool: ...
     def verify(self) -> None:
         """Reads and checks everything; raises FormatError that names what is wrong and where."""
     @property
@@ -314,6 +322,8 @@ class Network:
         mmap: bool = False,
         max_header_nbytes: int,
         max_tensor_nbytes: int,
+        max_total_nbytes: int,
+        max_ratio: int,
         max_tensors: int,
     ) -> Network:
         """Load the network of the file at `path`, and check its graph against its weights.
@@ -326,6 +336,8 @@ class Network:
             mmap: map the file instead of reading it; it must then not change.
             max_header_nbytes: refuse a larger header.
             max_tensor_nbytes: refuse a tensor, or a value that a run makes, of more bytes.
+            max_total_nbytes: refuse tensors of more bytes as dense numbers in all.
+            max_ratio: refuse more of those for each byte of the file.
             max_tensors: refuse more tensors.
 
         Raises:

@@ -19,9 +19,11 @@ import typer
 
 from tersenet import __version__, array_files, dtypes, io, network_commands, sweep_command
 from tersenet.cli import DAMAGED, FINE, Settings, message
+from tersenet.command_limits import LimitOption, limits
 from tersenet.console import listed, note, progress, say, show, table, written_shape
 from tersenet.dtypes import Array
 from tersenet.errors import FormatError
+from tersenet.network import Network
 from tersenet.plan import Plan
 
 if TYPE_CHECKING:
@@ -182,12 +184,13 @@ def compress(
 def decompress(
     source: Stored,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.safetensors")],
+    limit: LimitOption = None,
 ) -> None:
     """Write FILE.terse as a safetensors file of dense tensors, bit for bit the same."""
     _check_ending(output, ".safetensors")
     if output.exists() and output.samefile(source):
         raise ValueError(f"decompress: {output} is the source, expected another file to write")
-    nbytes = io.to_safetensors(source, output)
+    nbytes = io.to_safetensors(source, output, limits=limits(limit))
     say(f"{output}: {nbytes:,} bytes, {source.stat().st_size:,} compressed")
 
 
@@ -195,9 +198,10 @@ def decompress(
 def inspect(
     source: Stored,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    limit: LimitOption = None,
 ) -> None:
     """Show what the header of FILE.terse says; no weights are read."""
-    with io.open(source) as file:
+    with io.open(source, limits=limits(limit)) as file:
         facts = {name: _facts(file.info(name)) for name in file}
         own = [fact for fact in facts.values() if "alias_of" not in fact]
         totals = {
@@ -258,11 +262,18 @@ def compare(
 
 
 @app.command()
-def verify(source: Stored) -> None:
-    """Read and check all of FILE.terse; exit status 1 if it is damaged."""
+def verify(source: Stored, limit: LimitOption = None) -> None:
+    """Read and check all of FILE.terse; exit status 1 if it is damaged.
+
+    All is every tensor, block, codebook and byte of padding; and of a network, its operators and that
+    its weights are those that they need.
+    """
     try:
-        with io.open(source) as file:
+        allowed = limits(limit)
+        with io.open(source, limits=allowed) as file:
             file.verify()
+            if file.has_network:
+                Network.load(source, "compressed", limits=allowed)
             say(f"{source}: fine, {len(file)} tensors, {file.nbytes:,} bytes")
     except FormatError as error:
         note(message(error))

@@ -48,11 +48,16 @@ class Limits:
     Args:
         max_header_nbytes: bytes of the header.
         max_tensor_nbytes: bytes of one tensor, as stored and as dense numbers.
+        max_total_nbytes: bytes of all tensors together, each as dense numbers.
+        max_ratio: the same, for each byte of the file. What is pruned throughout has a ratio without
+            a bound, so none is kept unless asked for.
         max_tensors: tensors and their other names.
     """
 
     max_header_nbytes: int = 64 << 20
     max_tensor_nbytes: int = 1 << 36
+    max_total_nbytes: int = 1 << 40
+    max_ratio: int = (1 << 64) - 1
     max_tensors: int = 1 << 20
 
     def __post_init__(self) -> None:
@@ -72,13 +77,7 @@ class File:
     def __init__(self, path: Path, mmap: bool, limits: Limits) -> None:
         """Open a file and check its header."""
         self.path = os.fspath(path)
-        self._reader: _core.Reader | None = _core.Reader(
-            self.path,
-            mmap,
-            max_header_nbytes=limits.max_header_nbytes,
-            max_tensor_nbytes=limits.max_tensor_nbytes,
-            max_tensors=limits.max_tensors,
-        )
+        self._reader: _core.Reader | None = _core.Reader(self.path, mmap, **vars(limits))
         self._names = frozenset(self._reader.keys())
 
     def keys(self) -> list[str]:
@@ -146,6 +145,11 @@ class File:
     def metadata(self) -> dict[str, str]:
         """Return the user's own strings."""
         return dict(self._open().metadata())
+
+    @property
+    def has_network(self) -> bool:
+        """Whether it holds a network's graph, which `Network.load` takes."""
+        return self._open().has_graph
 
     def verify(self) -> None:
         """Read and check everything.

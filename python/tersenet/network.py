@@ -67,15 +67,8 @@ class Network:
         if resident not in _RESIDENT:
             expected = ", ".join(map(repr, _RESIDENT))
             raise ValueError(f"network: resident is {resident!r}, expected one of {expected}")
-        limits = limits or Limits()
-        core = _core.Network.load(
-            os.fspath(path),
-            resident,
-            mmap=mmap,
-            max_header_nbytes=limits.max_header_nbytes,
-            max_tensor_nbytes=limits.max_tensor_nbytes,
-            max_tensors=limits.max_tensors,
-        )
+        allowed = vars(limits or Limits())
+        core = _core.Network.load(os.fspath(path), resident, mmap=mmap, **allowed)
         return cls(core, os.fspath(path))
 
     def run(

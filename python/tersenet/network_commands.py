@@ -17,6 +17,7 @@ import typer
 from tersenet import array_files, benchmark
 from tersenet.array_files import ending
 from tersenet.benchmark import Benchmark
+from tersenet.command_limits import LimitOption, limits
 from tersenet.console import listed, note, progress, say, show, table, written_shape
 from tersenet.dtypes import Array
 from tersenet.errors import FormatError
@@ -44,6 +45,7 @@ def run(
     threads: Annotated[
         int | None, typer.Option(help="By default as many as there are cores.")
     ] = None,
+    limit: LimitOption = None,
 ) -> None:
     """Run a network on .npy files, without torch.
 
@@ -52,7 +54,7 @@ def run(
     by name; dimension 0 is the batch, of any size. Outputs are float32. One .npz file may hold all
     inputs, by name or as numpy.savez calls them, and one all outputs, as arr_0, arr_1 and so on.
     """
-    network = _network(source, resident)
+    network = _network(source, resident, limit)
     given, targets = _given(inputs or [], network), outputs or []
     _check_targets(targets, network)
     _check_unread(targets, [source, *(path for path, _ in given.values())])
@@ -97,6 +99,7 @@ def bench(
     seconds: Annotated[float, typer.Option(help="To spend on each batch and threads.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    limit: LimitOption = None,
 ) -> None:
     """Measure how long a network takes, and what its weights take in memory.
 
@@ -115,7 +118,7 @@ def bench(
         networks: dict[str, Network] = {}
         for form in forms:
             advance("loading", len(networks), len(forms))
-            networks[form] = _network(source, form)
+            networks[form] = _network(source, form, limit)
         advance("loading", len(forms), len(forms))
         result = benchmark.measure(
             networks,
@@ -132,9 +135,10 @@ def bench(
         _show(result)
 
 
-def _network(source: Path, resident: str) -> Network:
+def _network(source: Path, resident: str, limit: list[str] | None) -> Network:
+    allowed = limits(limit)
     try:
-        return Network.load(source, cast("Any", resident))
+        return Network.load(source, cast("Any", resident), limits=allowed)
     except FormatError as error:
         raise FormatError(f"{error}; tersenet.export makes the file that is needed") from error
 

@@ -20,7 +20,7 @@ impl CodedArray {
     /// The coded form of little-endian elements; none where they take no fewer bytes so.
     ///
     /// # Errors
-    /// `InvalidArgument` for no whole number of elements, or a bool over 1.
+    /// `InvalidArgument` for no whole number of elements, or a bool over 1; `Interrupted`.
     pub fn encode(bytes: &[u8], dtype: Dtype) -> Result<Option<Self>> {
         let words = dtype.words();
         if !(bytes.len() as u64).is_multiple_of(dtype.nbytes()) || !dtype.holds(bytes) {
@@ -30,7 +30,7 @@ impl CodedArray {
                 dtype.name()
             )));
         }
-        let coded = planes::encode(bytes, words);
+        let coded = planes::encode(bytes, words)?;
         let is_smaller = coded.len() + HEADER_NBYTES < bytes.len();
         Ok(is_smaller.then_some(Self { dtype, dense_nbytes: bytes.len() as u64, coded }))
     }

@@ -93,6 +93,8 @@ pub struct EntryHeader {
     pub body: Body,
     /// First byte and size of each section, within the data.
     pub sections: Vec<(u64, u64)>,
+    /// Bytes of the tensor as dense numbers; of another name none.
+    pub dense_nbytes: u64,
 }
 
 /// One codebook as it is, or several that are coded together.
@@ -190,11 +192,27 @@ impl Header {
         if count as u64 > limits.tensors {
             return Err(limit("tensors", count as u64, limits.tensors, "header"));
         }
+        // Every byte of the file but the first few and the padding.
+        let file_nbytes = data_nbytes.saturating_add(bytes.len() as u64);
+        let by_ratio = file_nbytes.saturating_mul(limits.ratio);
+        let mut total_nbytes = 0u64;
         let mut entries: Vec<EntryHeader> = Vec::new();
         let (mut by_name, mut continued) = (HashMap::new(), HashSet::new());
         for i in 0..count {
             let entry =
                 parse_entry(&mut cursor, &entries, codebooks.len(), &mut placement, limits)?;
+            total_nbytes = total_nbytes.saturating_add(entry.dense_nbytes);
+            if total_nbytes > limits.total_nbytes {
+                let what = "dense bytes up to here";
+                return Err(limit(what, total_nbytes, limits.total_nbytes, &entry.name));
+            }
+            if total_nbytes > by_ratio {
+                let what = format!(
+                    "dense bytes up to here in a file of {file_nbytes} bytes, over {} for each,",
+                    limits.ratio
+                );
+                return Err(limit(&what, total_nbytes, by_ratio, &entry.name));
+            }
             if by_name.insert(entry.name.clone(), i).is_some() {
                 return Err(cursor.corrupt(format_args!("the name {:?} twice", entry.name)));
             }
@@ -318,6 +336,7 @@ fn parse_entry(
             dims,
             body: Body::Alias(target),
             sections: Vec::new(),
+            dense_nbytes: 0,
         });
     }
     let id = cursor.byte("dtype")?;
@@ -360,7 +379,7 @@ fn parse_entry(
     };
     if kind == 0 {
         place(cursor, dense_nbytes, Use::InPlace)?;
-        return Ok(EntryHeader { name, dtype, dims, body: Body::Array, sections });
+        return Ok(EntryHeader { name, dtype, dims, body: Body::Array, sections, dense_nbytes });
     }
     if kind == 3 {
         let coder = cursor.byte("coder")?;
@@ -378,7 +397,7 @@ fn parse_entry(
         }
         let nbytes = cursor.varint("coded bytes")?;
         place(cursor, nbytes, Use::Decoded)?;
-        return Ok(EntryHeader { name, dtype, dims, body: Body::Planes, sections });
+        return Ok(EntryHeader { name, dtype, dims, body: Body::Planes, sections, dense_nbytes });
     }
     let codebook = cursor.size("codebook number")?.checked_sub(1);
     if codebook.is_some_and(|number| number >= codebooks) || !dtype.is_matrix_type() {
@@ -444,7 +463,7 @@ fn parse_entry(
     body.link =
         Link::of(&body, earlier).map_err(|e| cursor.corrupt(format_args!("{name:?} {e}")))?;
     let body = Body::Matrix(body);
-    Ok(EntryHeader { name, dtype, dims, body, sections })
+    Ok(EntryHeader { name, dtype, dims, body, sections, dense_nbytes })
 }
 
 /// Appends a string as its size and its bytes.

@@ -41,13 +41,23 @@ pub struct Limits {
     pub header_nbytes: u64,
     /// Bytes of one tensor, as stored and as dense numbers.
     pub tensor_nbytes: u64,
+    /// Bytes of all tensors together, each as dense numbers.
+    pub total_nbytes: u64,
+    /// The same, for each byte of the file.
+    pub ratio: u64,
     /// Tensors and aliases.
     pub tensors: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { header_nbytes: 64 << 20, tensor_nbytes: 1 << 36, tensors: 1 << 20 }
+        Self {
+            header_nbytes: 64 << 20,
+            tensor_nbytes: 1 << 36,
+            total_nbytes: 1 << 40,
+            ratio: u64::MAX,
+            tensors: 1 << 20,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::array::{Array, Owner};
 use crate::codebook::Codebook;
 use crate::entropy::{Coder, planes};
 use crate::error::{Error, ErrorKind, Result};
+use crate::interruption;
 use crate::layout::archive::{self, Learnt};
 use crate::layout::{LayoutSpec, Parts};
 use crate::mapping;
@@ -453,6 +454,7 @@ impl Reader {
         };
         let bytes = &(*owner).as_ref()[base..base + (to - from) as usize];
         for (number, bytes) in (first..).zip(bytes.chunks(block as usize)) {
+            interruption::check()?;
             let expected = self.header.checksums[number as usize];
             let found = crc32fast::hash(bytes);
             if found != expected {

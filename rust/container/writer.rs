@@ -14,6 +14,7 @@ use super::header::{
 use crate::bits;
 use crate::codebook::Codebook;
 use crate::error::{Error, Result};
+use crate::interruption;
 use crate::matrix::CompressedMatrix;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -63,6 +64,8 @@ enum Section<'a> {
 /// What the header says more of coded codebooks than of others, at most, but for a byte each.
 const CODED_HEADER_NBYTES: usize = 12;
 const ZEROS: [u8; 64] = [0; 64];
+/// Bytes that are written without a look at whether to go on.
+const PART_NBYTES: usize = 1 << 22;
 
 impl<'a> Writer<'a> {
     /// A container of nothing but `metadata`.
@@ -273,7 +276,10 @@ impl<'a> Writer<'a> {
         let sections: Vec<Placed<'_>> = codebooks.chain(sections).collect();
         let all = || sections.iter().copied();
         for_each_slice(all(), |slice| {
-            blocks.update(slice);
+            for part in slice.chunks(PART_NBYTES) {
+                interruption::check().map_err(std::io::Error::other)?;
+                blocks.update(part);
+            }
             Ok(())
         })?;
         let (data_nbytes, checksums) = blocks.finish();
@@ -309,17 +315,25 @@ impl<'a> Writer<'a> {
         out.write_all(&header)?;
         let start = data_start(header.len() as u64, data_nbytes).unwrap_or(u64::MAX);
         out.write_all(&ZEROS[..(start - 16 - header.len() as u64) as usize])?;
-        for_each_slice(all(), |slice| out.write_all(slice))?;
+        for_each_slice(all(), |slice| {
+            for part in slice.chunks(PART_NBYTES) {
+                interruption::check().map_err(std::io::Error::other)?;
+                out.write_all(part)?;
+            }
+            Ok(())
+        })?;
         Ok(start + data_nbytes)
     }
 
     /// The container's bytes.
     ///
     /// # Errors
-    /// `LimitExceeded` when the memory for coding cannot be had.
+    /// `LimitExceeded` when the memory for coding cannot be had; `Interrupted`.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut out = Vec::new();
         let written = self.write_to(&self.stored_archives()?, &mut out);
+        // Writing to memory fails only where it is ended.
+        interruption::check()?;
         written.expect("writing to memory cannot fail");
         Ok(out)
     }
@@ -329,8 +343,8 @@ impl<'a> Writer<'a> {
     /// A symbolic link keeps pointing where it did, and a file that was there keeps its mode.
     ///
     /// # Errors
-    /// `Io` that names the path, `LimitExceeded` when the memory for coding cannot be had; then
-    /// whatever was at `path` is unchanged.
+    /// `Io` that names the path, `LimitExceeded` when the memory for coding cannot be had,
+    /// `Interrupted`; then whatever was at `path` is unchanged.
     pub fn save(&self, path: &Path) -> Result<u64> {
         let archives = self.stored_archives()?;
         let failed = |e| Error::io(format!("saving {}", path.display()), e);
@@ -358,8 +372,10 @@ impl<'a> Writer<'a> {
         }
         let mut out = std::io::BufWriter::with_capacity(1 << 20, file.as_file_mut());
         let written = self.write_to(&archives, &mut out);
+        interruption::check()?;
         let nbytes = written.and_then(|n| out.flush().map(|()| n)).map_err(failed)?;
         drop(out);
+        interruption::check()?;
         file.as_file().sync_all().map_err(failed)?;
         file.persist(&target).map_err(|e| failed(e.error))?;
         // The new file is in place. Not every system lets a folder be synced; the name is then as

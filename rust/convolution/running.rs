@@ -4,6 +4,7 @@ use super::maps::Maps;
 use super::scratch::{Lent, Scratch, lend};
 use super::{Epilogue, Plan, Weights, density, tile_size};
 use crate::error::Result;
+use crate::interruption;
 use crate::lines::Lines;
 use crate::matrix::{CompressedMatrix, zip_chunks};
 use crate::rows::RowBlock;
@@ -297,6 +298,7 @@ impl Plan {
         let positions = self.unfolding.positions();
         let mut start = 0;
         while start < positions {
+            interruption::check()?;
             let size = tile_size(positions - start, self.tile);
             // The last strip stores outputs in their place, where a whole tile of them is one run.
             let is_direct = self.unfolding.is_one_run() && start + size <= positions;

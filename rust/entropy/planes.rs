@@ -37,6 +37,7 @@ pub use words::Words;
 use crate::bits;
 use crate::cursor::Cursor;
 use crate::error::Result;
+use crate::interruption;
 use crate::lines::Lines;
 
 /// Words of a chunk; the last chunk has the rest.
@@ -49,17 +50,21 @@ const KEPT: u8 = 1;
 const MOST_KEPT: usize = 32;
 
 /// The coded form of `bytes`, which are a whole number of words.
-pub fn encode(bytes: &[u8], words: Words) -> Vec<u8> {
-    let chunks: Vec<Vec<u8>> = bytes
-        .chunks(CHUNK_WORDS * words.nbytes())
-        .map(|chunk| encode_chunk(chunk, words))
-        .collect();
+///
+/// # Errors
+/// `Interrupted`.
+pub fn encode(bytes: &[u8], words: Words) -> Result<Vec<u8>> {
+    let chunks = bytes.chunks(CHUNK_WORDS * words.nbytes()).map(|chunk| {
+        interruption::check()?;
+        Ok(encode_chunk(chunk, words))
+    });
+    let chunks = chunks.collect::<Result<Vec<Vec<u8>>>>()?;
     let mut out = Vec::with_capacity(chunks.iter().map(|chunk| chunk.len() + 4).sum());
     for chunk in chunks.iter().rev().skip(1).rev() {
         bits::put_varint(&mut out, chunk.len() as u64);
     }
     chunks.iter().for_each(|chunk| out.extend_from_slice(chunk));
-    out
+    Ok(out)
 }
 
 fn encode_chunk(chunk: &[u8], words: Words) -> Vec<u8> {
@@ -109,6 +114,7 @@ pub fn decode(coded: &[u8], nbytes: usize, words: Words) -> Result<Lines> {
     let mut room = Room::default();
     let chunks = out.as_mut_slice::<u8>().chunks_mut(CHUNK_WORDS * words.nbytes());
     for (chunk, &size) in chunks.zip(&sizes) {
+        interruption::check()?;
         let mut cursor = Cursor::new("chunk of planes", cursor.take(size, "chunk")?);
         decode_chunk(&mut cursor, words, chunk, &mut room)?;
         if !cursor.is_empty() {
@@ -224,7 +230,7 @@ mod tests {
             zeros in prop::sample::select(vec![0u64, 1, 50, 99, 100]),
         ) {
             let bytes = content(words, count, seed, zeros);
-            let coded = encode(&bytes, words);
+            let coded = encode(&bytes, words).unwrap();
             let again = decode(&coded, bytes.len(), words).unwrap();
             prop_assert_eq!(again.as_slice::<u8>(), &bytes[..]);
             // What planes cost at most: a byte each and one for the form.
@@ -240,7 +246,7 @@ mod tests {
             noise in prop::collection::vec(any::<u8>(), 0..100),
         ) {
             let bytes = content(words, count, seed, zeros);
-            let mut coded = encode(&bytes, words);
+            let mut coded = encode(&bytes, words).unwrap();
             for (at, byte) in damage.iter().filter(|_| count > 0) {
                 let at = at.index(coded.len());
                 coded[at] = *byte;
@@ -264,7 +270,7 @@ mod tests {
     fn a_pruned_tensor_costs_its_kept_words_and_the_entropy_of_its_zeros() {
         let words = Words::new(4, true);
         let (count, zeros) = (100_000, 90);
-        let coded = encode(&content(words, count, 1, zeros), words);
+        let coded = encode(&content(words, count, 1, zeros), words).unwrap();
         // A kept word: 24 bits of noise and at most 2.5 of the rest. A zero or not: 0.469 bits, and
         // of the zeros a quarter is -0.0: 0.811 bits each.
         let bits = count as f64 * (0.1 * 26.5 + 0.469 + 0.9 * 0.811);

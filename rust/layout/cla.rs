@@ -48,6 +48,7 @@ use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, Product, check_cols};
 use crate::array::Array;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
+use crate::interruption;
 use crate::rows::{RowBlock, Rows};
 use crate::words::Words;
 use building::Builder;
@@ -152,7 +153,8 @@ fn encode(rows: &Rows, _: &Encoding) -> Result<Encoded> {
         (group, kind, nbytes)
     };
     let mut builder = Builder::default();
-    for cols in cocoding::plan(&columns, &prices) {
+    for cols in cocoding::plan(&columns, &prices)? {
+        interruption::check()?;
         let together = exact(&cols);
         let alone: Vec<_> = match cols.len() {
             1 => Vec::new(),

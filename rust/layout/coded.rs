@@ -33,6 +33,7 @@ use crate::bits::{self, BitWriter};
 use crate::entropy::Coder;
 use crate::entropy::tans::{Counts, MAX_CLASSES};
 use crate::error::{Error, Result};
+use crate::interruption;
 use crate::offsets::Offsets;
 use crate::rows::{RowBlock, Rows, Shape};
 use crate::simd;
@@ -144,6 +145,7 @@ fn encode(rows: &Rows, _: &Encoding) -> Result<Encoded> {
     let (mut lengths, mut gap_lengths, mut nbytes) = (Vec::new(), Vec::new(), Vec::new());
     let mut blocks = Vec::new();
     for block in 0..rows.shape().nrows.div_ceil(parameters.block_rows) {
+        interruption::check()?;
         let before = blocks.len();
         let (length, gap_length) = coding.encode_block(rows, symbols, block, &mut blocks);
         lengths.push(length as u64);

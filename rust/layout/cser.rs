@@ -36,6 +36,7 @@ use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, Product, check_rows};
 use crate::codebook::{Codebook, total_order};
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
+use crate::interruption;
 use crate::rows::{RowBlock, Rows};
 use crate::words::Words;
 use std::cmp::Reverse;
@@ -83,6 +84,7 @@ fn encode(rows: &Rows, _: &Encoding) -> Result<Encoded> {
     let (mut group_values, mut group_starts, mut row_starts) = (vec![], vec![], vec![0]);
     let mut entries: Vec<(u16, u32)> = Vec::new();
     for row in 0..shape.nrows {
+        interruption::check()?;
         let at = rows.indptr()[row]..rows.indptr()[row + 1];
         let places = symbols[at.clone()].iter().map(|&symbol| places[usize::from(symbol)]);
         entries.clear();

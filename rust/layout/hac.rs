@@ -42,6 +42,7 @@ use crate::codebook::Codebook;
 use crate::entropy::Coder;
 use crate::entropy::huffman::{Code, LANES, PRIMARY_BITS, Search, Writer, check_padding, window};
 use crate::error::{Error, Result};
+use crate::interruption;
 use crate::rows::{RowBlock, Rows, Shape};
 use std::ops::Range;
 use std::sync::Arc;
@@ -114,6 +115,7 @@ fn encode(rows: &Rows, encoding: &Encoding) -> Result<Encoded> {
     let mut row_bits = Vec::with_capacity(nrows);
     let zeros = ZeroRun::new(codewords[0]);
     for row in 0..nrows {
+        interruption::check()?;
         let (start, mut next) = (writer.position(), 0);
         let at = rows.indptr()[row]..rows.indptr()[row + 1];
         for (&col, &symbol) in rows.cols()[at.clone()].iter().zip(&symbols[at]) {

@@ -40,6 +40,7 @@ use crate::array::{Array, Element, Owner};
 use crate::codebook::Codebook;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
+use crate::interruption;
 use crate::rows::{RowBlock, Rows, Shape};
 use crate::simd::{Kernels, Lanes};
 use std::ops::Range;
@@ -337,6 +338,7 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
     fn matvec(&self, product: &Product<'_>, rows: Range<usize>, y: &mut [f32]) -> Result<()> {
         let mut block = RowBlock::default();
         for (start, y) in rows.clone().step_by(BLOCK_ROWS).zip(y.chunks_mut(BLOCK_ROWS)) {
+            interruption::check()?;
             block.reserve(y.len(), y.len().saturating_mul(product.x.len()))?;
             self.decode(start..start + y.len(), &mut block)?;
             block.look_up(product.codebook);
@@ -427,6 +429,7 @@ pub fn check_rows(layout: &dyn Layout, parts: &Parts) -> Result<()> {
     let mut nnz = 0;
     let block_rows = layout.block_rows().max(1);
     for start in (0..shape.nrows).step_by(block_rows) {
+        interruption::check()?;
         layout.decode(start..shape.nrows.min(start + block_rows), &mut block)?;
         nnz += block.cols.len();
         for row in 0..block.nrows() {

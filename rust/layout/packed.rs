@@ -45,6 +45,7 @@ use crate::bits::{self, BitReader, BitWriter};
 use crate::codebook::MAX_K;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
+use crate::interruption;
 use crate::offsets::{Offsets, STRIDE};
 use crate::rows::{RowBlock, Rows, Shape};
 use crate::simd::{self, Lanes, SymbolRows};
@@ -83,6 +84,7 @@ fn encode(rows: &Rows, encoding: &Encoding) -> Result<Encoded> {
     let shape = rows.shape();
     let (mut forms, mut lengths, mut positions) = (Vec::new(), Vec::new(), Vec::new());
     for start in (0..shape.nrows).step_by(STRIDE) {
+        interruption::check()?;
         let block = start..shape.nrows.min(start + STRIDE);
         let form = choose_form(rows, block.clone(), encoding.goal)?;
         let bytes = encode_columns(rows, block, form);

@@ -50,6 +50,7 @@ use crate::codebook::Codebook;
 use crate::entropy::Coder;
 use crate::entropy::huffman::{Code, Decoder, Lane, Writer, check_padding};
 use crate::error::{Error, Result};
+use crate::interruption;
 use crate::offsets::Offsets;
 use crate::rows::{RowBlock, Rows, Shape};
 use crate::words::Words;
@@ -126,6 +127,7 @@ fn encode(rows: &Rows, encoding: &Encoding) -> Result<Encoded> {
     let mut writer = Writer::with_capacity(code.cost(&histogram));
     let (mut row_bits, mut counts) = (Vec::new(), Vec::new());
     for row in 0..rows.shape().nrows {
+        interruption::check()?;
         let start = writer.position();
         if let Some(gaps) = &gaps {
             gaps.put(&gap_codewords, rows.row_cols(row), &mut writer);

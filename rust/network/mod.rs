@@ -38,6 +38,7 @@ pub use operator::{Argument, Elements};
 
 use crate::container::{Limits, Reader};
 use crate::error::{Error, Result};
+use crate::interruption;
 use crate::rows::filled;
 use building::Part;
 use operator::{Constant, Context, Dims, Operands, at_least};
@@ -335,6 +336,7 @@ impl Network {
         }
         let ninputs = self.graph.inputs().len();
         for step in &plan.steps {
+            interruption::check()?;
             let node = &self.graph.nodes()[step.node];
             let Part::Operator(operator) = &self.parts[step.node] else { continue };
             let dims = plan.dims[ninputs + step.node].as_slice();

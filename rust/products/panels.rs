@@ -7,6 +7,7 @@
 //! ```
 
 use crate::error::Result;
+use crate::interruption;
 use crate::layout::{Buffers, Layout, PanelProduct};
 use crate::lines::Lines;
 use crate::matrix::CompressedMatrix;
@@ -99,6 +100,7 @@ impl Panels {
             };
             let mut start = rows.start;
             while start < rows.end {
+                interruption::check()?;
                 let block = start..rows.end.min((start / block_rows + 1) * block_rows);
                 start = block.end;
                 let nrows = block.len();

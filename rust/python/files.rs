@@ -3,7 +3,7 @@
 use super::arguments::{request, threads};
 use super::matrix::PyMatrix;
 use super::network::{GraphTuple, to_graph, to_tuple};
-use super::{released, to_python};
+use super::{interruptible, released, to_python};
 use crate::container::{CodedArray, Dtype, Limits, Reader as Container, Stored, Tensor, Writer};
 use crate::error::Result;
 use crate::matrix::Request;
@@ -22,12 +22,12 @@ pub(super) struct PyCodedArray(CodedArray);
 impl PyCodedArray {
     #[staticmethod]
     fn encode(py: Python<'_>, data: PyBackedBytes, dtype: &str) -> PyResult<Option<Self>> {
-        let coded = released(py, || CodedArray::encode(&data, Dtype::by_name(dtype)?))?;
+        let coded = interruptible(py, || CodedArray::encode(&data, Dtype::by_name(dtype)?))?;
         Ok(coded.map(Self))
     }
 
     fn decode<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let lines = released(py, || self.0.decode())?;
+        let lines = interruptible(py, || self.0.decode())?;
         Ok(PyBytes::new(py, lines.as_slice()))
     }
 
@@ -70,7 +70,7 @@ pub(super) fn write(
             (name, dtype, shape, stored)
         })
         .collect();
-    released(py, || {
+    interruptible(py, || {
         let mut writer = Writer::new(metadata)?;
         for (name, dtype, shape, stored) in tensors {
             writer.add(name, Dtype::by_name(dtype)?, shape, stored)?;
@@ -103,18 +103,23 @@ pub(super) struct Reader(Container);
 #[pymethods]
 impl Reader {
     #[new]
-    #[pyo3(signature = (path, mmap=false, *, max_header_nbytes, max_tensor_nbytes, max_tensors))]
+    #[pyo3(signature = (path, mmap=false, *, max_header_nbytes, max_tensor_nbytes, max_total_nbytes, max_ratio, max_tensors))]
+    #[allow(clippy::too_many_arguments)] // As Python names them.
     fn new(
         py: Python<'_>,
         path: PathBuf,
         mmap: bool,
         max_header_nbytes: u64,
         max_tensor_nbytes: u64,
+        max_total_nbytes: u64,
+        max_ratio: u64,
         max_tensors: u64,
     ) -> PyResult<Self> {
         let limits = Limits {
             header_nbytes: max_header_nbytes,
             tensor_nbytes: max_tensor_nbytes,
+            total_nbytes: max_total_nbytes,
+            ratio: max_ratio,
             tensors: max_tensors,
         };
         let open = if mmap { Container::map } else { Container::open };
@@ -147,7 +152,7 @@ impl Reader {
     }
 
     fn get<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        given(py, released(py, || self.0.get(name))?)
+        given(py, interruptible(py, || self.0.get(name))?)
     }
 
     /// What each of `names` stands for, read side by side: matrices in the layout that is best for
@@ -163,7 +168,7 @@ impl Reader {
         let goal = goal.map(|goal| request("auto", "auto", goal, "coded", 1)).transpose()?;
         let coded = request("auto", "tans", "size", "coded", 1)?;
         let threads = threads(py, None)?;
-        let tensors = released(py, || {
+        let tensors = interruptible(py, || {
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
             let make = |place: usize, tensor| {
                 let Tensor::Matrix(mut matrix) = tensor else { return Ok(tensor) };
@@ -194,9 +199,14 @@ impl Reader {
         Ok(graph.map_err(|e| to_python(py, &e))?.map(|graph| to_tuple(&graph)))
     }
 
+    #[getter]
+    fn has_graph(&self) -> bool {
+        self.0.graph().is_some()
+    }
+
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
         let threads = threads(py, None)?;
-        released(py, || self.0.verify(threads))
+        interruptible(py, || self.0.verify(threads))
     }
 
     #[getter]

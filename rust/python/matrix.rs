@@ -1,7 +1,7 @@
 //! `Codebook` and `CompressedMatrix`.
 
 use super::arguments::{array, batch, request, slice};
-use super::{invalid, released, to_python};
+use super::{by_size, interruptible, invalid, released, to_python};
 use crate::array::Owner;
 use crate::codebook::Codebook;
 use crate::container::{self, Limits};
@@ -63,7 +63,8 @@ impl PyMatrix {
         let request = request(layout, coder, goal, columns, taps)?;
         let weights = array::<f32>(weights, "weights", "float32", &[2], true)?;
         let (rows, dense) = (weights.shape().to_vec(), slice(&weights)?);
-        released(py, || Matrix::compress(dense, Shape::new(rows[0], rows[1])?, &request)).map(Self)
+        interruptible(py, || Matrix::compress(dense, Shape::new(rows[0], rows[1])?, &request))
+            .map(Self)
     }
 
     /// Compresses symbols, uint16 [nrows, ncols], where `mask` is true; others are pruned.
@@ -97,7 +98,7 @@ impl PyMatrix {
         let shape = symbols.shape().to_vec();
         let mask: Vec<bool> = slice(&mask)?.iter().map(|&byte| byte != 0).collect();
         let symbols = slice(&symbols)?;
-        released(py, || {
+        interruptible(py, || {
             let shape = Shape::new(shape[0], shape[1])?;
             let rows = Rows::from_symbols(symbols, &mask, codebook.0.clone(), shape)?;
             Matrix::from_rows(&rows, &request)
@@ -109,12 +110,13 @@ impl PyMatrix {
     #[staticmethod]
     fn from_bytes(data: &Bound<'_, PyBytes>) -> PyResult<Self> {
         let owner: Owner = Arc::new(PyBackedBytes::from(data.clone()));
-        released(data.py(), || container::matrix_from_bytes(owner, &Limits::default())).map(Self)
+        interruptible(data.py(), || container::matrix_from_bytes(owner, &Limits::default()))
+            .map(Self)
     }
 
     /// The matrix as a container of its own.
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let bytes = released(py, || container::matrix_to_bytes(&self.0))?;
+        let bytes = interruptible(py, || container::matrix_to_bytes(&self.0))?;
         Ok(PyBytes::new(py, &bytes))
     }
 
@@ -126,7 +128,7 @@ impl PyMatrix {
         threads: Option<i64>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let threads = super::arguments::threads(py, threads)?;
-        let dense = released(py, || self.0.decompress(threads))?;
+        let dense = interruptible(py, || self.0.decompress(threads))?;
         matrix_array(py, dense, self.0.shape().nrows, self.0.shape().ncols)
     }
 
@@ -172,7 +174,7 @@ impl PyMatrix {
         let threads = super::arguments::threads(py, threads)?;
         let x = batch(x, "matmul: x", self.0.shape().ncols)?;
         let (members, x) = (x.shape()[0], slice(&x)?);
-        let y = released(py, || self.0.matmul(x, members, threads))?;
+        let y = by_size(py, x.len(), || self.0.matmul(x, members, threads))?;
         matrix_array(py, y, members, self.0.shape().nrows)
     }
 
@@ -188,7 +190,8 @@ impl PyMatrix {
         let threads = super::arguments::threads(py, threads)?;
         let x = batch(x, "matmul_transposed: x", self.0.shape().nrows)?;
         let (members, x) = (x.shape()[0], slice(&x)?);
-        let y = released(py, || self.0.matmul_transposed(x, members, groups, threads))?;
+        let product = || self.0.matmul_transposed(x, members, groups, threads);
+        let y = by_size(py, x.len(), product)?;
         matrix_array(py, y, members, groups * self.0.shape().ncols)
     }
 
@@ -215,7 +218,8 @@ impl PyMatrix {
         let geometry = Geometry { kernel, stride, padding, dilation, spread: [1, 1], groups };
         let shape = [x.shape()[0], x.shape()[1], x.shape()[2], x.shape()[3]];
         let x = slice(&x)?;
-        let (y, shape) = released(py, || self.0.conv(x, shape, &geometry, bias, threads))?;
+        let product = || self.0.conv(x, shape, &geometry, bias, threads);
+        let (y, shape) = by_size(py, x.len(), product)?;
         PyArray1::from_vec(py, y).reshape(shape)
     }
 
@@ -231,7 +235,7 @@ impl PyMatrix {
         taps: i64,
     ) -> PyResult<Self> {
         let request = request(layout, coder, goal, columns, taps)?;
-        released(py, || self.0.to(&request)).map(Self)
+        interruptible(py, || self.0.to(&request)).map(Self)
     }
 
     /// (nrows, ncols).

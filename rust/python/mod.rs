@@ -12,13 +12,66 @@ mod network;
 mod sizes;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::interruption::{self, Flag};
 use pyo3::exceptions::{PyIsADirectoryError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+/// How long a signal waits until it is looked for.
+const SIGNALS_EVERY: Duration = Duration::from_millis(50);
+/// Numbers of an input whose product may take long.
+const LONG_NUMBERS: usize = 1 << 18;
 
 /// Runs `work` without the GIL; an error or a panic of ours becomes a Python exception.
 fn released<T: Send>(py: Python<'_>, work: impl Send + FnOnce() -> Result<T>) -> PyResult<T> {
-    match py.detach(|| catch_unwind(AssertUnwindSafe(work))) {
+    let outcome = py.detach(|| catch_unwind(AssertUnwindSafe(work)));
+    returned(py, outcome)
+}
+
+/// [`released`] for what may take long: on a thread of its own, ended when a signal's handler raises
+/// (as Ctrl-C's does), which is then what is raised.
+fn interruptible<T: Send>(py: Python<'_>, work: impl Send + FnOnce() -> Result<T>) -> PyResult<T> {
+    let (flag, mut raised) = (Flag::default(), None);
+    let work = || catch_unwind(AssertUnwindSafe(|| interruption::with(Some(flag.clone()), work)));
+    let outcome = py.detach(|| {
+        std::thread::scope(|scope| {
+            let (done, wait) = channel::<()>();
+            let worker = std::thread::Builder::new().spawn_scoped(scope, || {
+                let outcome = work();
+                drop(done);
+                outcome
+            });
+            let worker = match worker {
+                Ok(worker) => worker,
+                Err(error) => return Ok(Err(Error::io("a thread to work on", error))),
+            };
+            while wait.recv_timeout(SIGNALS_EVERY) == Err(RecvTimeoutError::Timeout) {
+                if raised.is_none() {
+                    raised = Python::attach(|py| py.check_signals()).err();
+                    flag.store(raised.is_some(), Ordering::Relaxed);
+                }
+            }
+            worker.join().and_then(|outcome| outcome)
+        })
+    });
+    raised.map_or_else(|| returned(py, outcome), Err)
+}
+
+/// [`interruptible`] for an input of so many numbers that a thread of its own is no price, else
+/// [`released`].
+fn by_size<T: Send>(
+    py: Python<'_>,
+    len: usize,
+    work: impl Send + FnOnce() -> Result<T>,
+) -> PyResult<T> {
+    if len < LONG_NUMBERS { released(py, work) } else { interruptible(py, work) }
+}
+
+fn returned<T>(py: Python<'_>, outcome: std::thread::Result<Result<T>>) -> PyResult<T> {
+    match outcome {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(to_python(py, &error)),
         Err(panic) => {
@@ -54,7 +107,7 @@ fn invalid(message: String) -> PyErr {
 
 #[pymodule(gil_used = false)]
 mod _core {
-    use super::to_python;
+    use super::{released, to_python};
     use crate::entropy::Coder;
     use crate::layout::LAYOUTS;
     use crate::simd;
@@ -71,6 +124,12 @@ mod _core {
     use super::sizes::{
         cser_bits, csr_bits, entropy, hac_bits, hac_bound, index_map_bits, shac_bits, shac_bound,
     };
+
+    /// Panics with `message`, so that a test sees what becomes of a defect.
+    #[pyfunction]
+    fn _panic(py: Python<'_>, message: &str) -> PyResult<()> {
+        released(py, || panic!("{message}"))
+    }
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,7 +1,7 @@
 //! `Network`, and graphs as nested tuples.
 
 use super::arguments::array;
-use super::{invalid, released};
+use super::{by_size, interruptible, invalid, released};
 use crate::container::{Limits, Reader};
 use crate::network::{
     Argument, Elements, Graph, Input, InputType, Network, Node, Output, Resident, operator_by_name,
@@ -81,7 +81,8 @@ pub(super) struct PyNetwork(Network);
 impl PyNetwork {
     /// Loads the network that the file at `path` holds.
     #[staticmethod]
-    #[pyo3(signature = (path, resident="cached", *, mmap=false, max_header_nbytes, max_tensor_nbytes, max_tensors))]
+    #[pyo3(signature = (path, resident="cached", *, mmap=false, max_header_nbytes, max_tensor_nbytes, max_total_nbytes, max_ratio, max_tensors))]
+    #[allow(clippy::too_many_arguments)] // As Python names them.
     fn load(
         py: Python<'_>,
         path: PathBuf,
@@ -89,16 +90,20 @@ impl PyNetwork {
         mmap: bool,
         max_header_nbytes: u64,
         max_tensor_nbytes: u64,
+        max_total_nbytes: u64,
+        max_ratio: u64,
         max_tensors: u64,
     ) -> PyResult<Self> {
         let limits = Limits {
             header_nbytes: max_header_nbytes,
             tensor_nbytes: max_tensor_nbytes,
+            total_nbytes: max_total_nbytes,
+            ratio: max_ratio,
             tensors: max_tensors,
         };
         let open = if mmap { Reader::map } else { Reader::open };
         let threads = super::arguments::threads(py, None)?;
-        released(py, || {
+        interruptible(py, || {
             let resident = Resident::by_name(resident)?;
             let network = open(&path, &limits)
                 .and_then(|reader| Network::load(&reader, resident, &limits, threads));
@@ -119,8 +124,9 @@ impl PyNetwork {
         let threads = super::arguments::threads(py, threads)?;
         let given = self.take(&inputs)?;
         let arguments = given.iter().map(Given::argument).collect::<PyResult<Vec<_>>>()?;
+        let numbers = arguments.iter().map(|given| given.dims.iter().product::<usize>()).sum();
         let Some(out) = out else {
-            let outputs = released(py, || self.0.run(&arguments, threads))?;
+            let outputs = by_size(py, numbers, || self.0.run(&arguments, threads))?;
             let arrays = outputs
                 .into_iter()
                 .map(|Output { dims, numbers }| PyArray1::from_vec(py, numbers).reshape(dims));
@@ -144,7 +150,7 @@ impl PyNetwork {
             .iter_mut()
             .map(|array| array.as_slice_mut().map_err(|e| invalid(format!("out: {e}"))))
             .collect::<PyResult<Vec<&mut [f32]>>>()?;
-        released(py, || self.0.run_into(&arguments, &mut into, threads))?;
+        by_size(py, numbers, || self.0.run_into(&arguments, &mut into, threads))?;
         drop(locked);
         PyList::new(py, out)
     }

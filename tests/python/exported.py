@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import tersenet
 from tersenet import _core
 
-LIMITS = {"max_header_nbytes": 1 << 24, "max_tensor_nbytes": 1 << 32, "max_tensors": 1 << 20}
+LIMITS = vars(tersenet.Limits())
 
 
 class Call(nn.Module):

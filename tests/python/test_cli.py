@@ -316,6 +316,10 @@ def test_verify_tells_fine_from_damaged(folder):
         assert (status, out) == (1, "")
         assert name in err
         assert err.count("\n") == 1
+    assert call("verify", folder / "all.terse", "--limit", "total_nbytes=9999999")[0] == 0
+    status, _, err = call("verify", folder / "all.terse", "--limit", "total_nbytes=9")
+    assert status == 1
+    assert "expected at most 9: raise the limit to read it" in err
     status, _, err = call("verify", folder / "missing.terse")
     assert status == 2
     assert "missing.terse: No such file" in err
@@ -351,6 +355,10 @@ BAD = [
     (["decompress", "all.terse", "-o", "no/o.safetensors"],
      "no/o.safetensors: No such file or directory"),
     (["inspect", "text.terse"], "text.terse: not a tersenet container"),
+    (["inspect", "all.terse", "--limit", "weights=3"], "expected NAME=N, with NAME one of header_nb"),
+    (["inspect", "all.terse", "--limit", "tensors=1"], "tensors, expected at most 1"),
+    (["decompress", "all.terse", "-o", "o.safetensors", "--limit", "tensor_nbytes=0"],
+     "bytes decoded, expected at most 0"),
     (["inspect", "missing.terse"], "missing.terse: No such file"),
     (["compare", "layers.safetensors"], "no --tensor, expected one of"),
     (["compare", "layers.safetensors", "--tensor", "nope"], "--tensor nope, expected one of"),

@@ -347,12 +347,27 @@ def test_limits_are_kept(tmp_path):
         Limits(max_tensors=1),
         Limits(max_tensor_nbytes=7999),
         Limits(max_header_nbytes=10),
+        Limits(max_total_nbytes=8079),
     ):
         with pytest.raises(FormatError):
             terse.open(path, limits=limits)
-    terse.open(path, limits=Limits(max_tensors=2, max_tensor_nbytes=8000))
+    terse.open(path, limits=Limits(max_tensors=2, max_tensor_nbytes=8000, max_total_nbytes=8080))
     with pytest.raises(ValueError, match="max_tensors is -1"):
         Limits(max_tensors=-1)
+
+
+def test_a_small_file_that_stands_for_much_is_held_to_its_ratio(tmp_path):
+    path = tmp_path / "m.terse"
+    zeros = CompressedMatrix.compress(np.zeros((4000, 4000), np.float32), "archive")
+    nbytes = terse.save({"zeros": zeros}, path)
+    assert nbytes < 200
+    with pytest.raises(FormatError, match="zeros: 64000000 dense bytes up to here in a file of"):
+        terse.open(path, limits=Limits(max_ratio=1000))
+    # The first bytes of a file do not count.
+    ratio = -(-64_000_000 // (nbytes - 16))
+    terse.open(path, limits=Limits(max_ratio=ratio))
+    with pytest.raises(FormatError, match="over"):
+        terse.open(path, limits=Limits(max_ratio=ratio - 1))
 
 
 def test_saving_over_an_open_file_leaves_the_reader_the_old_content(tmp_path):

@@ -1,7 +1,6 @@
 """Threads, forks and worker processes: the same bits, no hang, the interpreter free meanwhile."""
 
 import os
-import pickle
 import subprocess
 import sys
 import textwrap
@@ -113,15 +112,6 @@ def test_a_matrix_travels_to_worker_processes(tmp_path, method):
         [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
     )
     assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.parametrize("error", [tersenet.FormatError("x"), tersenet.InternalError("x")])
-def test_exceptions_pickle(error):
-    again = pickle.loads(pickle.dumps(error))
-    assert type(again) is type(error)
-    assert again.args == error.args
-    assert isinstance(tersenet.FormatError(""), ValueError)
-    assert isinstance(tersenet.InternalError(""), RuntimeError)
 
 
 def test_an_unknown_instruction_set_is_an_error_at_import():

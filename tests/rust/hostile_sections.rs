@@ -2,63 +2,14 @@
 //! can be used, and never a panic.
 
 use crate::matrices::edge_set;
+use crate::stored::Stored;
 use std::sync::Arc;
-use tersenet::array::Owner;
 use tersenet::codebook::Codebook;
-use tersenet::layout::{Columns, Goal, LAYOUTS, LayoutSpec, Parts};
+use tersenet::layout::{Columns, Goal, LAYOUTS};
 use tersenet::rows::Shape;
-use tersenet::{CompressedMatrix, ErrorKind, Request, Result, bits};
-
-/// What a file would hold of a matrix, to be damaged.
-#[derive(Clone)]
-struct Stored {
-    spec: &'static LayoutSpec,
-    shape: Shape,
-    nnz: usize,
-    codebook: Option<Arc<Codebook>>,
-    coder: tersenet::entropy::Coder,
-    params: Vec<u64>,
-    sections: Vec<Vec<u8>>,
-}
+use tersenet::{CompressedMatrix, ErrorKind, Request, Result};
 
 impl Stored {
-    fn of(matrix: &CompressedMatrix) -> Self {
-        let mut header = Vec::new();
-        matrix.write_header(&mut header);
-        let mut rest = &header[2..];
-        let mut number = || bits::take_varint(&mut rest).unwrap();
-        // nrows, ncols, nnz and the number of parameters.
-        let [_, _, _, nparams] = [number(), number(), number(), number()];
-        Self {
-            spec: matrix.layout(),
-            shape: matrix.shape(),
-            nnz: matrix.nnz(),
-            codebook: matrix.codebook().cloned(),
-            coder: matrix.coder(),
-            params: (0..nparams).map(|_| number()).collect(),
-            sections: matrix.section_bytes().iter().map(|section| section.to_vec()).collect(),
-        }
-    }
-
-    fn read(self) -> Result<CompressedMatrix> {
-        let named = self.spec.sections.iter().zip(self.sections);
-        let parts = Parts {
-            shape: self.shape,
-            nnz: self.nnz,
-            codebook: self.codebook,
-            coder: self.coder,
-            params: self.params,
-            sections: named
-                .map(|(&name, bytes)| {
-                    let nbytes = bytes.len();
-                    let owner: Owner = Arc::new(bytes);
-                    (name, owner, 0, nbytes)
-                })
-                .collect(),
-        };
-        CompressedMatrix::read(self.spec, parts)
-    }
-
     /// Reads it with some damage: an error of the kind that says so, or a matrix to use.
     fn damage(&self, damage: impl FnOnce(&mut Self)) -> Result<CompressedMatrix> {
         let mut stored = self.clone();
@@ -245,5 +196,31 @@ fn another_codebook_is_an_error_or_a_usable_matrix() {
         let longer: Vec<f32> = codebook.values().iter().copied().chain([-1e9, -2e9]).collect();
         _ = stored.damage(|s| s.codebook = Some(Arc::new(Codebook::new(longer).unwrap())));
         assert!(stored.damage(|s| s.codebook = None).is_err(), "{what}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_the_structure_of_a_sparse_matrix_is_named() {
+    let csr = Request::parse("csr", "auto", Goal::Size, Columns::Coded).unwrap();
+    let weights = [0.0, 1.0, -2.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0];
+    let shape = Shape::new(3, 3).unwrap();
+    let stored = Stored::of(&CompressedMatrix::compress(&weights, shape, &csr).unwrap());
+    assert_eq!(stored.sections[..2], [vec![0, 2, 2, 3], vec![1, 2, 0]]);
+    // Row starts that fall, start or end elsewhere, or run past the end; columns that repeat, fall, or
+    // are none of the matrix's.
+    let cases: [(usize, [u8; 4], &str); 8] = [
+        (0, [0, 2, 1, 3], "indptr"),
+        (0, [1, 2, 2, 3], "indptr"),
+        (0, [0, 2, 2, 2], "indptr"),
+        (0, [0, 2, 2, 4], "indptr"),
+        (0, [0, 255, 2, 3], "indptr"),
+        (1, [1, 1, 0, 0], "row 0: column 1 after column 1"),
+        (1, [2, 1, 0, 0], "row 0: column 1 after column 2"),
+        (1, [1, 2, 3, 0], "row 2: column 3, expected under ncols = 3"),
+    ];
+    for (section, bytes, expected) in cases {
+        let nbytes = stored.sections[section].len();
+        let error = stored.damage(|s| s.sections[section] = bytes[..nbytes].to_vec()).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
     }
 }

@@ -2,11 +2,14 @@
 
 mod allocations;
 mod archive;
+mod bound;
 mod container;
 mod convolution;
+mod golden;
 mod hostile_sections;
 mod matrices;
 mod network;
 mod published;
 mod roundtrip;
 mod side_by_side;
+mod stored;

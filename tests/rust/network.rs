@@ -553,3 +553,19 @@ fn a_second_run_allocates_nothing() {
         assert_eq!(allocated(run), (0, 0), "{resident}");
     }
 }
+
+#[test]
+fn every_operator_is_in_a_network_that_fuzzing_starts_from() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus/network");
+    let mut found = std::collections::BTreeSet::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let owner: Owner = Arc::new(std::fs::read(entry.unwrap().path()).unwrap());
+        // What failed once is in there, too, and need not be a network.
+        let Ok(reader) = Reader::from_owner(owner, &Limits::default()) else { continue };
+        let graph = reader.graph().and_then(|bytes| Graph::from_bytes(bytes).ok());
+        found.extend(graph.iter().flat_map(|graph| graph.nodes()).map(|node| node.operator.name));
+    }
+    let missing: Vec<&str> =
+        OPERATORS.iter().map(|spec| spec.name).filter(|name| !found.contains(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}

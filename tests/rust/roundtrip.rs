@@ -1,5 +1,6 @@
 //! Every pair of layout and coder: lossless, convertible, and right in every product.
 
+use crate::bound::check_product;
 use crate::matrices::{Dense, edge_set, matrix, to_bits, unquantized};
 use proptest::prelude::*;
 use tersenet::bounds::entropy;
@@ -41,26 +42,6 @@ fn inputs(weights: &[f32], ncols: usize, batch: usize) -> Vec<f32> {
             if used { ((i * 37) % 101) as f32 / 50.0 - 1.0 } else { f32::INFINITY }
         })
         .collect()
-}
-
-/// |y − ŷ| ≤ (n + 2)·2⁻²⁴·Σ|w||x| + n·2⁻¹⁴⁹ against a sum in f64; equal class where not finite.
-fn check_product(y: f32, row: &[f32], x: &[f32], what: &str) {
-    let terms = || {
-        row.iter()
-            .zip(x)
-            .filter(|(w, _)| w.to_bits() != 0)
-            .map(|(&w, &x)| f64::from(w) * f64::from(x))
-    };
-    let (n, exact, total) =
-        (row.len() as f64, terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
-    let bound = (n + 2.0) * 2f64.powi(-24) * total + n * 2f64.powi(-149);
-    if exact.is_nan() {
-        assert!(y.is_nan(), "{what}: {y}, expected NaN");
-    } else if exact.is_infinite() {
-        assert_eq!(f64::from(y), exact, "{what}");
-    } else {
-        assert!((f64::from(y) - exact).abs() <= bound, "{what}: {y}, expected {exact} ± {bound}");
-    }
 }
 
 fn check(name: &str, (weights, shape): &Dense, products: bool) {

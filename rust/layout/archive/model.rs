@@ -10,6 +10,7 @@ use super::repeats::Repeats;
 use super::values::ValueContexts;
 use crate::entropy::mixing::{BinaryCoder, LOGIT_ONE, log2_quarters};
 use crate::error::Result;
+use crate::interruption;
 use crate::rows::filled;
 use std::ops::Range;
 
@@ -108,6 +109,7 @@ impl<'a> Model<'a> {
         coder: &mut C,
         line: &mut [u32],
     ) -> Result<()> {
+        interruption::check()?;
         let is_empty = !C::DECODES && line.iter().all(|&entry| entry == 0);
         let slot = &mut self.learnt.empty[usize::from(self.was_empty)];
         self.was_empty = slot.code(coder, is_empty.into()) == 1;

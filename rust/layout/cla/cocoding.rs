@@ -22,6 +22,8 @@
 //! of Broder 1997.
 
 use super::{Kind, MAX_TUPLES_8, MAX_TUPLES_16, segment_of};
+use crate::error::Result;
+use crate::interruption;
 use crate::rows::{Rows, Shape};
 use crate::words::word_bits;
 
@@ -234,7 +236,10 @@ struct Sampled {
 
 /// Plans the groups: every column that keeps something is in one, rising in it, and groups follow
 /// their first column.
-pub(super) fn plan(columns: &Columns, prices: &Prices) -> Vec<Vec<u32>> {
+///
+/// # Errors
+/// `Interrupted`.
+pub(super) fn plan(columns: &Columns, prices: &Prices) -> Result<Vec<Vec<u32>>> {
     let mut planner = Planner { sample: Sample::new(prices.nrows), prices, numbers: Vec::new() };
     let mut groups: Vec<Vec<u32>> = Vec::new();
     let mut sampled: Vec<((u32, u32), Sampled)> = Vec::new();
@@ -255,6 +260,7 @@ pub(super) fn plan(columns: &Columns, prices: &Prices) -> Vec<Vec<u32>> {
     sampled.sort_by_key(|(hashes, column)| (*hashes, column.cols[0]));
     let mut sampled = sampled.into_iter().map(|(_, column)| column);
     loop {
+        interruption::check()?;
         let bin: Vec<Sampled> = sampled.by_ref().take(BIN_COLS).collect();
         if bin.is_empty() {
             break;
@@ -263,7 +269,7 @@ pub(super) fn plan(columns: &Columns, prices: &Prices) -> Vec<Vec<u32>> {
     }
     groups.iter_mut().for_each(|cols| cols.sort_unstable());
     groups.sort_unstable();
-    groups
+    Ok(groups)
 }
 
 /// The smallest of two hashes over the places.

@@ -18,6 +18,7 @@
 //! The common part of a group is what all its rows hold, since nothing is ever taken off a sum.
 
 use crate::error::Result;
+use crate::interruption;
 use crate::layout::Goal;
 use crate::rows::Rows;
 use std::collections::HashMap;
@@ -132,14 +133,14 @@ impl<'a> Grouping<'a> {
     /// The groups of `rows`.
     ///
     /// # Errors
-    /// `InvalidArgument` when they hold values in place of symbols.
+    /// `InvalidArgument` when they hold values in place of symbols; `Interrupted`.
     pub fn of(rows: &'a Rows) -> Result<Self> {
         let (_, symbols) = rows.shared(super::SPEC.name)?;
         let mut grouping =
             Self { rows, symbols, clusters: Vec::new(), numbers: Vec::new(), saved: 0 };
         grouping.clusters = grouping.equal_rows();
         for _ in 0..MAX_PASSES {
-            if grouping.merge() < (rows.nnz() / LAST_PASS).max(1) {
+            if grouping.merge()? < (rows.nnz() / LAST_PASS).max(1) {
                 break;
             }
         }
@@ -217,12 +218,12 @@ impl<'a> Grouping<'a> {
     }
 
     /// Merges pairs of clusters, each once; returns how many entries that saves.
-    fn merge(&mut self) -> usize {
-        let mut pairs: Vec<(usize, usize, usize)> = self
-            .candidates()
-            .into_iter()
-            .filter_map(|(a, b)| Some((self.saved_by_merging(a, b)?, a, b)))
-            .collect();
+    fn merge(&mut self) -> Result<usize> {
+        let mut pairs: Vec<(usize, usize, usize)> = Vec::new();
+        for (a, b) in self.candidates()? {
+            interruption::check()?;
+            pairs.extend(self.saved_by_merging(a, b).map(|saved| (saved, a, b)));
+        }
         pairs.sort_unstable_by_key(|&(saved, a, b)| (std::cmp::Reverse(saved), a, b));
         self.clusters.iter_mut().for_each(|cluster| cluster.is_new = false);
         let mut is_merged = vec![false; self.clusters.len()];
@@ -248,7 +249,7 @@ impl<'a> Grouping<'a> {
             total += saved;
         }
         self.clusters.retain(|cluster| !cluster.rows.is_empty());
-        total
+        Ok(total)
     }
 
     /// How many entries more two clusters save together than alone; none where there are no more.
@@ -263,13 +264,14 @@ impl<'a> Grouping<'a> {
     }
 
     /// Pairs of clusters that may be alike, the lower one first.
-    fn candidates(&self) -> Vec<(usize, usize)> {
+    fn candidates(&self) -> Result<Vec<(usize, usize)>> {
         let signatures: Vec<Signature> =
             self.clusters.iter().map(|cluster| self.entries(cluster).signature()).collect();
         let mut of_each: Vec<Vec<(usize, usize)>> = vec![Vec::new(); signatures.len()];
         for bin in 0..BINS {
+            interruption::check()?;
             if bin == FIRST_BINS && of_each.len() > MANY && !self.are_many(&of_each) {
-                return Vec::new();
+                return Ok(Vec::new());
             }
             let from_bin = |&at: &usize| {
                 let signature = &signatures[at];
@@ -302,7 +304,7 @@ impl<'a> Grouping<'a> {
         }
         pairs.sort_unstable();
         pairs.dedup();
-        pairs
+        Ok(pairs)
     }
 
     /// Whether those that have candidates hold so many of the entries that going on may pay.
