@@ -73,7 +73,7 @@ def measure(name: str, weights: np.ndarray) -> dict[str, Any]:
     }
     rows = []
     variants = [(layout, coder, "size", "coded") for layout, coder in _core.PAIRS]
-    variants += [("packed", "fixed", "speed", "coded")]
+    variants += [(layout, "fixed", "speed", "coded") for layout in ("packed", "grouped")]
     variants += [(layout, "huffman", "size", "raw") for layout in ("hac", "shac")]
     for layout, coder, goal, columns in variants:
         start = time.perf_counter()

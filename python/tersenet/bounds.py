@@ -97,7 +97,7 @@ def shac_bits(shape: Shape, nnz: int, stream_bits: int, k: int, longest: int) ->
 def entropy(histogram: Sequence[int]) -> float:
     """Return the order-0 entropy of symbols with this histogram, in bits a symbol.
 
-    Example:
+    Examples:
         >>> entropy([2, 1, 1])
         1.5
     """

@@ -119,7 +119,7 @@ def fit_budget(
         ValueError: if no file is within the budget (it says what the smallest takes), an option
             does not fit, `evaluate` gives no finite number, or as `compress` and `taylor_scores`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
         >>> data = [(torch.randn(16, 64), None)]

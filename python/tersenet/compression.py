@@ -79,7 +79,7 @@ def compress(
         ValueError: if the plan does not fit the model, the layout or coder does not exist, or a
             weight is not on the CPU.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(100, 100), nn.ReLU())
         >>> compressed = compress(model, Plan.of(sparsity=0.9, quantizer="cws", k=16))
         >>> type(compressed[0]).__name__

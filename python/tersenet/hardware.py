@@ -74,7 +74,7 @@ def energy(report: Report, *, arithmetic: str = "float32", memory: str | float =
     Raises:
         ValueError: if `arithmetic` or `memory` is unknown, or a number is negative or not finite.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from tersenet import report
         >>> cost = energy(report(nn.Linear(4, 2)))

@@ -136,7 +136,7 @@ class Plan:
     Raises:
         ValueError: if a field has the wrong type or is out of its range.
 
-    Example:
+    Examples:
         >>> plan = Plan({"*": Rule(sparsity=0.9), "conv:*": Rule(sparsity=0.5)})
         >>> rules = plan.resolve([("fc1", "fc"), ("conv1", "conv")])
         >>> rules["fc1"].sparsity, rules["conv1"].sparsity
@@ -203,7 +203,7 @@ class Plan:
     ) -> Plan:
         """Return a plan of one rule.
 
-        Example:
+        Examples:
             >>> Plan.of(sparsity=0.9, quantizer="cws", k=32).layers["*"].k
             32
         """

@@ -75,7 +75,7 @@ class PQK(Callback):
     after `steps` steps, or by `finish()`, and so does it at the end of `fit`. Make the optimizer
     after this: steps and codebooks are new parameters. All others stay the same objects.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Linear(10, 10)
         >>> pqk = PQK(model, Plan.of(sparsity=0.9, quantizer="lsq", k=2**2), steps=10, every=5)

@@ -163,7 +163,7 @@ def compare(w: npt.ArrayLike | CompressedMatrix, threads: int = 1) -> Table[Pair
     Raises:
         ValueError: if `w` is no such matrix, or `threads` is under 1.
 
-    Example:
+    Examples:
         >>> w = np.eye(64, dtype=np.float32)
         >>> min(compare(w), key=lambda row: row.nbytes or 9e9).layout != "dense"
         True
@@ -187,7 +187,7 @@ def report(model: nn.Module, example: Any = None) -> Report:
             dense. It is run in evaluation mode, and left as it was.
         example: an input, a tuple of inputs, or a dict of named ones, to count multiply-adds on.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> report(nn.Linear(3, 2))[0].nbytes
         24

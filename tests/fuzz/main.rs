@@ -14,7 +14,8 @@
 //! [`MAX_NBYTES`] bytes allocated for one execution, or one of more than [`MAX_TIME`]; the bytes go
 //! to `corpus/TARGET`, where they stay after the fix. `--record FILE` writes what was done as JSON.
 //!
-//! The profile of tests is optimised and checks every overflow. Checksums stand in no one's way: targets compute them anew, or begin below the container.
+//! The profile of tests is optimised and checks every overflow. Checksums stand in no one's way:
+//! targets compute them anew, or begin below the container.
 //!
 //! Why not libFuzzer: that needs a nightly compiler or a C++ runtime that is built along. What stands
 //! in for coverage is the outcome: a message of an error without its numbers, or the kind of what was
@@ -46,6 +47,9 @@ const MAX_NBYTES: usize = 256 << 20;
 const MAX_TIME: Duration = Duration::from_secs(20);
 /// Inputs that are kept of a target, at most.
 const MAX_POOL: usize = 8192;
+/// Executions after which it begins anew with the seeds: what is kept grows, and with it what an
+/// execution takes, while what it leads to lies ever closer to what was seen.
+const RESTART: u64 = 1_000_000;
 
 /// What the arguments ask for.
 struct Asked {
@@ -140,30 +144,32 @@ fn fuzz(target: &Target, asked: &Asked) -> Done {
         most_nbytes: 0,
         failed: false,
     };
-    let (mut known, start) = (HashSet::new(), Instant::now());
+    let (mut all, mut known, start) = (HashSet::new(), HashSet::new(), Instant::now());
     for seed in &pool {
-        known.extend(execute(target, seed, &mut done));
+        all.extend(execute(target, seed, &mut done));
     }
     let mut random = Random::new(asked.seed);
     let is_over = |done: &Done| {
         let enough = done.executions >= asked.executions;
         let long = start.elapsed().as_secs_f64() >= asked.seconds;
-        done.failed
-            || if asked.executions == 0 { long } else { enough || (asked.seconds > 0.0 && long) }
+        if asked.executions == 0 { long } else { enough || (asked.seconds > 0.0 && long) }
     };
     while !is_over(&done) {
+        if done.executions.is_multiple_of(RESTART) {
+            pool.truncate(done.seeds);
+            known.clear();
+        }
         let at = random.under(pool.len());
         let other = random.under(pool.len());
         let bytes = mutation::mutated(&pool[at], &pool[other], &mut random);
-        if let Some(outcome) = execute(target, &bytes, &mut done)
-            && known.insert(outcome)
-            && pool.len() < MAX_POOL
-        {
+        let Some(outcome) = execute(target, &bytes, &mut done) else { break };
+        all.insert(outcome);
+        if known.insert(outcome) && pool.len() < MAX_POOL {
             pool.push(bytes);
         }
     }
     done.seconds = start.elapsed().as_secs_f64();
-    done.outcomes = known.len();
+    done.outcomes = all.len();
     done
 }
 

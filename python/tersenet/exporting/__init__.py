@@ -59,7 +59,7 @@ def export(
         ValueError: if the model cannot be traced, or has an operator without a counterpart (it
             says which, where, and what there is).
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(20, 10), nn.ReLU())
         >>> export(model, torch.zeros(1, 20), "model.terse")  # doctest: +SKIP
     """

@@ -75,7 +75,7 @@ def convert(
         ValueError: if `keep` does not exist, a pattern matches no Conv2d, the model cannot be
             traced, or `pairs` names what is not there or no such layer.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1, bias=False))
         >>> for row in convert(model):
         ...     print(row.name, row.reason)

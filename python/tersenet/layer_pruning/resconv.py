@@ -70,7 +70,7 @@ class ResConv2d(nn.Module):
         Raises:
             ValueError: as the constructor, or if the scale is 0 or not finite.
 
-        Example:
+        Examples:
             >>> conv = nn.Conv2d(4, 4, 3, padding=1)
             >>> x = torch.ones(1, 4, 5, 5)
             >>> torch.allclose(ResConv2d.from_conv(conv)(x), conv(x), atol=1e-5)

@@ -40,7 +40,7 @@ class LayerL1(Callback):
     Attributes:
         strengths: the price of |scale| of each layer, by name, in units of the loss.
 
-    Example:
+    Examples:
         >>> from tersenet.layer_pruning import convert
         >>> model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
         >>> rows = convert(model)

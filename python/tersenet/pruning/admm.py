@@ -51,7 +51,7 @@ class ADMM(Callback):
     In `fit` it is a callback. In a loop of your own add `penalty()` to the loss of each step, and
     call `update()` after each epoch. At the end, `prune()` cuts. Biases and norms are left alone.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(10, 10)
         >>> admm = ADMM(model, Plan.of(sparsity=0.9))
         >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)

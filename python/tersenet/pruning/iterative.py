@@ -111,7 +111,7 @@ def prune_iteratively(
             no layer has more weights left than the plan keeps, the early state does not fit,
             `validate` gives no finite number, the checkpoint is of another run, or as `prune`.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(10, 10)
         >>> early = copy.deepcopy(model.state_dict())
         >>> def train(model, stage):

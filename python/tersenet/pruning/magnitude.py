@@ -48,7 +48,7 @@ def magnitude_mask(
         ValueError: if not exactly one of `sparsity` and `threshold` is given, one is out of
             range, the weights hold NaN, or `within` does not fit them.
 
-    Example:
+    Examples:
         >>> magnitude_mask(np.float32([3, -1, 2, 1]), sparsity=0.25)
         array([ True,  True,  True, False])
     """

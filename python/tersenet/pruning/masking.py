@@ -129,7 +129,7 @@ def prune(
         ValueError: if a pattern matches nothing, a pruner is unknown, a weight or score is NaN, a
             weight is no plain parameter, a layer is quantized already, or scores do not fit.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(10, 10)
         >>> prune(model, Plan.of(sparsity=0.9)).layers[0].nnz
         10

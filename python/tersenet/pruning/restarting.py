@@ -46,7 +46,7 @@ def rewind(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         TypeError: if the state has something that is no tensor.
         ValueError: if names, shapes or types differ; the model is as it was.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1)
         >>> early = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         >>> _ = nn.init.zeros_(model.weight)
@@ -99,7 +99,7 @@ def reinitialize(
         ValueError: as `reset_parameters`, or if `draw` changes what the model has; the model is as
             it was.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1)
         >>> reinitialize(model, seed=0)
         >>> again = model.weight.detach().clone()

@@ -53,7 +53,7 @@ class SoftPruning(Callback):
     To go on with an interrupted run, make the model, its optimizer and this anew with the same
     arguments, and load the state of each.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(10, 10)
         >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> soft = SoftPruning(model, Plan.of(sparsity=0.9), steps=20, every=5)

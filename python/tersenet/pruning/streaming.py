@@ -34,7 +34,7 @@ _INFINITY = 0x7F800000
 class Cutoff:
     """Which weights of one array stay: those with bits above `bits`, and the first `ties` of them.
 
-    Example:
+    Examples:
         >>> arrays = {"a": np.float32([3, 1]), "b": np.float32([1, 2])}
         >>> cutoffs = global_cutoffs(lambda: iter(arrays.items()), sparsity=0.25)
         >>> cutoffs["a"].mask(arrays["a"]), cutoffs["b"].mask(arrays["b"])

@@ -74,7 +74,7 @@ def taylor_scores(
             a gradient is not finite, an option is unknown, what is quantized does not fit, or as
             `targets` of a plan.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> model.weight.data = torch.tensor([[3.0, -1.0]])
         >>> data = [(torch.tensor([[1.0, 2.0]]), None)]

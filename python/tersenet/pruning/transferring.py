@@ -42,7 +42,7 @@ def copy_masks(source: nn.Module | Mapping[str, Tensor], model: nn.Module) -> Pr
             parameter, a mask does not fit its weight, or tied layers get two masks. The model is
             as it was.
 
-    Example:
+    Examples:
         >>> from tersenet.pruning import prune
         >>> first, second = nn.Linear(10, 10), nn.Linear(10, 10)
         >>> _ = prune(first, Plan.of(sparsity=0.9))
@@ -91,7 +91,7 @@ def random_masks(masks: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]
         masks: by layer name, as `masks` returns them; layers with one mask object get one again.
         seed: the same one gives the same masks, on any device.
 
-    Example:
+    Examples:
         >>> found = random_masks({"fc": torch.tensor([True, False, False, False])}, seed=0)
         >>> int(found["fc"].sum())
         1

@@ -72,7 +72,7 @@ def quantize_arrays(
         ValueError: if the quantizer is unknown or does not take `lam`, a mask has no array, or
             the quantizer refuses the weights; the array is named.
 
-    Example:
+    Examples:
         >>> q = quantize_arrays({"a": np.float32([1, 2]), "b": np.float32([2, 0])}, "cws", 2)
         >>> q["a"].codebook is q["b"].codebook
         True

@@ -57,7 +57,7 @@ def cws(
     Raises:
         ValueError: if a kept weight is not finite, or k or the mask does not fit.
 
-    Example:
+    Examples:
         >>> cws(np.float32([0, 1, 1.5, 7, 8, 9]), 2).codebook
         array([1.25, 8.  ], dtype=float32)
     """

@@ -63,7 +63,7 @@ def ecsq(
         ValueError: if a kept weight is not finite, k and `lam` are both None, `lam` is negative
             or not finite, or k or the mask does not fit.
 
-    Example:
+    Examples:
         >>> w = np.float32([1, 1, 1, 1.01, 5, 5])
         >>> ecsq(w, None, lam=0.1).k
         2

@@ -64,7 +64,7 @@ class Quantized:
     Raises:
         ValueError: if a part has the wrong dtype or shape, or breaks one of these rules.
 
-    Example:
+    Examples:
         >>> q = Quantized(np.float32([-1, 2]), np.uint16([0, 1, 0]), np.array([True, True, False]))
         >>> q.values()
         array([-1.,  2.,  0.], dtype=float32)

@@ -190,7 +190,7 @@ def prepare_qat(model: nn.Module, plan: Plan, *, normalize_gradient: bool = True
             matches nothing, a quantizer is unknown, k is out of its range, or a weight is not finite
             or no plain parameter.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(10, 10)
         >>> prepare_qat(model, Plan.of(quantizer="lsq", k=2**2))
         >>> len(model.weight.unique())

@@ -38,7 +38,7 @@ def pws(weights: Weights, k: int, *, mask: Mask | None = None, seed: int = 0) ->
     Raises:
         ValueError: if a kept weight is not finite, or k or the mask does not fit.
 
-    Example:
+    Examples:
         >>> q = pws(np.float32([1, 1.5, 1.25, 2]), 2, seed=3)
         >>> q.codebook
         array([1., 2.], dtype=float32)

@@ -134,7 +134,7 @@ def quantize(
         ValueError: if a pattern matches nothing, a weight is not finite or no plain parameter, or
             layers that are to share a codebook differ in quantizer, k, lam, dtype or device.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(10, 10)
         >>> report = quantize(model, Plan.of(quantizer="cws", k=4))
         >>> [parameter.shape for parameter in codebook_parameters(model)]

@@ -46,7 +46,7 @@ def uq(
     Raises:
         ValueError: if a kept weight or beta is not finite, or k or the mask does not fit.
 
-    Example:
+    Examples:
         >>> q = uq(np.float32([-1.1, -0.9, 0.1, 1.0, 1.9, 2.1]), 3)
         >>> q.k, q.dropped
         (3, 1)

@@ -36,7 +36,7 @@ def contrastive_loss(first: Tensor, second: Tensor, *, temperature: float = 0.5)
     Raises:
         ValueError: if the shapes do not fit, there is no image, or the temperature is out of range.
 
-    Example:
+    Examples:
         >>> same = torch.eye(2)
         >>> round(float(contrastive_loss(same, same, temperature=1.0)), 4)  # log(1 + 2 / e)
         0.5514

@@ -36,7 +36,7 @@ class InstanceMemory(nn.Module):
     In `fit` it is the loss, of batches whose targets are the numbers of the images. The memory moves
     on while it is in training mode and gradients are computed.
 
-    Example:
+    Examples:
         >>> instances = InstanceMemory(100, 8)
         >>> loss = instances(torch.randn(4, 8, requires_grad=True), torch.tensor([0, 7, 3, 99]))
         >>> loss.shape, instances.memory.shape

@@ -45,7 +45,7 @@ def features(model: nn.Module, batches: Iterable[Batch], layer: str) -> tuple[Te
     Raises:
         ValueError: if there is no such module, it was not called once, or there are no batches.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 3))
         >>> features(model, [(torch.tensor([[-1.0, 2.0]]), torch.tensor([1]))], "1")
         (tensor([[0., 2.]]), tensor([1]))
@@ -93,7 +93,7 @@ def linear_probe(
         ValueError: if the shapes do not fit, there are no examples, a feature is not finite, a
             class or an option is out of its range.
 
-    Example:
+    Examples:
         >>> probe = linear_probe(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([0, 0, 1, 1]))
         >>> probe(torch.tensor([[0.5], [2.5]])).argmax(1).tolist()
         [0, 1]

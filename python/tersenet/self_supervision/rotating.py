@@ -35,7 +35,7 @@ def rotated(images: Tensor, turns: Tensor | None = None) -> tuple[Tensor, Tensor
     Raises:
         ValueError: if the images are not square, or the turns do not fit them.
 
-    Example:
+    Examples:
         >>> images, classes = rotated(torch.tensor([[[1, 2], [3, 4]]]))
         >>> images[1].tolist(), classes.tolist()
         ([[2, 4], [1, 3]], [0, 1, 2, 3])
@@ -65,7 +65,7 @@ def rotated(images: Tensor, turns: Tensor | None = None) -> tuple[Tensor, Tensor
 class RotatedBatches:
     """Batches of turned images and their classes, from batches of images and whatever targets.
 
-    Example:
+    Examples:
         >>> batches = RotatedBatches([(torch.zeros(5, 3, 8, 8), None)])
         >>> [(list(images.shape), len(classes)) for images, classes in batches]
         [([20, 3, 8, 8], 20)]

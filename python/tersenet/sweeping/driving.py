@@ -74,7 +74,7 @@ def sweep(
         ValueError: if the space, the data or the model does not fit, the file is of another sweep,
             or as the steps of a trial, with a note that says which.
 
-    Example:
+    Examples:
         >>> import torch
         >>> batches = [(torch.randn(32, 16), torch.arange(32) % 4)]
         >>> space = {"layers": {"*": {"sparsity": [0.5, 0.9], "quantizer": "cws", "k": 4}}}

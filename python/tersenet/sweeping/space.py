@@ -138,7 +138,7 @@ class Space:
     Make one with `from_dict`, `from_toml` or `load`. `model` and `data` name functions for the
     command, as "module:function".
 
-    Example:
+    Examples:
         >>> space = Space.from_dict({"layers": {"*": {"sparsity": [0.8, 0.9], "quantizer": "cws",
         ...     "k": [16, 32]}}})
         >>> [(s["*.sparsity"], s["*.k"]) for s in space.grid()]

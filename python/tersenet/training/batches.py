@@ -15,7 +15,7 @@ class TensorBatches:
     The last batch may be smaller. A second iteration gives the next order, a new object with the
     same seed gives the first again.
 
-    Example:
+    Examples:
         >>> batches = TensorBatches(torch.arange(3), torch.arange(3), batch_size=2, shuffle=False)
         >>> [inputs.tolist() for inputs, targets in batches]
         [[0, 1], [2]]

@@ -71,7 +71,7 @@ def fit(
         ValueError: if `epochs` is negative, the scheduler's unit does not exist, or there are no
             batches.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(1, 1)
         >>> data = [(torch.ones(4, 1), torch.zeros(4, 1))]
         >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
