@@ -3,7 +3,6 @@
 use super::header::Dtype;
 use crate::entropy::planes;
 use crate::error::{Error, Result};
-use crate::lines::Lines;
 
 /// What the header says more of a coded tensor than of one as it is, at most.
 const HEADER_NBYTES: usize = 10;
@@ -35,12 +34,12 @@ impl CodedArray {
         Ok(is_smaller.then_some(Self { dtype, dense_nbytes: bytes.len() as u64, coded }))
     }
 
-    /// The elements again.
+    /// Fills `out`, of as many bytes as the elements have, with the elements.
     ///
     /// # Errors
-    /// `LimitExceeded` where there is no memory for them.
-    pub fn decode(&self) -> Result<Lines> {
-        planes::decode(&self.coded, self.dense_nbytes as usize, self.dtype.words())
+    /// `Corrupt` where `out` has other bytes; `Interrupted`.
+    pub fn decode_into(&self, out: &mut [u8]) -> Result<()> {
+        planes::decode_into(&self.coded, self.dtype.words(), out)
     }
 
     /// The type of the elements.

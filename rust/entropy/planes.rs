@@ -87,11 +87,40 @@ fn encode_chunk(chunk: &[u8], words: Words) -> Vec<u8> {
 /// Sizes are checked against `coded` before anything is allocated.
 ///
 /// # Errors
-/// `Corrupt` for anything that FORMAT.md refuses; `LimitExceeded` where the memory is not there.
+/// `Corrupt` for anything that FORMAT.md refuses; `LimitExceeded` where the memory is not there;
+/// `Interrupted`.
 pub fn decode(coded: &[u8], nbytes: usize, words: Words) -> Result<Lines> {
+    chunks(&mut Cursor::new("planes", coded), nbytes, words)?;
+    let mut out = Lines::zeroed::<u8>(nbytes)?;
+    decode_into(coded, words, out.as_mut_slice())?;
+    Ok(out)
+}
+
+/// Fills `out`, a whole number of words, with what `coded` is the coded form of.
+///
+/// # Errors
+/// As [`decode`]; then what is in `out` has no meaning.
+pub fn decode_into(coded: &[u8], words: Words, out: &mut [u8]) -> Result<()> {
     let mut cursor = Cursor::new("planes", coded);
-    let count = nbytes / words.nbytes();
-    let nchunks = count.div_ceil(CHUNK_WORDS);
+    let sizes = chunks(&mut cursor, out.len(), words)?;
+    let mut room = Room::default();
+    for (chunk, &size) in out.chunks_mut(CHUNK_WORDS * words.nbytes()).zip(&sizes) {
+        interruption::check()?;
+        let mut cursor = Cursor::new("chunk of planes", cursor.take(size, "chunk")?);
+        decode_chunk(&mut cursor, words, chunk, &mut room)?;
+        if !cursor.is_empty() {
+            return Err(cursor.corrupt(format_args!("{} bytes follow its planes", cursor.left())));
+        }
+    }
+    if !cursor.is_empty() {
+        return Err(cursor.corrupt(format_args!("{} bytes of no chunk", cursor.left())));
+    }
+    Ok(())
+}
+
+/// The size of each chunk of `nbytes` bytes of words; the chunks follow.
+fn chunks(cursor: &mut Cursor<'_>, nbytes: usize, words: Words) -> Result<Vec<u64>> {
+    let nchunks = (nbytes / words.nbytes()).div_ceil(CHUNK_WORDS);
     let mut sizes = Vec::new();
     let mut end = 0u64;
     for _ in 1..nchunks {
@@ -110,21 +139,7 @@ pub fn decode(coded: &[u8], nbytes: usize, words: Words) -> Result<Lines> {
     if let Some(size) = sizes.iter().find(|&&size| size < least) {
         return Err(cursor.corrupt(format_args!("chunk of {size} bytes, expected {least} or more")));
     }
-    let mut out = Lines::zeroed::<u8>(nbytes)?;
-    let mut room = Room::default();
-    let chunks = out.as_mut_slice::<u8>().chunks_mut(CHUNK_WORDS * words.nbytes());
-    for (chunk, &size) in chunks.zip(&sizes) {
-        interruption::check()?;
-        let mut cursor = Cursor::new("chunk of planes", cursor.take(size, "chunk")?);
-        decode_chunk(&mut cursor, words, chunk, &mut room)?;
-        if !cursor.is_empty() {
-            return Err(cursor.corrupt(format_args!("{} bytes follow its planes", cursor.left())));
-        }
-    }
-    if !cursor.is_empty() {
-        return Err(cursor.corrupt(format_args!("{} bytes of no chunk", cursor.left())));
-    }
-    Ok(out)
+    Ok(sizes)
 }
 
 /// Memory that the chunks of a tensor use in turns.

@@ -27,8 +27,9 @@ impl PyCodedArray {
     }
 
     fn decode<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let lines = interruptible(py, || self.0.decode())?;
-        Ok(PyBytes::new(py, lines.as_slice()))
+        PyBytes::new_with(py, self.0.dense_nbytes() as usize, |out| {
+            interruptible(py, || self.0.decode_into(out))
+        })
     }
 
     #[getter]

@@ -9,7 +9,7 @@
 //!   first codeword over 11 bits │                      0                       │
 //! ```
 //!
-//! `nbits` is what the codewords take together. The three bytes are written whatever `count` says,
+//! `nbits` is what the codewords take together. The bytes are written whatever `count` says, all four,
 //! and the output advances by `count`, so there is no branch on it. A 33-bit window serves three
 //! look-ups. A long codeword is found as published: the length is the first one whose next length's
 //! first codeword is above the window.
@@ -32,9 +32,11 @@ pub const LANES: usize = 4;
 const LOOKUPS: usize = 3;
 /// The most symbols in an entry.
 const MOST: usize = 3;
+/// Symbols that are written of an entry, the last one without a meaning: its four bytes at once.
+const WRITTEN: usize = MOST + 1;
 /// Room for what a window's look-ups may write. The last one starts at 6 at most; 7 is what a mask
 /// of three bits lets the compiler see.
-const ROOM: usize = 7 + MOST;
+const ROOM: usize = 7 + WRITTEN;
 
 const _: () = assert!(LOOKUPS as u32 * PRIMARY_BITS <= 33 && MAX_BITS <= 33);
 
@@ -89,19 +91,59 @@ impl Search {
     }
 }
 
+/// What decoded symbols are stored as: `u16`, or `u8` where all are under 256.
+pub trait Stored: Copy {
+    /// The most symbols that it holds.
+    const NSYMBOLS: usize;
+
+    /// A symbol, of one that it holds.
+    fn of(symbol: u32) -> Self;
+
+    /// Writes the three symbols of an entry, and what comes out of its top byte.
+    fn store(entry: u32, room: &mut [Self; WRITTEN]);
+}
+
+impl Stored for u16 {
+    const NSYMBOLS: usize = 1 << 16;
+
+    #[inline]
+    fn of(symbol: u32) -> Self {
+        symbol as u16
+    }
+
+    #[inline]
+    fn store(entry: u32, room: &mut [Self; WRITTEN]) {
+        *room = entry.to_le_bytes().map(u16::from);
+    }
+}
+
+impl Stored for u8 {
+    const NSYMBOLS: usize = 1 << 8;
+
+    #[inline]
+    fn of(symbol: u32) -> Self {
+        symbol as u8
+    }
+
+    #[inline]
+    fn store(entry: u32, room: &mut [Self; WRITTEN]) {
+        *room = entry.to_le_bytes();
+    }
+}
+
 /// A stretch of the stream and where its symbols go.
 #[derive(Debug)]
-pub struct Lane<'a> {
+pub struct Lane<'a, S> {
     /// The position of the next codeword in bits.
     pub at: u64,
     /// Room for exactly the symbols that are to be decoded.
-    pub out: &'a mut [u16],
+    pub out: &'a mut [S],
     done: usize,
 }
 
-impl<'a> Lane<'a> {
+impl<'a, S> Lane<'a, S> {
     /// `out.len()` symbols from position `at`.
-    pub fn new(at: u64, out: &'a mut [u16]) -> Self {
+    pub fn new(at: u64, out: &'a mut [S]) -> Self {
         Self { at, out, done: 0 }
     }
 }
@@ -112,6 +154,8 @@ pub struct Decoder {
     search: Search,
     /// True when every symbol is under 256, and entries hold several.
     is_narrow: bool,
+    /// Over the largest symbol.
+    nsymbols: usize,
     /// The codeword lengths of symbols under 256, for the first of several in an entry.
     narrow_lengths: [u8; 256],
     primary: Box<[u32; 1 << PRIMARY_BITS]>,
@@ -133,15 +177,23 @@ impl Decoder {
         }
         let length = |symbol| if symbol < code.nsymbols() { code.length(symbol) as u8 } else { 0 };
         let narrow_lengths = std::array::from_fn(length);
-        Self { search, is_narrow, narrow_lengths, primary }
+        let nsymbols = search.symbols.iter().max().map_or(0, |&symbol| symbol as usize + 1);
+        Self { search, is_narrow, nsymbols, narrow_lengths, primary }
     }
 
     /// Fills every lane's `out` and moves its `at` past the last codeword.
     ///
     /// Any bits decode to something; past the end of `words` they are zeros.
-    pub fn decode(&self, words: &[u32], lanes: &mut [Lane<'_>]) {
+    ///
+    /// # Panics
+    /// Where symbols do not fit in what they are stored as.
+    pub fn decode<S: Stored>(&self, words: &[u32], lanes: &mut [Lane<'_, S>]) {
+        assert!(
+            self.nsymbols <= S::NSYMBOLS,
+            "huffman: symbols of more bits than they are stored in"
+        );
         if self.search.longest == 0 {
-            let symbol = self.search.symbols[0] as u16;
+            let symbol = S::of(self.search.symbols[0]);
             return lanes.iter_mut().for_each(|lane| lane.out.fill(symbol));
         }
         for group in lanes.chunks_mut(LANES) {
@@ -156,11 +208,15 @@ impl Decoder {
     }
 
     #[inline]
-    fn decode_in_turns<const N: usize>(&self, words: &[u32], lanes: &mut [Lane<'_>; N]) {
+    fn decode_in_turns<S: Stored, const N: usize>(
+        &self,
+        words: &[u32],
+        lanes: &mut [Lane<'_, S>; N],
+    ) {
         if self.is_narrow {
-            self.turns::<N, true>(words, lanes);
+            self.turns::<S, N, true>(words, lanes);
         } else {
-            self.turns::<N, false>(words, lanes);
+            self.turns::<S, N, false>(words, lanes);
         }
     }
 
@@ -168,7 +224,11 @@ impl Decoder {
     ///
     /// Lanes do not depend on each other, so the processor overlaps them; within a lane, bits and
     /// symbols are summed up in one number, 16 · bits + symbols, taken from the entries as they are.
-    fn turns<const N: usize, const NARROW: bool>(&self, words: &[u32], lanes: &mut [Lane<'_>; N]) {
+    fn turns<S: Stored, const N: usize, const NARROW: bool>(
+        &self,
+        words: &[u32],
+        lanes: &mut [Lane<'_, S>; N],
+    ) {
         while lanes.iter().all(|lane| lane.done + ROOM <= lane.out.len()) {
             let at: [u64; N] = std::array::from_fn(|i| lanes[i].at);
             let mut tops: [u64; N] = std::array::from_fn(|i| window(words, at[i]));
@@ -181,16 +241,15 @@ impl Decoder {
                     let entry = self.primary[(tops[i] >> (64 - PRIMARY_BITS)) as usize];
                     if entry == 0 {
                         let (symbol, length) = self.long(words, at[i] + u64::from(taken[i] >> 4));
-                        room[(taken[i] & 7) as usize] = symbol as u16;
+                        room[(taken[i] & 7) as usize] = S::of(symbol);
                         taken[i] += length << 4 | 1;
                         tops[i] = window(words, at[i] + u64::from(taken[i] >> 4));
                         continue;
                     }
                     let out = &mut room[(taken[i] & 7) as usize..];
-                    out[0] = if NARROW { (entry & 0xff) as u16 } else { entry as u16 };
-                    if NARROW {
-                        out[1] = (entry >> 8 & 0xff) as u16;
-                        out[2] = (entry >> 16 & 0xff) as u16;
+                    match out.first_chunk_mut::<WRITTEN>() {
+                        Some(out) if NARROW => S::store(entry, out),
+                        _ => out[0] = S::of(entry & 0xffff),
                     }
                     taken[i] += entry >> 24;
                     tops[i] <<= entry >> 28;
@@ -211,18 +270,18 @@ impl Decoder {
     }
 
     /// Decodes the rest of a lane: several symbols at a time while they fit, then one by one.
-    fn finish(&self, words: &[u32], lane: &mut Lane<'_>) {
-        while let Some(room) = lane.out[lane.done..].first_chunk_mut::<MOST>() {
+    fn finish<S: Stored>(&self, words: &[u32], lane: &mut Lane<'_, S>) {
+        while let Some(room) = lane.out[lane.done..].first_chunk_mut::<WRITTEN>() {
             let top = window(words, lane.at);
             let entry = self.primary[(top >> (64 - PRIMARY_BITS)) as usize];
             if entry == 0 || !self.is_narrow {
                 let (symbol, length) = self.search.find(top);
-                room[0] = symbol as u16;
+                room[0] = S::of(symbol);
                 lane.at += u64::from(length);
                 lane.done += 1;
                 continue;
             }
-            *room = [entry & 0xff, entry >> 8 & 0xff, entry >> 16 & 0xff].map(|s| s as u16);
+            S::store(entry, room);
             lane.at += u64::from(entry >> 28);
             lane.done += (entry >> 24 & 3) as usize;
         }
@@ -231,10 +290,10 @@ impl Decoder {
             let entry = self.primary[(top >> (64 - PRIMARY_BITS)) as usize];
             if entry == 0 || !self.is_narrow {
                 let (symbol, length) = self.search.find(top);
-                *out = symbol as u16;
+                *out = S::of(symbol);
                 lane.at += u64::from(length);
             } else {
-                *out = (entry & 0xff) as u16;
+                *out = S::of(entry & 0xff);
                 lane.at += u64::from(self.narrow_lengths[(entry & 0xff) as usize]);
             }
         }
@@ -269,13 +328,22 @@ mod tests {
         let words = writer.finish();
         check_padding(&words, code.cost(&histogram)).unwrap();
         let mut found: Vec<Vec<u16>> = rows.iter().map(|row| vec![9; row.len()]).collect();
-        let mut lanes: Vec<Lane<'_>> =
+        let mut lanes: Vec<Lane<'_, u16>> =
             found.iter_mut().zip(&ends).map(|(row, &at)| Lane::new(at, row)).collect();
         Decoder::new(&code).decode(&words, &mut lanes);
         for (lane, &end) in lanes.iter().zip(&ends[1..]) {
             assert_eq!(lane.at, end);
         }
         assert_eq!(found, rows);
+        if nsymbols <= 256 {
+            let mut bytes: Vec<Vec<u8>> = rows.iter().map(|row| vec![9; row.len()]).collect();
+            let mut lanes: Vec<Lane<'_, u8>> =
+                bytes.iter_mut().zip(&ends).map(|(row, &at)| Lane::new(at, row)).collect();
+            Decoder::new(&code).decode(&words, &mut lanes);
+            assert!(lanes.iter().zip(&ends[1..]).all(|(lane, &end)| lane.at == end));
+            let wide = |row: &Vec<u8>| row.iter().map(|&s| u16::from(s)).collect();
+            assert_eq!(bytes.iter().map(wide).collect::<Vec<Vec<u16>>>(), rows);
+        }
     }
 
     proptest! {
@@ -302,7 +370,7 @@ mod tests {
         ) {
             let code = Code::from_histogram(&histogram);
             if !code.order().is_empty() {
-                let mut out = vec![0; 400];
+                let mut out = vec![0u16; 400];
                 Decoder::new(&code).decode(&words, &mut [Lane::new(7, &mut out)]);
                 prop_assert!(out.iter().all(|&s| histogram[usize::from(s)] > 0));
             }
@@ -321,7 +389,7 @@ mod tests {
             writer.put(codewords[usize::from(symbol)].0, codewords[usize::from(symbol)].1);
         }
         let words = writer.finish();
-        let mut out = vec![0; row.len()];
+        let mut out = vec![0u16; row.len()];
         Decoder::new(&code).decode(&words, &mut [Lane::new(0, &mut out)]);
         assert_eq!(out, row);
     }

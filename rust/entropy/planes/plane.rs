@@ -29,7 +29,6 @@ const LEAST_SAVING: usize = 128;
 #[derive(Default)]
 pub struct Room {
     words: Vec<u32>,
-    symbols: Vec<u16>,
 }
 
 /// Appends a plane in the form that is smallest.
@@ -131,10 +130,8 @@ pub fn read<'c: 'r, 'r>(
             room.words.clear();
             room.words.extend(words.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)));
             check_padding(&room.words, nbits)?;
-            room.symbols.resize(count, 0);
-            decode(cursor, &code, ends, &room.words, &mut room.symbols)?;
-            own.clear();
-            own.extend(room.symbols.iter().map(|&symbol| symbol as u8));
+            own.resize(count, 0);
+            decode(cursor, &code, ends, &room.words, own)?;
         }
         form => {
             return Err(cursor.corrupt(format_args!("plane of form {form}, expected 0 to 2")));
@@ -176,7 +173,7 @@ fn decode(
     code: &Code,
     ends: [u64; LANES],
     words: &[u32],
-    symbols: &mut [u16],
+    symbols: &mut [u8],
 ) -> Result<()> {
     let size = symbols.len().div_ceil(LANES);
     let mut rest = symbols;

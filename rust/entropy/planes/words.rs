@@ -121,23 +121,63 @@ impl Words {
     /// # Panics
     /// When there are fewer words or bits.
     pub fn place(self, kept: &[u8], ones: &[u8], words: &[u8], out: &mut [u8]) {
-        let one = 1u64 << (8 * self.nbytes as u32 - 1).wrapping_mul(self.turn);
-        let one = one.to_le_bytes();
-        let (mut word, mut bit) = (0, 0);
-        for (i, out) in out.chunks_exact_mut(self.nbytes).enumerate() {
-            if kept[i / 8] >> (i % 8) & 1 == 1 {
-                out.copy_from_slice(&words[word..word + self.nbytes]);
-                word += self.nbytes;
-            } else {
-                if ones[bit / 8] >> (bit % 8) & 1 == 1 {
-                    out.copy_from_slice(&one[..self.nbytes]);
-                } else {
-                    out.fill(0);
+        match self.nbytes {
+            1 => self.place_in::<1>(kept, ones, words, out),
+            2 => self.place_in::<2>(kept, ones, words, out),
+            4 => self.place_in::<4>(kept, ones, words, out),
+            _ => self.place_in::<8>(kept, ones, words, out),
+        }
+    }
+
+    /// By 64 words: zeros, then the kept ones where a bit is set, and of the others those that are 1,
+    /// which are looked for only where there are any.
+    fn place_in<const N: usize>(self, kept: &[u8], ones: &[u8], words: &[u8], out: &mut [u8]) {
+        let one = (1u64 << (8 * N as u32 - 1).wrapping_mul(self.turn)).to_le_bytes();
+        let one: [u8; N] = std::array::from_fn(|i| one[i]);
+        let mut words = words.as_chunks::<N>().0;
+        let mut bit = 0;
+        for (group, out) in out.as_chunks_mut::<N>().0.chunks_mut(64).enumerate() {
+            out.fill([0; N]);
+            let all = u64::MAX >> (64 - out.len());
+            let is_kept = bits_from(kept, 64 * group) & all;
+            let (these, rest) = words.split_at(is_kept.count_ones() as usize);
+            for (place, word) in set_bits(is_kept).zip(these) {
+                out[place] = *word;
+            }
+            words = rest;
+            let others = !is_kept & all;
+            let count = others.count_ones();
+            if count > 0 {
+                let is_one = bits_from(ones, bit) & (u64::MAX >> (64 - count));
+                bit += count as usize;
+                if is_one != 0 {
+                    for (number, place) in set_bits(others).enumerate() {
+                        if is_one >> number & 1 == 1 {
+                            out[place] = one;
+                        }
+                    }
                 }
-                bit += 1;
             }
         }
     }
+}
+
+/// 64 bits from bit `start` on; past the last byte they are zeros.
+fn bits_from(bytes: &[u8], start: usize) -> u64 {
+    let bytes = &bytes[(start / 8).min(bytes.len())..];
+    let mut window = [0; 16];
+    let count = bytes.len().min(9);
+    window[..count].copy_from_slice(&bytes[..count]);
+    (u128::from_le_bytes(window) >> (start % 8)) as u64
+}
+
+/// The places of the bits that are set, from the lowest.
+fn set_bits(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let place = bits.trailing_zeros();
+        bits &= bits.wrapping_sub(1);
+        (place < 64).then_some(place as usize)
+    })
 }
 
 #[cfg(test)]
@@ -171,5 +211,32 @@ mod tests {
         let mut out = vec![9; 20];
         words.place(&[0b10010], &[0b110], &[&bytes[4..8], &bytes[16..]].concat(), &mut out);
         assert_eq!(out, bytes);
+    }
+
+    #[test]
+    fn words_are_placed_over_groups_as_one_by_one() {
+        for (nbytes, turn, count) in [(1, true, 130), (2, true, 64), (4, false, 200), (8, true, 65)]
+        {
+            let words = Words::new(nbytes, turn);
+            let is_kept = |i: usize| i.is_multiple_of(3) || i > 150;
+            let is_one = |i: usize| i % 7 == 1 && i > 70;
+            let (mut kept, mut ones, mut given) = (Bits::default(), Bits::default(), Vec::new());
+            let mut expected = Vec::new();
+            let one = (1u64 << if turn { 8 * nbytes - 1 } else { 0 }).to_le_bytes();
+            for i in 0..count {
+                kept.push(is_kept(i));
+                if is_kept(i) {
+                    given.extend(vec![i as u8 | 2; nbytes]);
+                    expected.extend(vec![i as u8 | 2; nbytes]);
+                } else {
+                    ones.push(is_one(i));
+                    let other = if is_one(i) { one } else { [0; 8] };
+                    expected.extend(&other[..nbytes]);
+                }
+            }
+            let mut out = vec![9; count * nbytes];
+            words.place(&kept.bytes, &ones.bytes, &given, &mut out);
+            assert_eq!(out, expected, "{nbytes} bytes");
+        }
     }
 }
