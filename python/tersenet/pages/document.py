@@ -35,13 +35,15 @@ Figure = dict[str, Any]  # plotly's data and layout
 class Drawing:
     """A place for a figure; `figure` is None where a choice says which.
 
-    `picks` is the key of a choice that a click on a point makes, by the point's number.
+    `picks` is the key of a choice that a click on a point makes, by the point's id; a trace whose
+    `meta` is "chosen" goes to the point of what is chosen. `is_wide` ones have a row to themselves.
     """
 
     key: str
     title: str
     figure: Figure | None = None
     picks: str | None = None
+    is_wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,9 @@ def _section(section: Section) -> str:
 def _drawing(drawing: Drawing) -> str:
     picks = f' data-picks="{in_html(drawing.picks)}"' if drawing.picks else ""
     title = in_html(drawing.title)
+    wide = ' class="wide"' if drawing.is_wide else ""
     return (
-        f'<figure><figcaption>{title}</figcaption><div class="plot" role="img" '
+        f'<figure{wide}><figcaption>{title}</figcaption><div class="plot" role="img" '
         f'aria-label="{title}" data-figure="{in_html(drawing.key)}"{picks}></div></figure>'
     )
 
@@ -218,8 +221,10 @@ def _choice(choice: Choice) -> str:
 def _table(table: Table) -> str:
     kinds = [' class="number"' if name in table.numeric else "" for name in table.columns]
     columns = zip(table.columns, kinds, strict=True)
-    lines = [f'<th scope="col"{kind}>{in_html(name)}</th>' for name, kind in columns]
-    lines = ["<table>", "<thead><tr>", *lines, "</tr></thead>", "<tbody>"]
+    # Settings may be broken at their dots, where the table is narrow.
+    breaking = ((in_html(name).replace(".", ".<wbr>"), kind) for name, kind in columns)
+    heads = [f'<th scope="col"{kind}>{name}</th>' for name, kind in breaking]
+    lines = ['<div class="table"><table>', "<thead><tr>", *heads, "</tr></thead>", "<tbody>"]
     for number, row in enumerate(table.rows):
         cells = [
             f'<td data-column="{in_html(name)}"{kind}>{in_html(text)}</td>'
@@ -227,4 +232,4 @@ def _table(table: Table) -> str:
         ]
         mark = ' class="marked"' if number in table.marked else ""
         lines.append(f"<tr{mark}>{''.join(cells)}</tr>")
-    return "\n".join([*lines, "</tbody>", "</table>"])
+    return "\n".join([*lines, "</tbody>", "</table></div>"])

@@ -165,10 +165,11 @@ def accuracy_figure(
         _points("trials", others, "var(--muted)", 7),
         _points("Pareto front", front, "var(--accent)", 9)
         | {"mode": "lines+markers", "line": {"shape": "hv", "width": 2, "color": "var(--accent)"}},
-        _points("shown first", chosen, "var(--second)", 15),
+        _points("shown below", chosen, "var(--second)", 15) | {"meta": "chosen"},
     ]
     data[-1]["marker"] |= {"symbol": "circle-open", "line": {"width": 2.5}}
     layout = base_layout(440) | _legend()
+    layout["margin"]["t"] = 80  # the legend has two lines on a phone
     layout |= {"xaxis": axis, "yaxis": _axis("accuracy"), "hovermode": "closest"}
     return {"data": data, "layout": layout}
 
@@ -276,7 +277,7 @@ def _by_layer(names: Sequence[str], axis: dict[str, Any]) -> dict[str, Any]:
                 "zeroline": False,
                 "fixedrange": True,
                 "tickfont": {"size": 11},
-                "ticksuffix": " ",
+                "ticklabelstandoff": 4,
             },
         }
     )

@@ -138,16 +138,16 @@ def _bits_section(found: Sequence[Weights], largest: str) -> Section:
 def _bytes_section(file: File, tensors: Sequence[Tensor]) -> Section:
     before, after = [], []
     for tensor in tensors:
-        dense_bits = 8 * tensor.dense_nbytes / max(tensor.size, 1)
-        before.append(Leaf(tensor.name, tensor.dense_nbytes, dense_bits, _details(tensor)))
-        after.append(Leaf(tensor.name, tensor.nbytes, tensor.bits, _details(tensor)))
+        stored = (tensor.nbytes, tensor.size, _details(tensor))
+        before.append(Leaf(tensor.name, tensor.dense_nbytes, *stored))
+        after.append(Leaf(tensor.name, tensor.nbytes, *stored))
     rest = file.nbytes - sum(tensor.nbytes for tensor in tensors)
-    after.append(Leaf("header, codebooks and checksums", rest, 0.0, whole=True))
+    after.append(Leaf("header, codebooks and checksums", rest, 0, 0, whole=True))
     dense = sum(tensor.dense_nbytes for tensor in tensors)
     return Section(
         "Where the bytes are",
         "Each rectangle is a tensor within its modules, by bytes. Both figures have the same area, "
-        "whatever their bytes.",
+        "whatever their bytes, and a tensor has the same colour in both.",
         [
             Drawing("before", "Before: dense", treemap_figure(before, f"dense: {nbytes(dense)}")),
             Drawing(

@@ -20,7 +20,6 @@ from tersenet.sweeping.results import Layer, Results, Trial
 _LAYER_ROWS = 6_000  # of all trials together
 _BARS = 80  # layers
 _TABLE_ROWS = 200
-_FLOAT32_BITS = 32
 
 
 def page(results: Results, source: Path, max_drop: float | None) -> Page:
@@ -69,9 +68,9 @@ def page(results: Results, source: Path, max_drop: float | None) -> Page:
             "Layers of a trial",
             f"{selected} Bits and bytes are those stored in the trial's file; a coder that knows no "
             "context cannot go below the order-0 entropy. Both treemaps have the same area, whatever "
-            "their bytes.",
+            "their bytes, and a layer has the same colour in both.",
             [
-                Drawing("bits", "Bits a weight and order-0 entropy, by layer"),
+                Drawing("bits", "Bits a weight and order-0 entropy, by layer", is_wide=True),
                 Drawing("before", "Before: dense float32"),
                 Drawing("after", "After: the file"),
             ],
@@ -203,15 +202,16 @@ def _details(layer: Layer) -> list[str]:
 
 
 def _treemaps(trial: Trial, layers: Sequence[Layer], dense_nbytes: int) -> tuple[Figure, Figure]:
-    before = [
-        Leaf(layer.name, 4 * prod(layer.shape), _FLOAT32_BITS, _details(layer)) for layer in layers
-    ]
-    after = [Leaf(layer.name, layer.nbytes, layer.bits_per_weight, _details(layer)) for layer in layers]
+    before, after = [], []
+    for layer in layers:
+        stored = (layer.nbytes, prod(layer.shape), _details(layer))
+        before.append(Leaf(layer.name, 4 * prod(layer.shape), *stored))
+        after.append(Leaf(layer.name, layer.nbytes, *stored))
     rest = "biases, norms, header and codebooks"
     for leaves, total in ((before, dense_nbytes), (after, trial.nbytes)):
         left = total - sum(leaf.nbytes for leaf in leaves)
         if left > 0:  # less where the dense model is not of float32
-            leaves.append(Leaf(rest, left, _FLOAT32_BITS, whole=True))
+            leaves.append(Leaf(rest, left, 0, 0, whole=True))
     return tuple(  # type: ignore[return-value]
         treemap_figure(leaves, f"{what}: {nbytes(sum(leaf.nbytes for leaf in leaves))}")
         for what, leaves in (("dense float32", before), ("the file", after))

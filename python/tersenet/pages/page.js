@@ -51,17 +51,32 @@
     });
   };
 
+  // A ring goes to the point of what is chosen.
+  const mark = (place, value) => {
+    const { data } = current.get(place);
+    const ring = data.find((trace) => trace.meta === "chosen");
+    if (ring === undefined) return [];
+    for (const { x, y, ids, customdata } of data) {
+      const at = ids === undefined ? -1 : ids.indexOf(value);
+      if (at >= 0) Object.assign(ring, { x: [x[at]], y: [y[at]], ids: [value], customdata: [customdata[at]] });
+    }
+    return [draw(place)];
+  };
+
   const places = [...document.querySelectorAll("[data-figure]")];
   const selects = [...document.querySelectorAll("[data-choice]")];
   const choose = (select) => {
     const variant = numbers.choices[select.dataset.choice][select.value];
     document.querySelector(`[data-note="${select.dataset.choice}"]`).textContent = variant.note;
-    return places
-      .filter((place) => Object.hasOwn(variant.figures, place.dataset.figure))
-      .map((place) => {
+    const picking = places.filter((place) => place.dataset.picks === select.dataset.choice);
+    const shown = places.filter((place) => Object.hasOwn(variant.figures, place.dataset.figure));
+    return [
+      ...picking.flatMap((place) => mark(place, select.value)),
+      ...shown.map((place) => {
         current.set(place, variant.figures[place.dataset.figure]);
         return draw(place);
-      });
+      }),
+    ];
   };
 
   const first = places
@@ -84,5 +99,5 @@
     });
   }
   dark.addEventListener("change", () => [...current.keys()].forEach(draw));
-  Promise.all(first).then(() => (document.documentElement.dataset.drawn = String(first.length)));
+  Promise.all(first).then(() => (document.documentElement.dataset.drawn = String(current.size)));
 })();

@@ -22,18 +22,22 @@ _LEAVES = 250  # rectangles
 _DEPTH = 6  # modules within modules
 _LARGEST_BITS = 8  # of the colours; biases of 32 have the last one, too
 _LABEL = 40
+_SUMMED = ("nbytes", "stored_nbytes", "size")
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A tensor: its name, its bytes and bits a number, and lines that pop up.
+    """A tensor: its name, its bytes, what of it is coloured, and lines that pop up.
 
-    `whole` keeps a name with dots from being one of modules.
+    `stored_nbytes` and `size`, the number of its numbers, say the bits a number, in the colours of
+    before and after alike; 0 for what is no tensor. `whole` keeps a name with dots from being one of
+    modules.
     """
 
     name: str
     nbytes: int
-    bits: float
+    stored_nbytes: int
+    size: int
     details: Sequence[str] = ()
     whole: bool = False
 
@@ -56,13 +60,13 @@ class _Node:
 
     @property
     def bits(self) -> float:
-        """Bits a number of all that is within."""
-        size = sum(leaf.nbytes / leaf.bits for leaf in self.leaves if leaf.bits > 0)
-        return self.nbytes / size if size > 0 else 0.0
+        """Stored bits a number of all that is within."""
+        size = sum(leaf.size for leaf in self.leaves)
+        return 8 * sum(leaf.stored_nbytes for leaf in self.leaves) / max(size, 1)
 
 
 def treemap_figure(leaves: Sequence[Leaf], whole: str) -> Figure:
-    """Return a treemap of tensors' bytes, coloured by bits a number; `whole` names all of them."""
+    """Return a treemap of tensors' bytes, coloured by stored bits; `whole` names all of them."""
     root = _tree([leaf for leaf in leaves if leaf.nbytes > 0], whole)
     trace: dict[str, Any] = {
         "type": "treemap",
@@ -72,7 +76,7 @@ def treemap_figure(leaves: Sequence[Leaf], whole: str) -> Figure:
         "labels": [],
         "values": [],
         "customdata": [],
-        "hovertemplate": "%{customdata}<extra></extra>",
+        "hovertemplate": "%{customdata[0]}<extra></extra>",
         "texttemplate": "%{label}<br>%{customdata[1]}",
         "marker": {
             "colors": [],
@@ -90,7 +94,9 @@ def treemap_figure(leaves: Sequence[Leaf], whole: str) -> Figure:
                 "yanchor": "top",
                 "outlinewidth": 0,
                 "tickvals": [0, 2, 4, 6, 8],
-                "ticktext": ["0", "2", "4", "6", "8 and more bits a number"],
+                "ticktext": ["0", "2", "4", "6", "8 and more"],
+                "tickangle": 0,
+                "title": {"text": "stored bits a number", "side": "top", "font": {"size": 11}},
             },
             "line": {"width": 1, "color": "var(--card)"},
         },
@@ -99,9 +105,8 @@ def treemap_figure(leaves: Sequence[Leaf], whole: str) -> Figure:
         "pathbar": {"visible": True, "thickness": 18, "side": "top"},
     }
     _add(root, "", "0", max(root.nbytes, 1), trace)
-    trace["hovertemplate"] = "%{customdata[0]}<extra></extra>"
-    layout = base_layout(400)
-    layout["margin"] = {"l": 0, "r": 0, "t": 34, "b": 34}
+    layout = base_layout(420)
+    layout["margin"] = {"l": 0, "r": 0, "t": 34, "b": 52}
     return {"data": [trace], "layout": layout}
 
 
@@ -110,10 +115,8 @@ def _tree(leaves: Sequence[Leaf], whole: str) -> _Node:
     largest = sorted(leaves, key=lambda leaf: leaf.nbytes, reverse=True)
     kept, others = largest[:_LEAVES], largest[_LEAVES:]
     if others:
-        size = sum(leaf.nbytes / leaf.bits for leaf in others if leaf.bits > 0)
-        total = sum(leaf.nbytes for leaf in others)
-        name = f"{counted(len(others), 'smaller tensor')}"
-        kept.append(Leaf(name, total, total / size if size > 0 else 0.0, whole=True))
+        sums = [sum(getattr(leaf, of) for leaf in others) for of in _SUMMED]
+        kept.append(Leaf(counted(len(others), "smaller tensor"), *sums, whole=True))
     chosen = set(map(id, kept))
     for number, leaf in enumerate([*(x for x in leaves if id(x) in chosen), *kept[_LEAVES:]]):
         *path, last = [leaf.name] if leaf.whole else leaf.name.split(".", _DEPTH)

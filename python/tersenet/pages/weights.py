@@ -69,9 +69,9 @@ class Tensor:
 
     @property
     def is_weight(self) -> bool:
-        """Whether it is a matrix, or floats of two dimensions or more."""
-        is_float = "float" in self.dtype and len(self.shape) >= 2
-        return self.size > 0 and (self.nnz is not None or is_float)
+        """Whether it is a matrix, or floats with two sides or more that are longer than 1."""
+        is_like_one = "float" in self.dtype and sum(side > 1 for side in self.shape) >= 2
+        return self.size > 0 and (self.nnz is not None or is_like_one)
 
 
 @dataclass(frozen=True)
