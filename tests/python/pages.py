@@ -24,7 +24,7 @@ HOSTILE = [
     "var(--accent)",
     "__proto__",
     "constructor.prototype",
-    "a\u2028b\u202ec\x00d",
+    "a\u2028b\u202ec\x1bd",
     "long" * 2_000,
     "..",
 ]

@@ -230,7 +230,7 @@ def _tensors_section(tensors: Sequence[Tensor], names: int) -> Section:
 
 
 def _metadata_section(metadata: dict[str, str]) -> Section:
-    rows = [[shown(key), shown(value)] for key, value in list(metadata.items())[:_METADATA_ROWS]]
+    rows = [[shown(key), shown(value)] for key, value in sorted(metadata.items())[:_METADATA_ROWS]]
     more = len(metadata) - len(rows)
     text = f"The first {len(rows)}, of {len(metadata):,}." if more else ""
     return Section("Metadata", text, table=Table(["name", "value"], rows))

@@ -62,7 +62,7 @@ def page(results: Results, source: Path, max_drop: float | None) -> Page:
         Section(
             "Trials on the front",
             f"The marked trial is shown below first: {why}.",
-            table=_table(front, first),
+            table=_table(front, first, results.varied),
         ),
         Section(
             "Layers of a trial",
@@ -151,7 +151,7 @@ def _option(trial: Trial, of_front: set[int]) -> str:
     return f"{trial.number}: {nbytes(trial.nbytes)}, {trial.accuracy:.4f}{place}"
 
 
-def _table(front: Results, first: Trial) -> Table:
+def _table(front: Results, first: Trial, varied: Sequence[str]) -> Table:
     shown_trials = front[:_TABLE_ROWS]
     own = ["trial", "bytes", "accuracy", "bits a weight", "kept", "seconds"]
     rows = [
@@ -162,12 +162,12 @@ def _table(front: Results, first: Trial) -> Table:
             f"{trial.bits_per_weight:.3f}",
             percent(trial.density),
             real(trial.seconds),
-            *(dict(_settings(trial, front.varied)).get(name, "") for name in front.varied),
+            *(dict(_settings(trial, varied)).get(name, "") for name in varied),
         ]
         for trial in shown_trials
     ]
     marked = [n for n, trial in enumerate(shown_trials) if trial.number == first.number]
-    return Table([*own, *front.varied], rows, own, marked)
+    return Table([*own, *varied], rows, own, marked)
 
 
 def _variant(trial: Trial, results: Results) -> Variant:

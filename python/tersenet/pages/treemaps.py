@@ -112,13 +112,15 @@ def treemap_figure(leaves: Sequence[Leaf], whole: str) -> Figure:
 
 def _tree(leaves: Sequence[Leaf], whole: str) -> _Node:
     root = _Node(whole)
-    largest = sorted(leaves, key=lambda leaf: leaf.nbytes, reverse=True)
-    kept, others = largest[:_LEAVES], largest[_LEAVES:]
+    tensors = [leaf for leaf in leaves if not leaf.whole]
+    tensors.sort(key=lambda leaf: leaf.nbytes, reverse=True)
+    others = tensors[_LEAVES:]
+    left_out = set(map(id, others))
+    kept = [leaf for leaf in leaves if id(leaf) not in left_out]
     if others:
         sums = [sum(getattr(leaf, of) for leaf in others) for of in _SUMMED]
         kept.append(Leaf(counted(len(others), "smaller tensor"), *sums, whole=True))
-    chosen = set(map(id, kept))
-    for number, leaf in enumerate([*(x for x in leaves if id(x) in chosen), *kept[_LEAVES:]]):
+    for number, leaf in enumerate(kept):
         *path, last = [leaf.name] if leaf.whole else leaf.name.split(".", _DEPTH)
         node = root
         for part in path:
