@@ -55,15 +55,27 @@ def opened(width, height, *, dark=False, touch=False):
     driver = shutil.which("chromedriver")
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if driver is None or browser is None:
-        pytest.skip("needs Chromium and chromedriver (Debian: chromium-headless-shell, chromium-driver)")
+        pytest.skip(
+            "needs Chromium and chromedriver (Debian: chromium-headless-shell, chromium-driver)"
+        )
     server = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
     try:
-        port = next(int(line.rsplit(" ", 1)[1].rstrip(".\n")) for line in server.stdout if "successfully on port" in line)
+        port = next(
+            int(line.rsplit(" ", 1)[1].rstrip(".\n"))
+            for line in server.stdout
+            if "successfully on port" in line
+        )
         options = {
             "binary": browser,
             "args": [*_ARGUMENTS, *(["--blink-settings=preferredColorScheme=0"] if dark else [])],
             "mobileEmulation": {
-                "deviceMetrics": {"width": width, "height": height, "pixelRatio": 1, "touch": touch, "mobile": touch}
+                "deviceMetrics": {
+                    "width": width,
+                    "height": height,
+                    "pixelRatio": 1,
+                    "touch": touch,
+                    "mobile": touch,
+                }
             },
         }
         wanted = {

@@ -97,7 +97,9 @@ def trace(figure, name):
     return found
 
 
-def write_results(path, names=("conv1", "block.0.fc", "block.1.fc"), *, setting="*.sparsity", trials=40):
+def write_results(
+    path, names=("conv1", "block.0.fc", "block.1.fc"), *, setting="*.sparsity", trials=40
+):
     """Write results of random numbers, whose layers have these names; return the trials."""
     random = np.random.default_rng(5)
     written = []
@@ -155,5 +157,7 @@ def write_terse(path, names=None):
     plain[0, :4] = [0, -0.0, np.nan, np.inf]
     values = {name: CompressedMatrix.compress(w) for name, w in dense.items()}
     more = {"plain.weight": plain, "plain.bias": np.ones(20, np.float32), "steps": np.array(7)}
-    io.save(values | more, path, metadata={"author": "somebody", names[0] if names else "about": "x"})
+    io.save(
+        values | more, path, metadata={"author": "somebody", names[0] if names else "about": "x"}
+    )
     return dense | {"plain.weight": plain}

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import io as text_io
 import json
 import re
 import sqlite3
@@ -28,10 +27,10 @@ graph_objects = pytest.importorskip(
 
 # What a browser would load on its own.
 LOADING = {"src", "srcset", "href", "data", "action", "formaction", "poster", "background", "ping"}
-ELEMENTS = {
-    *("html head meta title style body header h1 p dl div dt dd small main noscript section".split()),
-    *("h2 figure figcaption label select option table thead tr th tbody td wbr footer script".split()),
-}
+ELEMENTS = """
+html head meta title style body header h1 p dl div dt dd small main noscript section h2 figure figcaption
+label select option table thead tr th tbody td wbr footer script
+"""
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,9 @@ def test_trials_and_the_front_are_drawn_where_they_are(swept, trials):
     assert set(map(int, front["ids"])) == undominated(trials)
     assert sorted([*front["ids"], *others["ids"]], key=int) == [str(t.number) for t in trials]
     for points in (front, others):
-        for number, x, y, text in zip(*(points[k] for k in ("ids", "x", "y", "customdata")), strict=True):
+        for number, x, y, text in zip(
+            *(points[k] for k in ("ids", "x", "y", "customdata")), strict=True
+        ):
             trial = trials[int(number)]
             assert (x, y) == (trial.nbytes, trial.accuracy)
             assert f"trial {number}: {x:,} bytes, accuracy {y:.4f}" in text
@@ -99,7 +100,7 @@ def test_trials_and_the_front_are_drawn_where_they_are(swept, trials):
             assert "goal" not in text  # the same in all
     assert front["x"] == sorted(front["x"])
     assert set(trace(figure, "dense model")["y"]) == {DENSE.accuracy}
-    assert trace(figure, "trials")["customdata"][0].count("<br>") == 2
+    assert trace(figure, "trials")["customdata"][0].count("<br>") == 3
 
 
 def test_seconds_are_drawn_of_every_trial(swept, trials):
@@ -111,10 +112,19 @@ def test_seconds_are_drawn_of_every_trial(swept, trials):
 
 def test_the_table_is_the_front(swept, trials):
     header, *rows = swept.tables[0]
-    assert header == ["trial", "bytes", "accuracy", "bits a weight", "kept", "seconds", "*.sparsity"]
+    assert header == [
+        "trial",
+        "bytes",
+        "accuracy",
+        "bits a weight",
+        "kept",
+        "seconds",
+        "*.sparsity",
+    ]
     front = sorted((trials[n] for n in undominated(trials)), key=lambda t: (t.nbytes, t.number))
     assert [row[:4] for row in rows] == [
-        [str(t.number), f"{t.nbytes:,}", f"{t.accuracy:.4f}", f"{t.bits_per_weight:.3f}"] for t in front
+        [str(t.number), f"{t.nbytes:,}", f"{t.accuracy:.4f}", f"{t.bits_per_weight:.3f}"]
+        for t in front
     ]
     assert [row[6] for row in rows] == [f"{t.settings['*.sparsity']:g}" for t in front]
 
@@ -131,7 +141,9 @@ def test_the_first_trial_is_the_most_accurate_or_the_choice(folder, trials, max_
     assert options[0] == str(best.number)
     assert sorted(options, key=int) == [str(t.number) for t in trials]
     assert trace(page.figures["accuracy"], "shown below")["ids"] == [str(best.number)]
-    marked = [n for n, (tag, a) in enumerate(page.elements) if tag == "tr" and a.get("class") == "marked"]
+    marked = [
+        n for n, (tag, a) in enumerate(page.elements) if tag == "tr" and a.get("class") == "marked"
+    ]
     assert len(marked) == 1
 
 
@@ -149,11 +161,15 @@ def test_treemaps_of_a_trial_add_up_to_its_file_and_to_the_dense_one(swept, tria
     for trial in trials:
         figures = swept.choices["trial"][str(trial.number)]["figures"]
         (before,), (after,) = figures["before"]["data"], figures["after"]["data"]
-        assert leaves(before) == {"conv1": 4 * 64 * 32, "block.0.fc": 4 * 64 * 64, "block.1.fc": 4 * 64 * 96} | {
-            "biases, norms, header and codebooks": DENSE.nbytes - 4 * 64 * 192
-        }
+        assert leaves(before) == {
+            "conv1": 4 * 64 * 32,
+            "block.0.fc": 4 * 64 * 64,
+            "block.1.fc": 4 * 64 * 96,
+        } | {"biases, norms, header and codebooks": DENSE.nbytes - 4 * 64 * 192}
         found = leaves(after)
-        assert found.pop("biases, norms, header and codebooks") + sum(found.values()) == trial.nbytes
+        assert (
+            found.pop("biases, norms, header and codebooks") + sum(found.values()) == trial.nbytes
+        )
         assert found == {layer.name: layer.nbytes for layer in trial.layers}
         assert (before["values"][0], after["values"][0]) == (DENSE.nbytes, trial.nbytes)
 
@@ -163,7 +179,9 @@ def leaves(treemap):
     parents = treemap["parents"]
     values = dict(zip(treemap["ids"], treemap["values"], strict=True))
     for parent in set(parents) - {""}:
-        assert values[parent] == sum(v for v, p in zip(treemap["values"], parents, strict=True) if p == parent)
+        assert values[parent] == sum(
+            v for v, p in zip(treemap["values"], parents, strict=True) if p == parent
+        )
     return {
         re.match("<b>(.*?)</b>", text)[1]: values[key]
         for key, (text, _) in zip(treemap["ids"], treemap["customdata"], strict=True)
@@ -236,12 +254,19 @@ def test_treemaps_of_a_file_add_up_to_it(folder, stored, dense):
     found = leaves(after)
     assert found.pop("header, codebooks and checksums") > 0
     assert found == sizes
-    assert leaves(before) == {name: w.nbytes for name, w in dense.items()} | {"plain.bias": 80, "steps": 8}
+    assert leaves(before) == {name: w.nbytes for name, w in dense.items()} | {
+        "plain.bias": 80,
+        "steps": 8,
+    }
 
 
 def test_times_are_of_every_matrix_or_left_out(folder, stored):
     times = stored.figures["times"]
-    assert times["layout"]["yaxis"]["ticktext"] == ["features.0.weight", "features.1.weight", "head.weight"]
+    assert times["layout"]["yaxis"]["ticktext"] == [
+        "features.0.weight",
+        "features.1.weight",
+        "head.weight",
+    ]
     for name in ("decode", "product"):
         assert all(ms > 0 for ms in trace(times, name)["x"])
     assert "Measured when this page was made" in stored.text
@@ -276,7 +301,9 @@ def test_a_page_loads_nothing_and_runs_its_own_scripts_only(folder, swept, store
     for tag, attributes in page.elements:
         assert not LOADING & attributes.keys(), (tag, attributes)
     assert not re.search(r"@import|url\(", "".join(page.styles))
-    policy = next(a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"
+    )
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
     assert rules["img-src"] == "data: blob:"
@@ -286,12 +313,19 @@ def test_a_page_loads_nothing_and_runs_its_own_scripts_only(folder, swept, store
         if kind is None
     ]
     assert rules["script-src"].split() == digests
-    assert set(rules) == {"default-src", "script-src", "style-src", "img-src", "base-uri", "form-action"}
+    assert set(rules) == {
+        "default-src",
+        "script-src",
+        "style-src",
+        "img-src",
+        "base-uri",
+        "form-action",
+    }
 
 
 def test_hostile_names_are_text(hostile):
     for page in hostile:
-        assert {tag for tag, _ in page.elements} <= ELEMENTS
+        assert {tag for tag, _ in page.elements} <= set(ELEMENTS.split())
         assert [kind for kind, _ in page.scripts] == ["application/json", None, None]
         for tag, attributes in page.elements:
             assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
@@ -379,7 +413,9 @@ def test_of_many_layers_the_largest_are_drawn_and_the_page_says_so(folder):
     io.save(values, folder / "many.terse")
     total = report_page(folder / "many.terse", folder / "many.html", times=False)
     page = Parsed.read(folder / "many.html")
-    assert page.figures["bits"]["layout"]["yaxis"]["ticktext"] == [f"layers.{n}.weight" for n in range(320, 400)]
+    assert page.figures["bits"]["layout"]["yaxis"]["ticktext"] == [
+        f"layers.{n}.weight" for n in range(320, 400)
+    ]
     assert "Drawn are the 80 largest of 400." in page.text
     assert "150 smaller tensors" in json.dumps(page.figures["after"])
     assert len(page.tables[0]) == 301
@@ -420,7 +456,9 @@ class TestCommand:
             ("cut.terse", b"\x89TRS\r\n\x1a\n" + bytes(9), "cut.terse: "),
         ],
     )
-    def test_a_foreign_file_is_one_line_that_says_what_it_is(self, tmp_path, name, content, message):
+    def test_a_foreign_file_is_one_line_that_says_what_it_is(
+        self, tmp_path, name, content, message
+    ):
         (tmp_path / name).write_bytes(content)
         self.refused(tmp_path, message, tmp_path / name, "-o", tmp_path / "a.html")
 
@@ -431,7 +469,9 @@ class TestCommand:
         sqlite3.connect(tmp_path / "other.sqlite").execute("CREATE TABLE a (b)").connection.close()
         self.refused(tmp_path, "no results of a sweep", tmp_path / "other.sqlite", "-o", out)
         write_results(tmp_path / "empty.sqlite", trials=0)
-        self.refused(tmp_path, "empty.sqlite: no finished trial", tmp_path / "empty.sqlite", "-o", out)
+        self.refused(
+            tmp_path, "empty.sqlite: no finished trial", tmp_path / "empty.sqlite", "-o", out
+        )
         write_results(tmp_path / "poor.sqlite", trials=2)
         arguments = [tmp_path / "poor.sqlite", "-o", out, "--max-drop", "-1"]
         self.refused(tmp_path, "the best of 2 has", *arguments)
@@ -494,7 +534,9 @@ def test_progress_counts_to_the_end(folder, dense):
 def test_a_page_is_written_whole_or_not_at_all(folder, dense, monkeypatch):
     path = folder / "kept.html"
     path.write_text("before")
-    monkeypatch.setattr("tersenet.replacing.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(
+        "tersenet.replacing.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full"))
+    )
     with pytest.raises(OSError, match="full"):
         report_page(folder / "model.terse", path, times=False)
     assert path.read_text() == "before"

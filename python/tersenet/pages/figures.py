@@ -66,7 +66,7 @@ def base_layout(height: int) -> dict[str, Any]:
     """Return what all figures have in common."""
     return {
         "height": height,
-        "margin": {"l": 8, "r": 16, "t": 58, "b": 8},
+        "margin": {"l": 8, "r": 16, "t": 84, "b": 8},  # a legend has two lines on a phone
         "font": {"family": _FONT, "size": 12, "color": "var(--text)"},
         "paper_bgcolor": "var(--card)",
         "plot_bgcolor": "var(--card)",
@@ -169,7 +169,6 @@ def accuracy_figure(
     ]
     data[-1]["marker"] |= {"symbol": "circle-open", "line": {"width": 2.5}}
     layout = base_layout(440) | _legend()
-    layout["margin"]["t"] = 80  # the legend has two lines on a phone
     layout |= {"xaxis": axis, "yaxis": _axis("accuracy"), "hovermode": "closest"}
     return {"data": data, "layout": layout}
 
@@ -263,7 +262,7 @@ def _points(name: str, points: Sequence[Point], colour: str, size: int) -> dict[
 def _by_layer(names: Sequence[str], axis: dict[str, Any]) -> dict[str, Any]:
     """Return a layout whose rows are layers, from the top; names may be equal."""
     return (
-        base_layout(_ROW * len(names) + 120)
+        base_layout(_ROW * len(names) + 146)
         | _legend()
         | {
             "hovermode": "closest",

@@ -13,7 +13,7 @@ from math import prod
 from tersenet.files import Path
 from tersenet.pages.document import Choice, Drawing, Figure, Page, Section, Table, Variant
 from tersenet.pages.figures import Bits, Point, accuracy_figure, bits_figure, seconds_figure
-from tersenet.pages.texts import counted, nbytes, percent, real, shape, shown
+from tersenet.pages.texts import nbytes, percent, real, shape, shown
 from tersenet.pages.treemaps import Leaf, treemap_figure
 from tersenet.sweeping.results import Layer, Results, Trial
 
@@ -113,7 +113,11 @@ def _facts(results: Results, front: Results, first: Trial) -> list[tuple[str, st
             nbytes(first.nbytes),
             f"{percent(first.nbytes / max(dense.nbytes, 1))} of the dense file",
         ),
-        ("Its weights", f"{real(first.bits_per_weight)} bits", f"each; {percent(first.density)} kept"),
+        (
+            "Its weights",
+            f"{real(first.bits_per_weight)} bits",
+            f"each; {percent(first.density)} kept",
+        ),
         ("All trials", f"{seconds:,.4g} s", "one after the other, on one thread"),
     ]
 
@@ -139,7 +143,7 @@ def _settings(trial: Trial, names: Sequence[str]) -> list[tuple[str, str]]:
 def _point(trial: Trial, varied: Sequence[str]) -> Point:
     details = [
         f"trial {trial.number}: {trial.nbytes:,} bytes, accuracy {trial.accuracy:.4f}",
-        f"{real(trial.bits_per_weight)} bits a weight, {percent(trial.density)} kept, "
+        f"{real(trial.bits_per_weight)} bits a weight, {percent(trial.density)} kept",
         f"{real(trial.seconds)} s",
         *(f"{name} = {value}" for name, value in _settings(trial, varied)),
     ]

@@ -118,8 +118,8 @@ def _tree(leaves: Sequence[Leaf], whole: str) -> _Node:
     left_out = set(map(id, others))
     kept = [leaf for leaf in leaves if id(leaf) not in left_out]
     if others:
-        sums = [sum(getattr(leaf, of) for leaf in others) for of in _SUMMED]
-        kept.append(Leaf(counted(len(others), "smaller tensor"), *sums, whole=True))
+        sums = {of: sum(getattr(leaf, of) for leaf in others) for of in _SUMMED}
+        kept.append(Leaf(counted(len(others), "smaller tensor"), whole=True, **sums))
     for number, leaf in enumerate(kept):
         *path, last = [leaf.name] if leaf.whole else leaf.name.split(".", _DEPTH)
         node = root

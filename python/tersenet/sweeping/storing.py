@@ -241,12 +241,12 @@ class ResultsFile:
             found = []
             names = _TRIAL.split(", ")
             for row in rows.fetchall():
-                values = dict(zip(names, row, strict=True))
-                what = f"trial {values['number']}"
-                settings = self._parsed(f"{what}: settings", values["settings"])
-                values |= {"settings": settings, "layers": self._layers(values["number"])}
-                del values["key"]
-                found.append(Trial(**self._checked(what, values, _TRIAL_TYPES)))
+                cells: dict[str, Any] = dict(zip(names, row, strict=True))
+                what = f"trial {cells['number']}"
+                settings = self._parsed(f"{what}: settings", cells["settings"])
+                cells |= {"settings": settings, "layers": self._layers(cells["number"])}
+                del cells["key"]
+                found.append(Trial(**self._checked(what, cells, _TRIAL_TYPES)))
             return found
 
     def _layers(self, number: int) -> tuple[Layer, ...]:
