@@ -13,6 +13,7 @@ from tersenet._core import CODERS, LAYOUTS, PAIRS, Codebook, CompressedMatrix
 from tersenet.errors import FormatError, InternalError
 from tersenet.io import Limits, from_safetensors, load, open, save, to_safetensors
 from tersenet.network import Network
+from tersenet.pages import report_page
 from tersenet.plan import Plan, Rule
 from tersenet.quantization.kept import Quantized
 from tersenet.reporting import compare, report
@@ -59,6 +60,7 @@ __all__ = [
     "quantize",
     "quantized",
     "report",
+    "report_page",
     "save",
     "sweep",
     "taylor_scores",

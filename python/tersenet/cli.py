@@ -6,8 +6,8 @@
     1   the file is damaged (verify)
     2   anything else: wrong usage, a file that cannot be read, an extra that is not installed
 
-The commands are in `commands`, `network_commands` and `sweep_command`, which need typer and rich; this
-module does without, so that it can say what to install. With `--debug` the traceback comes before the line.
+The commands are in `commands` and the modules it names, which need typer and rich; this module does
+without, so that it can say what to install. With `--debug` the traceback comes before the line.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _EXTRAS = {
     "sklearn": "demo",
     "optuna": "search",
     "ray": "ray",
+    "plotly": "report",
 }
 
 

@@ -3,7 +3,8 @@
 Each command turns its options into one call of the package and shows the answer; whatever goes
 wrong is an exception that `cli` reports. Torch and scikit-learn are loaded only by the commands
 that need them, so that `tersenet --help` is quick. Those that run networks are in
-`network_commands`, sweeps in `sweep_command`, what they print goes through `console`.
+`network_commands`, sweeps in `sweep_command`, pages in `report_command`; what they print goes through
+`console`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from tersenet import __version__, array_files, dtypes, io, network_commands, sweep_command
+from tersenet import (
+    __version__,
+    array_files,
+    dtypes,
+    io,
+    network_commands,
+    report_command,
+    sweep_command,
+)
 from tersenet.cli import DAMAGED, FINE, Settings, message
 from tersenet.command_limits import LimitOption, limits
 from tersenet.console import listed, note, progress, say, show, table, written_shape
@@ -283,6 +292,7 @@ def verify(source: Stored, limit: LimitOption = None) -> None:
 app.command()(network_commands.run)
 app.command()(network_commands.bench)
 app.command()(sweep_command.sweep)
+app.command()(report_command.report)
 
 
 def _plan(path: Path | None, options: dict[str, Any]) -> Plan | None:

@@ -314,8 +314,13 @@ def _dense_row(weight: _Weight, k: int | None, reason: str | None) -> WeightRow:
     )
 
 
-def _entropy_bits(matrix: CompressedMatrix, codebook: npt.NDArray[np.float32]) -> float:
-    """Return H(kept or pruned) + density * H(symbols), in bits a weight."""
+def symbol_counts(
+    matrix: CompressedMatrix, codebook: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]:
+    """Return the codebook in the order of its bits, how often each value is kept, and the pruned.
+
+    Decodes the matrix once, at most 8 MiB at a time.
+    """
     nrows, ncols = matrix.shape
     values = np.sort(codebook.view(np.uint32))
     counts = np.zeros(values.size, np.int64)
@@ -324,13 +329,19 @@ def _entropy_bits(matrix: CompressedMatrix, codebook: npt.NDArray[np.float32]) -
         bits = matrix.rows(np.arange(start, min(start + step, nrows))).view(np.uint32)
         symbols = np.searchsorted(values, bits[bits != 0])
         counts += np.bincount(symbols, minlength=values.size)
-    pruned = nrows * ncols - int(counts.sum())
-    return _entropy(np.append(counts, pruned))
+    return values.view(np.float32), counts, nrows * ncols - int(counts.sum())
 
 
-def _entropy(counts: npt.NDArray[np.int64]) -> float:
+def order_0_entropy(counts: npt.NDArray[np.int64]) -> float:
+    """Return the entropy of what occurs so often, in bits each; 0 of nothing."""
     shares = counts[counts > 0] / max(int(counts.sum()), 1)
     return max(float(-(shares * np.log2(shares)).sum()), 0.0)
+
+
+def _entropy_bits(matrix: CompressedMatrix, codebook: npt.NDArray[np.float32]) -> float:
+    """Return H(kept or pruned) + density * H(symbols), in bits a weight."""
+    _, counts, pruned = symbol_counts(matrix, codebook)
+    return order_0_entropy(np.append(counts, pruned))
 
 
 def _multiply_adds(weight: _Weight, row: WeightRow, uses: dict[Any, int] | None) -> int | None:
@@ -405,13 +416,14 @@ def _compare_pair(
         nbytes=matrix.nbytes,
         bits_per_weight=matrix.bits_per_weight,
         occupancy=matrix.occupancy,
-        encode_ms=_median_ms(lambda: CompressedMatrix.compress(dense, layout, coder)),
-        decode_ms=_median_ms(lambda: matrix.decompress(threads)),
-        matvec_ms=_median_ms(lambda: matrix.matvec(x, threads)),
+        encode_ms=median_ms(lambda: CompressedMatrix.compress(dense, layout, coder)),
+        decode_ms=median_ms(lambda: matrix.decompress(threads)),
+        matvec_ms=median_ms(lambda: matrix.matvec(x, threads)),
     )
 
 
-def _median_ms(work: Callable[[], object]) -> float:
+def median_ms(work: Callable[[], object]) -> float:
+    """Return the median of five runs in milliseconds, of fewer where they take over 2 s."""
     times = []
     for _ in range(_RUNS):
         start = time.perf_counter()

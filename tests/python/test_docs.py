@@ -55,7 +55,7 @@ def test_snippets_run_one_after_the_other(page, tmp_path, monkeypatch):
     if page.name == "tutorial.md":
         text = "\n".join(b[2] for b in BLOCK.finditer(page.read_text("utf-8")) if not b[1])
         ran = commands(text)
-        assert len(ran) == 4
+        assert len(ran) == 5
         for command in ran:
             run = [sys.executable, "-m", "tersenet.cli", *command[1:]]
             done = subprocess.run(run, capture_output=True, text=True, check=False)

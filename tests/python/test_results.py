@@ -237,3 +237,33 @@ def test_a_full_disk_is_an_error_and_loses_no_finished_trial(tmp_path, room):
         kept.append(file.add(trial(900, layers=weights)))  # there is room again
     assert list(Results.open(path)) == kept
     assert [row.layers for row in Results.open(path)] == [weights] * len(kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("UPDATE trials SET accuracy = 'much'", "trial 3: accuracy is 'much', expected float"),
+        ("UPDATE trials SET seconds = 9e999", "trial 3: seconds is inf, expected float"),
+        ("UPDATE trials SET nbytes = 1.5", "trial 3: nbytes is 1.5, expected int"),
+        ("UPDATE trials SET settings = '[1]'", r"trial 3: settings is \[1\], expected dict"),
+        ("UPDATE trials SET settings = '{'", "trial 3: settings: no JSON"),
+        ("UPDATE trials SET settings = '{\"a\": [1]}'", r"trial 3: settings holds \{'a': \[1\]\}"),
+        ("UPDATE layers SET k = 'many'", "trial 3: layer 0: k is 'many', expected int or none"),
+        ("UPDATE layers SET shape = '[\"2\"]'", r"trial 3: layer 0: shape holds \('2',\)"),
+        ("UPDATE layers SET name = x'00'", r"layer 0: name is b'\\x00', expected str"),
+        ("DELETE FROM sweep WHERE name = 'dense_nbytes'", "the sweep: dense_nbytes is 'missing'"),
+        ("UPDATE sweep SET value = 1 WHERE name = 'version'", "version is 1, expected str"),
+    ],
+)
+def test_what_is_no_number_is_refused(tmp_path, change, message):
+    layer = Layer("fc", "Linear", (2, 3), 0.5, 4, "coded", "tans", 9, 1.5, 1.25)
+    path = tmp_path / "results.sqlite"
+    with closing(ResultsFile(path, create=True)) as file:
+        file.describe(ORIGIN, DENSE)
+        file.add(trial(3, layers=(layer,)))
+    assert len(Results.open(path)) == 1
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(change)
+        connection.commit()
+    with pytest.raises(FormatError, match=message):
+        Results.open(path)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -55,6 +56,33 @@ _SCHEMA = (
 )
 _TRIAL = "number, key, settings, nbytes, accuracy, bits_per_weight, density, seconds"
 _LAYER = tuple(field.name for field in fields(Layer))
+_Types = dict[str, tuple[type, ...]]
+_FACTS: _Types = {field.name: (str,) for field in fields(Origin)} | {
+    "dense_accuracy": (float,),
+    "dense_nbytes": (int,),
+}
+_TRIAL_TYPES: _Types = {
+    "number": (int,),
+    "settings": (dict,),
+    "nbytes": (int,),
+    "accuracy": (float,),
+    "bits_per_weight": (float,),
+    "density": (float,),
+    "seconds": (float,),
+}
+_LAYER_TYPES: _Types = {
+    "name": (str,),
+    "kind": (str,),
+    "shape": (tuple,),
+    "density": (float,),
+    "k": (int, type(None)),
+    "layout": (str,),
+    "coder": (str, type(None)),
+    "nbytes": (int,),
+    "bits_per_weight": (float,),
+    "entropy_bits": (float, type(None)),
+    "reason": (str, type(None)),
+}
 _ERRNOS = {
     sqlite3.SQLITE_FULL: (errno.ENOSPC, "no space left for results"),
     sqlite3.SQLITE_READONLY: (errno.EACCES, "results cannot be written"),
@@ -105,7 +133,7 @@ class ResultsFile:
             OSError: if the file cannot be read.
             ValueError: if it is of another model, other data, another space or version.
         """
-        facts = self._facts()
+        facts = self._checked_facts()
         if not facts:
             return None
         other = [name for name, value in vars(origin).items() if facts[name] != value]
@@ -174,7 +202,7 @@ class ResultsFile:
         with self._named():
             self._connection.execute("BEGIN")  # one state of the file for all that is read
             try:
-                facts = self._facts()
+                facts = self._checked_facts()
                 trials = self._trials("ORDER BY number")
             finally:
                 self._connection.execute("ROLLBACK")
@@ -201,37 +229,57 @@ class ResultsFile:
                 (trial.number, place, *(values[name] for name in _LAYER)),
             )
 
-    def _facts(self) -> dict[str, Any]:
+    def _checked_facts(self) -> dict[str, Any]:
+        """Return what the sweep is of; nothing where none has begun."""
         with self._named():
-            return dict(self._connection.execute("SELECT name, value FROM sweep").fetchall())
+            rows = self._connection.execute("SELECT name, value FROM sweep").fetchall()
+        return self._checked("the sweep", dict(rows), _FACTS) if rows else {}
 
     def _trials(self, which: str, *values: object) -> list[Trial]:
         with self._named():
             rows = self._connection.execute(f"SELECT {_TRIAL} FROM trials {which}", values)
             found = []
-            for number, _, settings, nbytes, accuracy, bits, density, seconds in rows.fetchall():
-                found.append(
-                    Trial(
-                        number=number,
-                        settings=json.loads(settings),
-                        nbytes=nbytes,
-                        accuracy=accuracy,
-                        bits_per_weight=bits,
-                        density=density,
-                        seconds=seconds,
-                        layers=self._layers(number),
-                    )
-                )
+            names = _TRIAL.split(", ")
+            for row in rows.fetchall():
+                cells: dict[str, Any] = dict(zip(names, row, strict=True))
+                what = f"trial {cells['number']}"
+                settings = self._parsed(f"{what}: settings", cells["settings"])
+                cells |= {"settings": settings, "layers": self._layers(cells["number"])}
+                del cells["key"]
+                found.append(Trial(**self._checked(what, cells, _TRIAL_TYPES)))
             return found
 
     def _layers(self, number: int) -> tuple[Layer, ...]:
         query = f"SELECT {', '.join(_LAYER)} FROM layers WHERE trial = ? ORDER BY place"
         layers = []
-        for row in self._connection.execute(query, (number,)):
+        for place, row in enumerate(self._connection.execute(query, (number,))):
             values = dict(zip(_LAYER, row, strict=True))
-            values["shape"] = tuple(json.loads(values["shape"]))
-            layers.append(Layer(**values))
+            what = f"trial {number}: layer {place}"
+            shape = self._parsed(f"{what}: shape", values["shape"])
+            values["shape"] = tuple(shape) if isinstance(shape, list) else shape
+            layers.append(Layer(**self._checked(what, values, _LAYER_TYPES)))
         return tuple(layers)
+
+    def _parsed(self, what: str, text: Any) -> Any:
+        try:
+            return json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise FormatError(f"{self.path}: {what}: no JSON: {error}") from error
+
+    def _checked(self, what: str, values: dict[str, Any], types: _Types) -> dict[str, Any]:
+        """Check what any program may have written; SQLite holds any type in any column."""
+        for name, expected in types.items():
+            if name not in values or not _is_one(values[name], expected):
+                found = repr(values.get(name, "missing"))[:80]
+                kinds = " or ".join(kind.__name__ for kind in expected).replace("NoneType", "none")
+                raise FormatError(f"{self.path}: {what}: {name} is {found}, expected {kinds}")
+        for name in ("settings", "shape"):
+            inner = values.get(name, ())
+            each = inner.values() if isinstance(inner, dict) else inner
+            allowed: tuple[type, ...] = (int,) if name == "shape" else (int, float, str, bool)
+            if not all(_is_one(value, allowed) for value in each):
+                raise FormatError(f"{self.path}: {what}: {name} holds {str(inner)[:80]}")
+        return values
 
     def _check(self, create: bool) -> None:
         """Check whose file it is, and make the tables of a new one."""
@@ -282,6 +330,11 @@ class ResultsFile:
                 ) from error
             number, text = _ERRNOS.get(code, (errno.EIO, f"results: {error}"))
             raise OSError(number, text, self.path) from error
+
+
+def _is_one(value: object, types: tuple[type, ...]) -> bool:
+    """Tell whether a value is of one of these very types, and finite."""
+    return type(value) in types and (type(value) is not float or math.isfinite(value))
 
 
 def _uri(path: str, create: bool) -> str:
