@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,6 +288,54 @@ def test_a_killed_sweep_goes_on_where_it_was(model, serial, tmp_path, monkeypatc
     assert len(log.read_text().split()) == nbatches * (len(serial) - len(finished))
     assert same(found, serial)
     assert list(found.front()) == list(serial.front())
+
+
+def test_ctrl_c_ends_a_sweep_in_one_line_and_it_goes_on_later(tmp_path):
+    """In a terminal it reaches workers too, also those that only begin."""
+    shutil.copy(Path(digits.__file__), tmp_path)
+    path, space = tmp_path / "space.sqlite", tmp_path / "space.toml"
+    text = """
+        [model]
+        function = "digits:make_model"
+        [data]
+        function = "digits:make_data"
+        [layers."fc:*"]
+        sparsity = [0.5, 0.6, 0.7, 0.8, 0.9]
+        quantizer = ["cws", "uq"]
+        k = [4, 8, 16, 32]
+    """
+    space.write_text(textwrap.dedent(text))
+    command = [sys.executable, "-m", "tersenet.cli", "sweep", "space.toml", "--workers", "2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+    def swept(stop):
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        driver = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, start_new_session=True, **streams
+        )
+        try:
+            until(lambda: driver.poll() is not None or stop(driver.pid))
+            if driver.poll() is None:
+                os.killpg(driver.pid, signal.SIGINT)
+            shown, err = driver.communicate(timeout=120)
+        finally:
+            driver.kill()
+        assert "Traceback" not in err, err
+        return driver.returncode, shown, err
+
+    def has_workers(pid):
+        """Two, and what multiprocessing starts beside them; they load torch, for a second or two."""
+        return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) > 2
+
+    status, _, err = swept(has_workers)
+    assert (status, err.splitlines()[-1]) == (2, "tersenet: interrupted")
+    before = nfinished(path)
+    status, _, err = swept(lambda _: nfinished(path) > before)
+    assert (status, err.splitlines()[-1]) == (2, "tersenet: interrupted")
+    assert before < nfinished(path) < 40
+    status, _, _ = swept(lambda _: False)
+    assert status == 0
+    assert nfinished(path) == 40
 
 
 def nfinished(path):

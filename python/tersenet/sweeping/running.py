@@ -12,7 +12,8 @@
 Why a pool for each process: when one process of a ProcessPoolExecutor dies, all of it is broken, and
 which trial killed it is not told; and of CPython 3.11 one that dies while another starts is waited for
 for ever. Why spawned: torch's threads and a fork do not go together. A process ends with the one that
-started it, whatever ended that, so a killed sweep leaves nothing running, and no file.
+started it, whatever ended that, so a killed sweep leaves nothing running, and no file. Ctrl-C, which a
+terminal sends to all of them, is for the one that sweeps: it ends the others.
 
 An executor of somebody else's is not ours to repair. Ray and Dask try again by themselves; where an
 executor gives up, so does the sweep, and what is finished is kept.
@@ -22,10 +23,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -34,6 +36,7 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     wait,
 )
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -147,7 +150,10 @@ class Pool:
             1, mp_context=multiprocessing.get_context("spawn"), initializer=_follow_parent
         )
         try:
-            future = process.submit(run_from, self._source, self._key, task.number, task.settings)
+            with _uninterrupted():  # what is blocked here stays so in a process that this starts
+                future = process.submit(
+                    run_from, self._source, self._key, task.number, task.settings
+                )
         except BrokenExecutor as error:  # it died between two trials
             future = Future()
             future.set_exception(error)
@@ -251,6 +257,16 @@ def _harvest(flying: dict[Future[Trial], Task], done: Done) -> list[tuple[Task, 
     if failed is not None:
         raise failed
     return killed
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put off Ctrl-C, on this thread, until the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _kill(process: ProcessPoolExecutor) -> None:
