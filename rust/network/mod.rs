@@ -43,6 +43,7 @@ use crate::rows::filled;
 use building::Part;
 use operator::{Constant, Context, Dims, Operands, at_least};
 use plan::{Plan, Source};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// How weights are held while a network is loaded.
@@ -108,6 +109,9 @@ pub struct Network {
 struct Prepared {
     plan: Plan,
     workspaces: Mutex<Vec<Workspace>>,
+    /// Runs that are under way, and the most that ever were.
+    running: AtomicUsize,
+    most: AtomicUsize,
 }
 
 /// The memory of one run.
@@ -123,17 +127,26 @@ const MAX_PLANS: usize = 4;
 const MAX_WORKSPACES: usize = 16;
 
 impl Prepared {
+    fn new(plan: Plan) -> Self {
+        let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { plan, workspaces: Mutex::new(Vec::new()), running, most }
+    }
+
     /// A workspace that no run is using, or a new one.
     fn take(&self) -> Workspace {
+        let running = self.running.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(running, Ordering::Relaxed);
         let kept = self.workspaces.try_lock().ok().and_then(|mut kept| kept.pop());
         kept.unwrap_or_default()
     }
 
-    /// Keeps a workspace for the next run. Whoever found the lock held when taking one made another,
-    /// so there would be ever more without a bound.
+    /// Keeps a workspace for the next run, if there are not as many as ever ran at once. Whoever found
+    /// the lock held when taking one made another, so there would be ever more without a bound.
     fn give_back(&self, workspace: Workspace) {
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        let most = self.most.load(Ordering::Relaxed).min(MAX_WORKSPACES);
         if let Ok(mut kept) = self.workspaces.try_lock()
-            && kept.len() < MAX_WORKSPACES
+            && kept.len() < most
         {
             kept.push(workspace);
         }
@@ -276,7 +289,7 @@ impl Network {
         let constants: Vec<Dims> = self.constants.iter().map(|c| c.dims.clone()).collect();
         let limit = self.limits.tensor_nbytes;
         let plan = Plan::new(&self.graph, &self.parts, &constants, arguments, limit)?;
-        let prepared = Arc::new(Prepared { plan, workspaces: Mutex::new(Vec::new()) });
+        let prepared = Arc::new(Prepared::new(plan));
         if let Ok(mut plans) = self.plans.try_lock()
             && !plans.iter().any(is_for)
         {
@@ -396,14 +409,16 @@ mod tests {
     fn workspaces_that_are_given_back_stay_bounded() {
         let plan =
             Plan { dims: Vec::new(), sources: Vec::new(), steps: Vec::new(), slots: Vec::new() };
-        let prepared = Prepared { plan, workspaces: Mutex::new(Vec::new()) };
-        // Each time two find nothing to take, as those do that meet at the lock, and give back two.
-        for _ in 0..100 {
+        let prepared = Prepared::new(plan);
+        // Each time some find nothing to take, as those do that meet at the lock, and give all back.
+        let mut run = |at_once: usize| {
             let held = prepared.workspaces.lock().unwrap();
-            let made = [prepared.take(), prepared.take()];
+            let made: Vec<Workspace> = (0..at_once).map(|_| prepared.take()).collect();
             drop(held);
             made.into_iter().for_each(|workspace| prepared.give_back(workspace));
-        }
-        assert_eq!(prepared.workspaces.lock().unwrap().len(), MAX_WORKSPACES);
+            prepared.workspaces.lock().unwrap().len()
+        };
+        assert!((0..100).all(|_| run(2) == 2));
+        assert!((0..100).all(|_| run(MAX_WORKSPACES + 3) == MAX_WORKSPACES));
     }
 }

@@ -4,7 +4,9 @@ Source: https://www.w3.org/TR/webdriver2/
 """
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from contextlib import contextmanager
@@ -58,7 +60,9 @@ def opened(width, height, *, dark=False, touch=False):
         pytest.skip(
             "needs Chromium and chromedriver (Debian: chromium-headless-shell, chromium-driver)"
         )
-    server = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [driver, "--port=0"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         port = next(
             int(line.rsplit(" ", 1)[1].rstrip(".\n"))
@@ -90,7 +94,7 @@ def opened(width, height, *, dark=False, touch=False):
         finally:
             _answer(port, "DELETE", f"/session/{session}")
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGKILL)  # with whatever of the browser is left
         server.wait(30)
         server.stdout.close()
 
