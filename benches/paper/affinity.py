@@ -29,10 +29,9 @@ VALIDATION = "train4"  # of five training folds
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of a fold: int64 [pairs] into drugs and proteins, and float32 [pairs]."""
+    """Pairs of a fold: which drug and which protein, int64 [pairs, 2], and float32 [pairs]."""
 
-    drugs: Tensor
-    proteins: Tensor
+    places: Tensor
     affinities: Tensor
 
     def __len__(self) -> int:
@@ -85,8 +84,8 @@ def load(name: str) -> Affinities:
 
     def pairs(*names: str) -> Pairs:
         chosen = np.concatenate([folds[name] for name in names])
-        places = (torch.from_numpy(axis[chosen]) for axis in (rows, columns))
-        return Pairs(*places, torch.from_numpy(values[chosen].astype(np.float32)))
+        places = np.stack([rows[chosen], columns[chosen]], 1)
+        return Pairs(torch.from_numpy(places), torch.from_numpy(values[chosen].astype(np.float32)))
 
     texts = [
         list(json.loads((folder / f"{kind}.txt").read_text()).values())
@@ -137,13 +136,14 @@ class Blocks:
             self._groups_of(len(of), count)
             for of, count in zip((self._drugs, self._proteins), self._groups, strict=True)
         )
-        block = drugs[self._pairs.drugs] * self._groups[1] + proteins[self._pairs.proteins]
+        drug, protein = self._pairs.places.unbind(1)
+        block = drugs[drug] * self._groups[1] + proteins[protein]
         members = block.argsort().split(torch.bincount(block, minlength=len(self)).tolist())
         for number in torch.randperm(len(self), generator=self._generator).tolist():
             chosen = members[number]
             if len(chosen):
-                some, which = self._pairs.drugs[chosen].unique(return_inverse=True)
-                others, with_which = self._pairs.proteins[chosen].unique(return_inverse=True)
+                some, which = drug[chosen].unique(return_inverse=True)
+                others, with_which = protein[chosen].unique(return_inverse=True)
                 inputs = self._drugs[some], self._proteins[others], which, with_which
                 yield inputs, self._pairs.affinities[chosen]
 

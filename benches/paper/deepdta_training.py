@@ -50,16 +50,19 @@ class Paired(nn.Module):
 
 
 class Head(nn.Module):
-    """The linear layers of a DeepDTA, on features of drugs and proteins."""
+    """The linear layers of a DeepDTA, on features of all drugs and proteins."""
 
-    def __init__(self, net: DeepDTA) -> None:
-        """Keep the layers, whose parameters these are."""
+    def __init__(self, fc: nn.Sequential, drugs: Tensor, proteins: Tensor) -> None:
+        """Keep the layers, whose parameters these are, and features [count, 96] of each."""
         super().__init__()
-        self.fc = net.fc
+        self.fc = fc
+        self.register_buffer("drugs", drugs, persistent=False)
+        self.register_buffer("proteins", proteins, persistent=False)
 
-    def forward(self, drugs: Tensor, proteins: Tensor, drug: Tensor, protein: Tensor) -> Tensor:
-        """Return the affinity of each pair, [pairs]."""
-        return self.fc(torch.cat([drugs[drug], proteins[protein]], 1))[:, 0]
+    def forward(self, places: Tensor) -> Tensor:
+        """Return the affinity of each pair, [pairs], for which drug and which protein [pairs, 2]."""
+        read = self.drugs[places[:, 0]], self.proteins[places[:, 1]]
+        return self.fc(torch.cat(read, 1))[:, 0]
 
 
 def read_texts(branch: nn.ModuleDict, codes: Tensor) -> Tensor:
@@ -96,29 +99,28 @@ def _read_part(branch: nn.ModuleDict, codes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def features(net: DeepDTA, data: Affinities) -> tuple[Tensor, Tensor]:
-    """Return the features of all drugs and of all proteins, [count, 96] each."""
-    return read_texts(net.drug, data.drugs), read_texts(net.protein, data.proteins)
+def head_of(net: DeepDTA, data: Affinities) -> Head:
+    """Return the linear layers of a network, on what it reads of all drugs and proteins."""
+    return Head(net.fc, read_texts(net.drug, data.drugs), read_texts(net.protein, data.proteins))
 
 
 @torch.no_grad()
-def predict(head: nn.Module, read: tuple[Tensor, Tensor], pairs: Pairs) -> Tensor:
+def predict(head: Head, pairs: Pairs) -> Tensor:
     """Return the affinities that a head gives for pairs, [pairs]."""
     with in_mode(head, training=False):
-        parts = zip(pairs.drugs.split(1024), pairs.proteins.split(1024), strict=True)
-        return torch.cat([head(*read, *part) for part in parts])
+        return torch.cat([head(places) for places in pairs.places.split(1024)])
 
 
-def mse(head: nn.Module, read: tuple[Tensor, Tensor], pairs: Pairs) -> float:
+def mse(head: Head, pairs: Pairs) -> float:
     """Return the mean squared error of a head."""
-    return float(F.mse_loss(predict(head, read, pairs), pairs.affinities))
+    return float(F.mse_loss(predict(head, pairs), pairs.affinities))
 
 
-def measures(head: nn.Module, read: tuple[Tensor, Tensor], data: Affinities) -> dict[str, float]:
+def measures(head: Head, data: Affinities) -> dict[str, float]:
     """Return the error on the validation fold, and error and concordance on the test fold."""
-    found = predict(head, read, data.test)
+    found = predict(head, data.test)
     return {
-        "validation": mse(head, read, data.validation),
+        "validation": mse(head, data.validation),
         "mse": float(F.mse_loss(found, data.test.affinities)),
         "ci": concordance(data.test.affinities.numpy(), found.numpy()),
     }
@@ -143,8 +145,8 @@ def train_dense(net: DeepDTA, data: Affinities, name: str, path: Path) -> None:
     if path.exists():
         state = torch.load(path, weights_only=True)
         done, least, best = state["done"], state["least"], state["best"]
-        for part in parts:
-            parts[part].load_state_dict(state[part])
+        for part, of in parts.items():
+            of.load_state_dict(state[part])
     for epoch in range(done, epochs):
         start = time.perf_counter()
         blocks = Blocks(
@@ -160,7 +162,7 @@ def train_dense(net: DeepDTA, data: Affinities, name: str, path: Path) -> None:
             scheduler_unit="step",
             seed=SEED + epoch,
         )
-        error = mse(Head(net), features(net, data), data.validation)
+        error = mse(head_of(net, data), data.validation)
         if error < least:
             least, best = error, copy.deepcopy(model.state_dict())
         print(
