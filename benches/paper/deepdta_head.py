@@ -307,3 +307,8 @@ class Heads:
             (rows[name],) = self.cache.rows(f"row-{name}", lambda work=work: [work()])
             self.advance(name, number, len(works))
         return rows
+
+    def finished(self) -> dict[str, Row]:
+        """Return the rows by name that are there already."""
+        names = [name for name in self.works() if self.cache.has_rows(f"row-{name}")]
+        return {name: self.cache.rows(f"row-{name}", list)[0] for name in names}

@@ -34,7 +34,7 @@ from tersenet.quantization import prepare_qat
 
 SPARSITIES = (0.6, 0.85)  # of convolutions
 K = 16
-ROWS = ((0.04, 0.6), (0.015, 0.85))  # what the linear layers keep, and a sparsity of convolutions
+ROWS = ((0.04, 0.6), (0.025, 0.85))  # what the linear layers keep, and a sparsity of convolutions
 EPOCHS = {"davis": 3, "kiba": 1}  # after each step
 LR = 5e-4
 BATCHES = (1, 32)
