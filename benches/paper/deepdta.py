@@ -16,7 +16,7 @@ does not bear out that the error is no larger, it is null.
     writes benches/record/paper_deepdta_davis.{json,svg,terse}; likewise kiba
 
 Finished parts of stages stay in TERSENET_CACHE and are not run again. With names of stages only these
-are run, and nothing is written but by `record`, which takes the rows of heads that are finished.
+are run, and nothing is written but by `record`, which takes the rows that are finished.
 
 Networks have kernels of 4, 6, 8 letters of drugs and 4, 8, 12 residues of proteins, and 32, 64, 96
 filters.
@@ -103,7 +103,7 @@ class Bench:
 
     def chosen_whole(self) -> tuple[float, float] | None:
         """Return which whole network is claimed."""
-        return self.chosen(self.wholes.rows())
+        return self.chosen(self.wholes.finished())
 
     def files(self) -> dict[str, tuple[DeepDTA, Path]]:
         """Return the plain networks and the files of what is claimed, "head" and "whole"."""
@@ -127,7 +127,8 @@ class Bench:
                 rows.append({"what": what, "nbytes": nbytes, "times": times})
             return rows
 
-        return {row["what"]: row for row in self.cache.rows("speed", work)}
+        name = f"speed-{self.chosen_head()}-{self.chosen_whole()}"
+        return {row["what"]: row for row in self.cache.rows(name, work)}
 
     def figures(self) -> dict[str, Any]:
         """Return what is claimed, or None where the test fold does not bear it out."""
@@ -137,7 +138,7 @@ class Bench:
         head, whole = self.chosen_head(), self.chosen_whole()
         claimed = {
             "fc_occupancy": rows[f"units-{head[0]:g}-{head[1]}"] if head else None,
-            "net_occupancy": self.wholes.rows()[whole] if whole else None,
+            "net_occupancy": self.wholes.finished()[whole] if whole else None,
         }
         for name, row in claimed.items():
             borne = row is not None and row["mse"] <= dense["mse"]
@@ -163,7 +164,7 @@ def plot(bench: Bench, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
     dense, *others = bench.heads.finished().values()
     axes.axhline(dense["mse"], color="gray", linestyle=":", label="dense")
-    rows = [*others, *bench.wholes.rows().values()]
+    rows = [*others, *bench.wholes.finished().values()]
     markers = dict(zip(dict.fromkeys(row["method"] for row in rows), "DPox+*1234v^", strict=False))
     for method, marker in markers.items():
         points = [row for row in rows if row["method"] == method]
@@ -205,7 +206,7 @@ def shown(rows: list[Row]) -> None:
 
 def record(bench: Bench) -> None:
     """Write the record, the plot and the file of the whole network."""
-    rows = [*bench.heads.finished().values(), *bench.wholes.rows().values()]
+    rows = [*bench.heads.finished().values(), *bench.wholes.finished().values()]
     found = bench.figures()
     shown(rows)
     print(found)
@@ -233,7 +234,7 @@ def record(bench: Bench) -> None:
             "fast but where units were left out",
             "seconds": "of one thread, CPU; what rows have in common is in the first of them",
             "parameters": parameters,
-            "rows_unfinished": len(bench.heads.works()) - len(bench.heads.finished()),
+            "rows_unfinished": len(bench.heads.works()) + len(deepdta_whole.ROWS) - len(rows),
             "dense_seconds": dict(zip(("wall_s", "cpu_s"), bench.seconds.tolist(), strict=True)),
             "published": PUBLISHED[bench.name],
             "figures": found,

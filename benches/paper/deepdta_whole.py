@@ -156,12 +156,19 @@ class Wholes:
         """Return all rows by what they keep, those that are not there yet worked out."""
         rows = {}
         for number, which in enumerate(ROWS, 1):
-            name = "-".join(f"{part:g}" for part in which)
-            (rows[which],) = self.cache.rows(
-                f"row-whole-{name}", lambda which=which: [self.row(*which)]
-            )
-            self.heads.advance(f"whole networks, {name}", number, len(ROWS))
+            name = _row_name(which)
+            (rows[which],) = self.cache.rows(name, lambda which=which: [self.row(*which)])
+            self.heads.advance(name, number, len(ROWS))
         return rows
+
+    def finished(self) -> dict[tuple[float, float], Row]:
+        """Return the rows by what they keep that are there already."""
+        there = [which for which in ROWS if self.cache.has_rows(_row_name(which))]
+        return {which: self.cache.rows(_row_name(which), list)[0] for which in there}
+
+
+def _row_name(which: tuple[float, float]) -> str:
+    return "row-whole-" + "-".join(f"{part:g}" for part in which)
 
 
 def speeds(net: DeepDTA, path: Path, data: Affinities) -> dict[str, dict[str, float]]:

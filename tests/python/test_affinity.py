@@ -12,7 +12,7 @@ import torch
 from affinity import Blocks, Pairs
 from deepdta_head import FULL, layers_of, widened
 from deepdta_training import Paired, read_texts
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 FOLDER = Path(os.environ.get("TERSENET_DATA") or "absent", "deepdta")
@@ -52,6 +52,7 @@ def test_concordance_is_that_of_all_pairs(values):
         assert affinity.concordance(known, found) == pytest.approx(won / comparable, abs=1e-12)
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([0.1, 0.5, 1.0]))
 def test_an_epoch_has_every_pair_once_and_each_weighs_the_same(drug_groups, protein_groups, part):
     torch.manual_seed(0)
