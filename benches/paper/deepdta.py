@@ -9,8 +9,8 @@
 
 The pages of `deepdta_training`, `deepdta_head` and `deepdta_whole` say what each stage does. The test
 fold is only reported. What is claimed is of the smallest file whose error on the validation fold is at
-most 1 % above that of the dense network, whose best epoch that fold has chosen; where the test fold
-does not bear out that the error is no larger, it is null.
+most 1 % above that of the dense network, whose best epoch that fold has chosen, or of the best where none is; where the error on the test fold
+is larger than the dense network's it is null.
 
     TERSENET_DATA=… TERSENET_CACHE=… PYTHONPATH=benches python benches/paper/deepdta.py davis [stage…]
     writes benches/record/paper_deepdta_davis.{json,svg,terse}; likewise kiba
@@ -90,10 +90,11 @@ class Bench:
         return Wholes(self.net, self.heads, self.name)
 
     def chosen(self, rows: dict[Key, Row]) -> Key | None:
-        """Return which is the smallest that errs as little as the dense one for validation."""
+        """Return the smallest that errs as little as the dense one for validation, or the best."""
         most = (1 + WITHIN) * self.heads.finished()["dense"]["validation"]
-        within = [key for key, row in rows.items() if row["validation"] <= most]
-        return min(within, key=lambda key: rows[key]["nbytes"], default=None)
+        if within := [key for key, row in rows.items() if row["validation"] <= most]:
+            return min(within, key=lambda key: rows[key]["nbytes"])
+        return min(rows, key=lambda key: rows[key]["validation"], default=None)
 
     def chosen_head(self) -> tuple[float, int] | None:
         """Return which linear layers are claimed: some whose values were learnt."""
