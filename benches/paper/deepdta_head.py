@@ -308,7 +308,8 @@ class Heads:
             self.advance(name, number, len(works))
         return rows
 
+    @functools.cached_property
     def finished(self) -> dict[str, Row]:
-        """Return the rows by name that are there already."""
+        """The rows by name that are there when this is asked for first."""
         names = [name for name in self.works() if self.cache.has_rows(f"row-{name}")]
         return {name: self.cache.rows(f"row-{name}", list)[0] for name in names}

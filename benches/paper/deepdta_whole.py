@@ -14,6 +14,7 @@ computes is compared with that before it counts.
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -161,8 +162,9 @@ class Wholes:
             self.heads.advance(name, number, len(ROWS))
         return rows
 
+    @functools.cached_property
     def finished(self) -> dict[tuple[float, float], Row]:
-        """Return the rows by what they keep that are there already."""
+        """The rows by what they keep that are there when this is asked for first."""
         there = [which for which in ROWS if self.cache.has_rows(_row_name(which))]
         return {which: self.cache.rows(_row_name(which), list)[0] for which in there}
 
