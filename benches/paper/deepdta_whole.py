@@ -33,11 +33,11 @@ from tersenet.plan import Plan, Rule
 from tersenet.pruning import prune
 from tersenet.quantization import prepare_qat
 
-SPARSITIES = (0.6, 0.85)  # of convolutions
+SPARSITIES = (0.3, 0.6, 0.85)  # of convolutions
 K = 16
-ROWS = ((0.04, 0.6), (0.025, 0.85))  # what the linear layers keep, and a sparsity of convolutions
-EPOCHS = {"davis": 3, "kiba": 1}  # after each step
-LR = 5e-4
+ROWS = ((0.1, 0.3), (0.1, 0.6), (0.06, 0.85))  # what the linear layers keep, and a sparsity of convolutions
+EPOCHS = {"davis": 6, "kiba": 2}  # after each step
+LR = 3e-4
 BATCHES = (1, 32)
 
 _CHECKED = 64  # pairs
