@@ -56,8 +56,10 @@ LEARNT_KS = (16, 8)
 
 STEPS = {"pruning": 60, "sharing": 20, "units": 600, "rung": 600, "learning": 300}
 LR = {"pruning": 1e-3, "sharing": 3e-4, "units": 1e-3, "rung": 1e-3, "learning": 5e-4}
+LONGER = {"units", "rung", "learning"}  # as many times these steps as there are pairs of DAVIS
 
 _BATCH_SIZE = 256
+_DAVIS = 20_037  # pairs
 _LABELS = 0.5  # of an answer
 _SCORED = 8  # batches
 
@@ -186,7 +188,7 @@ class Heads:
         stepwise.train(
             head.fc,
             self.batches,
-            steps=STEPS[what],
+            steps=STEPS[what] * (len(self.pairs) // _DAVIS if what in LONGER else 1),
             optimizer=torch.optim.Adam(head.fc.parameters(), fused=True),
             lr=LR[what],
             loss=F.mse_loss,

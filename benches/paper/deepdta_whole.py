@@ -35,7 +35,11 @@ from tersenet.quantization import prepare_qat
 
 SPARSITIES = (0.3, 0.6, 0.85)  # of convolutions
 K = 16
-ROWS = ((0.1, 0.3), (0.1, 0.6), (0.06, 0.85))  # what the linear layers keep, and a sparsity of convolutions
+ROWS = (
+    (0.1, 0.3),
+    (0.1, 0.6),
+    (0.06, 0.85),
+)  # what the linear layers keep, and a sparsity of convolutions
 EPOCHS = {"davis": 6, "kiba": 2}  # after each step
 LR = 3e-4
 BATCHES = (1, 32)
