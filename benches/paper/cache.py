@@ -51,3 +51,7 @@ class Cache:
                 file.write(text.encode())
         found: list[dict[str, Any]] = json.loads(path.read_text())
         return found
+
+    def has_rows(self, name: str) -> bool:
+        """Return whether rows of that name are there."""
+        return (self.folder / f"{name}.json").exists()
