@@ -411,7 +411,7 @@ mod tests {
             Plan { dims: Vec::new(), sources: Vec::new(), steps: Vec::new(), slots: Vec::new() };
         let prepared = Prepared::new(plan);
         // Each time some find nothing to take, as those do that meet at the lock, and give all back.
-        let mut run = |at_once: usize| {
+        let run = |at_once: usize| {
             let held = prepared.workspaces.lock().unwrap();
             let made: Vec<Workspace> = (0..at_once).map(|_| prepared.take()).collect();
             drop(held);
