@@ -9,14 +9,13 @@ matrix is decompressed and the product compared with one in float64 before anyth
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pruned
 import scipy.sparse
 import timing
 import torch
@@ -29,16 +28,6 @@ CASES = (
     "dta_deepdtadavis_prune60_k16",
     "dta_deepdtadavis_prune80_k16",
 )
-
-
-def real_layers() -> dict[str, np.ndarray]:
-    """The authors' layers, as [out, in]; none where the data folder is absent."""
-    folder = os.environ.get("TERSENET_DATA")
-    layers = {}
-    for name in CASES if folder else ():
-        with np.load(Path(str(folder), "sham_layers", f"{name}.npz")) as stored:
-            layers[name] = np.ascontiguousarray(stored["codebook"][stored["indices"]].T)
-    return layers
 
 
 def made_layer(density: float) -> np.ndarray:
@@ -123,7 +112,7 @@ def measure(name: str, weights: np.ndarray) -> dict[str, Any]:
 def main() -> None:
     """Measure everything, print a table, write the record."""
     torch.set_num_threads(1)
-    layers = real_layers()
+    layers = pruned.sham_layers(list(CASES))
     if not layers:
         print("TERSENET_DATA is not set: the real layers are left out", file=sys.stderr)
     layers |= {f"made 4096x4096 at {d:.0%} kept": made_layer(d) for d in (0.2, 0.1, 0.05)}

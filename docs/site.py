@@ -1,8 +1,8 @@
 """What the site takes from elsewhere in the repository, so that nothing stands in two places.
 
 A page that holds only `<!-- from: PATH -->` is the file at that path of the repository. Links to files
-outside this folder go to the site's own page or record of it where there is one, and else to the
-repository (`repo_url`), or are left as plain text. Records and their plots are copied as they are.
+outside this folder go to the site's own page or record of it where there is one; of others the text is left,
+with the path. Records and their plots are copied as they are.
 """
 
 from __future__ import annotations

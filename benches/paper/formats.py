@@ -36,6 +36,7 @@ from typing import Any
 
 import layouts
 import numpy as np
+import pruned
 import scipy.sparse
 import timing
 import torch
@@ -72,11 +73,10 @@ AUTHORS = {"hac as published": "ham", "shac as published": "sham"}
 
 def matrices() -> Iterator[tuple[str, np.ndarray, dict[str, int]]]:
     """Yield a name, weights [out, in], and bits of codewords in the authors' files."""
-    for path in sorted((trained.data() / "sham_layers").glob("*.npz")):
-        with np.load(path) as stored:
-            weights = np.ascontiguousarray(stored["codebook"][stored["indices"]].T)
+    for name, weights in pruned.sham_layers([]).items():
+        with np.load(trained.data() / "sham_layers" / f"{name}.npz") as stored:
             bits = {name: int(stored[f"{key}_payload_bits"]) for name, key in AUTHORS.items()}
-        yield path.stem, weights, {name: n for name, n in bits.items() if n >= 0}
+        yield name, weights, {name: n for name, n in bits.items() if n >= 0}
     for path in sorted((trained.data() / "sham_benchmark").glob("*.npz")):
         with np.load(path) as stored:
             values = stored["codebook"][stored["indices"]]

@@ -34,11 +34,15 @@ impl CodedArray {
         Ok(is_smaller.then_some(Self { dtype, dense_nbytes: bytes.len() as u64, coded }))
     }
 
-    /// Fills `out`, of as many bytes as the elements have, with the elements.
+    /// Fills `out` with the elements.
     ///
     /// # Errors
-    /// `Corrupt` where `out` has other bytes; `Interrupted`.
+    /// `Interrupted`.
+    ///
+    /// # Panics
+    /// Where `out` has not as many bytes as the elements.
     pub fn decode_into(&self, out: &mut [u8]) -> Result<()> {
+        assert_eq!(out.len() as u64, self.dense_nbytes, "array: bytes to decode into");
         planes::decode_into(&self.coded, self.dtype.words(), out)
     }
 
