@@ -8,9 +8,10 @@ published, and in the layouts of tersenet, with
 - the upper bound of HAC and sHAC, and what the formulas of CSC and of the index map count;
 - the bits of codewords in the authors' own files (their code is that of the whole network, ours the
   matrix's own);
-- in the last layouts the columns and row ends of HAC and sHAC coded, too; an archive multiplies as the
-  coded layout that it is held as in memory;
 - the product with a vector, on one thread, interleaved with dense and sparse ones of torch and SciPy.
+
+HAC and sHAC are there a second time with their columns and row ends coded. An archive multiplies as the
+coded layout that memory holds in its place.
 
 A matrix is decompressed and its product compared with one in float64 before it is timed (`layouts`).
 
