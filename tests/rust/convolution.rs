@@ -44,7 +44,13 @@ prop_compose! {
         spread in [1usize..4, 1usize..4],
         padding in [[0usize..4, 0usize..4], [0usize..4, 0usize..4]], more in prop_oneof![[0usize..20, 0usize..20], [0usize..2, 0usize..2]],
         density in 0.05f64..1.0, has_bias in any::<bool>(), layout in 0..LAYOUTS.len(), seed in any::<u64>(),
+        line in prop_oneof![3 => Just(None), 1 => (0usize..200).prop_map(Some)],
     ) -> Case {
+        // A text or a sound: one long row, step by step.
+        let (kernel, stride, spread, padding, more) = match line {
+            Some(len) => ([1, kernel[1]], [1, 1], [1, 1], [[0, 0], padding[1]], [0, len]),
+            None => (kernel, stride, spread, padding, more),
+        };
         // Large enough for one output, and then `more`.
         let size = |dim: usize| {
             let span = (kernel[dim] - 1) * dilation[dim] + 1;
