@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from affinity import Blocks, Pairs
-from deepdta_head import FULL, layers_of, widened
+from deepdta_head import FULL, layers_of
 from deepdta_training import Paired, read_texts
+from heads import widened
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -110,7 +111,7 @@ def test_wider_layers_compute_the_same():
     fc = layers_of((24, 16, 8), 12).eval()
     with torch.no_grad():
         fc[3].weight[fc[3].weight.abs() < 0.15] = 0
-    wide = widened(fc).eval()
+    wide = widened(fc, layers_of(FULL, 12)).eval()
     assert tuple(wide[place].out_features for place in (0, 3, 6)) == FULL
     x = torch.randn(5, 12)
     torch.testing.assert_close(wide(x), fc(x))
