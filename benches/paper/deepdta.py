@@ -18,7 +18,6 @@ Source: as of `evaluation`; Öztürk et al. 2018, "DeepDTA".
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 
 import affinity
@@ -29,7 +28,7 @@ from cache import Cache
 from deepdta_head import AffinityHeads
 from deepdta_training import SEED, train_dense
 from deepdta_whole import AffinityWholes
-from evaluation import STAGES, Benchmark, Evaluation, run
+from evaluation import Benchmark, Evaluation, run
 from networks import DeepDTA
 
 from tersenet.pruning.stages import Progress
@@ -80,15 +79,5 @@ def begin(name: str, cache: Cache, advance: Progress) -> Evaluation:
     return Evaluation(benchmark, net, seconds.tolist(), heads, AffinityWholes(net, heads, name))
 
 
-def main() -> None:
-    """Run the stages that are named, or all of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=sorted(BENCHMARKS))
-    parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="stage")
-    arguments = parser.parse_args()
-    name = arguments.name
-    run(lambda cache, advance: begin(name, cache, advance), f"deepdta_{name}", arguments.stages)
-
-
 if __name__ == "__main__":
-    main()
+    run(begin, "deepdta", BENCHMARKS, __doc__)

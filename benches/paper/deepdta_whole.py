@@ -25,6 +25,8 @@ LR = 3e-4
 class AffinityWholes(Wholes):
     """The rows of one data set's whole networks."""
 
+    learnt_layers = ("*", "embedding:*")
+
     def __init__(self, net: DeepDTA, heads: AffinityHeads, name: str) -> None:
         """Begin with the trained network and its pruned heads."""
         super().__init__(net, heads, SPARSITIES, ROWS[name])

@@ -18,10 +18,11 @@ networks via weight pruning and quantization".
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -241,14 +242,25 @@ class Evaluation:
 
 
 def run(
-    begin: Callable[[Cache, Progress], Evaluation], name: str, stages: list[str] | tuple[str, ...]
+    begin: Callable[[str, Cache, Progress], Evaluation], what: str, names: Iterable[str], page: str
 ) -> None:
-    """Run some stages, or all, of what `begin` makes when the dense network is trained."""
+    """Run the stages that the command line names, or all, of what `begin` makes of a data set.
+
+    Args:
+        begin: trains the dense network, or takes it from the cache.
+        what: the network's name, before the data set's in the cache.
+        names: the data sets that there are.
+        page: the first line says what it is.
+    """
+    parser = argparse.ArgumentParser(description=page.splitlines()[0])
+    parser.add_argument("name", choices=sorted(names))
+    parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="stage")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    root = Path(os.environ.get("TERSENET_CACHE") or ".cache", name)
+    root = Path(os.environ.get("TERSENET_CACHE") or ".cache", f"{what}_{arguments.name}")
     with progress() as bars:
-        evaluation = begin(Cache(root), said(bars))
+        evaluation = begin(arguments.name, Cache(root), said(bars))
         works: dict[str, Callable[[], object]] = {
             "dense": lambda: None,
             "heads": evaluation.heads.rows,
@@ -256,5 +268,5 @@ def run(
             "speed": evaluation.speed,
             "record": evaluation.record,
         }
-        for stage in stages or STAGES:
+        for stage in arguments.stages or STAGES:
             works[stage]()

@@ -49,6 +49,7 @@ class Wholes(abc.ABC):
     """The rows of one whole network: what the linear layers keep, and a sparsity of convolutions."""
 
     fc = "fc"  # what the network calls its linear layers
+    learnt_layers: tuple[str, ...] = ("*",)  # whose values are learnt
 
     def __init__(
         self, net: nn.Module, heads: Heads, sparsities: Sequence[float], rows: Sequence[Which]
@@ -112,7 +113,7 @@ class Wholes(abc.ABC):
 
         def work() -> None:
             rule = Rule(quantizer="cws", k=K)
-            prepare_qat(model, Plan({"*": rule, "embedding:*": rule}, seed=SEED))
+            prepare_qat(model, Plan(dict.fromkeys(self.learnt_layers, rule), seed=SEED))
             self.train(model)
             unparametrize(model)
 

@@ -1,0 +1,55 @@
+"""Whole VGG19s, compressed as `wholes` says, trained on a part of the images after each step."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import stepwise
+import torch
+import torch.nn.functional as F
+from heads import SEED, Row
+from networks import VGG
+from torch import Tensor, nn
+from vgg19_head import ImageHeads
+from vgg19_training import BATCH_SIZE, Data, measured
+from wholes import Wholes
+
+SPARSITIES = (0.5, 0.8, 0.9)  # of convolutions
+ROWS = ((0.001, 0.8), (0.001, 0.9))  # what the linear layers keep, and a sparsity of convolutions
+IMAGES = 2_560  # after each step
+LR = 3e-4
+
+
+class ImageWholes(Wholes):
+    """The rows of one data set's whole networks."""
+
+    fc = "classifier"
+
+    def __init__(self, net: VGG, heads: ImageHeads, data: Data) -> None:
+        """Begin with the trained network and its pruned heads."""
+        super().__init__(net, heads, SPARSITIES, ROWS)
+        self.data = data
+
+    def train(self, model: nn.Module) -> None:
+        """Train all of a network on some images."""
+        steps = IMAGES // BATCH_SIZE
+        stepwise.train(
+            model,
+            list(islice(self.data.batches(SEED), steps)),
+            steps=steps,
+            optimizer=torch.optim.Adam(model.parameters(), fused=True),
+            lr=LR,
+            loss=F.cross_entropy,
+            seed=SEED,
+        )
+
+    def examples(self, count: int) -> tuple[Tensor, ...]:
+        """Return the first test images."""
+        return (self.data.test[0][:count],)
+
+    def measure(self, net: nn.Module) -> Row:
+        """Return the accuracies of a network."""
+        return {
+            "validation": measured(net, self.data.validation),
+            "accuracy": measured(net, self.data.test),
+        }
