@@ -5,6 +5,7 @@
 //! node is built, since what takes long is decoding an archive and laying out what was in it.
 
 use super::graph::{Graph, InputType, Node};
+use super::letters::{self, Letters};
 use super::operator::{Constant, Operator, Stored};
 use super::{Resident, within};
 use super::{dense, elementwise, normalization, pooling, reduction, resampling, shaping, weighted};
@@ -23,6 +24,27 @@ pub(super) enum Part {
     Constant(usize),
     /// Something to run.
     Operator(Box<dyn Operator>),
+    /// Something that its only reader computes, which takes its operand: never run.
+    Within(Box<dyn Operator>),
+}
+
+impl Part {
+    /// The operator.
+    pub fn operator(&self) -> Option<&dyn Operator> {
+        match self {
+            Self::Constant(_) => None,
+            Self::Operator(operator) | Self::Within(operator) => Some(&**operator),
+        }
+    }
+
+    /// Whether its value is its operand's under other dimensions, or as a later operator takes it.
+    pub fn is_view(&self) -> bool {
+        match self {
+            Self::Constant(_) => false,
+            Self::Operator(operator) => operator.is_view(),
+            Self::Within(_) => true,
+        }
+    }
 }
 
 /// All nodes of a network.
@@ -34,12 +56,12 @@ pub(super) struct Built {
 }
 
 /// Builds every node of `graph` with the weights that `reader` has; matrices are read on up to
-/// `threads` threads.
+/// `threads` threads. A node that computes what others before it say takes their operand.
 ///
 /// # Errors
 /// `Corrupt` when a node does not fit its weights, naming it; as [`Reader::get`].
 pub(super) fn build(
-    graph: &Graph,
+    graph: &mut Graph,
     reader: &Reader,
     resident: Resident,
     threads: usize,
@@ -55,7 +77,22 @@ pub(super) fn build(
     weights.read_matrices(graph, threads)?;
     let mut types: Vec<InputType> = graph.inputs().iter().map(|input| input.dtype).collect();
     let (mut parts, mut constants) = (Vec::new(), Vec::new());
-    for node in graph.nodes() {
+    let readers = letters::readers(graph);
+    for number in 0..graph.nodes().len() {
+        if let Some((letters, [embedding, permute])) = weights.letters(graph, &readers, number)? {
+            for before in [embedding, permute] {
+                let part = std::mem::replace(&mut parts[before], Part::Constant(0));
+                parts[before] = match part {
+                    Part::Operator(operator) => Part::Within(operator),
+                    other => other,
+                };
+            }
+            graph.redirect(number, embedding);
+            parts.push(Part::Operator(Box::new(letters)));
+            types.push(InputType::Float32);
+            continue;
+        }
+        let node = &graph.nodes()[number];
         let part = if node.operator.name == "constant" {
             let constant = weights.constant(&node.weights[0]).map_err(|e| within(node, e))?;
             types.push(match constant.elements {
@@ -107,11 +144,8 @@ fn build_operator(node: &Node, weights: &mut Weights<'_>) -> Result<Box<dyn Oper
     let name = |i| weight(node, i);
     match node.operator.name {
         which if has_matrix(which) => {
-            let matrix = weights.matrix(name(0))?;
-            let mut vector = |i: usize| weights.vector(name(i));
-            let vectors = [vector(1)?, vector(2)?, vector(3)?];
-            let resident = weights.resident;
-            corrupt(weighted::build(which, matrix, resident, vectors, ints, floats))
+            let parts = weights.parts(node)?;
+            corrupt(weighted::build(which, parts, weights.resident, ints, floats))
         }
         "affine" | "layer_norm" | "group_norm" => {
             let (first, second) = (weights.vector(name(0))?, weights.vector(name(1))?);
@@ -180,6 +214,39 @@ impl<'a> Weights<'a> {
         let matrices = reader.get_each(&names, threads, make)?;
         self.read = names.into_iter().zip(matrices).collect();
         Ok(())
+    }
+
+    /// The matrix of a node, and its bias, scale and shift.
+    fn parts(&mut self, node: &Node) -> Result<weighted::Parts> {
+        let matrix = self.matrix(weight(node, 0))?;
+        let mut vector = |i: usize| self.vector(weight(node, i));
+        Ok((matrix, [vector(1)?, vector(2)?, vector(3)?]))
+    }
+
+    /// Node `number` with the embedding before it, and where that and what is between them are; none
+    /// where it is something else, or that does not pay.
+    fn letters(
+        &mut self,
+        graph: &Graph,
+        readers: &[usize],
+        number: usize,
+    ) -> Result<Option<(Letters, [usize; 2])>> {
+        let node = &graph.nodes()[number];
+        let before = match self.resident {
+            Resident::Compressed => None,
+            _ => letters::before(graph, readers, number),
+        };
+        let Some(before) = before else { return Ok(None) };
+        let mut made = || {
+            let parts = self.parts(node)?;
+            let name = node.operator.name;
+            let layer =
+                corrupt(weighted::layer(name, parts, self.resident, &node.ints, &node.floats))?;
+            let embedding = self.matrix(weight(&graph.nodes()[before[0]], 0))?;
+            Letters::new(layer, &embedding, self.resident)
+        };
+        let made = made().map_err(|e| within(node, e))?;
+        Ok(made.ok().map(|letters| (letters, before)))
     }
 
     /// The matrix `name`, held as asked for.

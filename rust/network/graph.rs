@@ -233,6 +233,14 @@ impl Graph {
         &self.nodes
     }
 
+    /// Lets node `to` take what node `from`, which is before it, takes.
+    pub(super) fn redirect(&mut self, to: usize, from: usize) {
+        let inputs = self.nodes.get(from).map(|node| node.inputs.clone());
+        if let (Some(inputs), Some(node)) = (inputs, self.nodes.get_mut(to)) {
+            node.inputs = inputs;
+        }
+    }
+
     /// The values that the network gives.
     pub fn outputs(&self) -> &[usize] {
         &self.outputs

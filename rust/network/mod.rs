@@ -4,7 +4,7 @@
 //!   .terse ──graph.rs──▶ Graph ──building.rs──▶ operators with their weights
 //!                                                    │ plan.rs: shapes and places, once a shape
 //!   inputs ─────────────────────────────────────────▶ run ──▶ outputs
-//!                 weighted.rs  elementwise.rs, activation.rs  pooling.rs  shaping.rs
+//!                 weighted.rs, letters.rs  elementwise.rs, activation.rs  pooling.rs  shaping.rs
 //!                 resampling.rs  normalization.rs  reduction.rs  dense.rs
 //! ```
 //!
@@ -22,6 +22,7 @@ mod building;
 mod dense;
 mod elementwise;
 mod graph;
+mod letters;
 mod normalization;
 mod operator;
 mod plan;
@@ -170,8 +171,8 @@ impl Network {
                 "container: tensors without a network's graph, expected a file of tersenet.export",
             )
         })?;
-        let graph = Graph::from_bytes(bytes)?;
-        let built = building::build(&graph, reader, resident, threads)?;
+        let mut graph = Graph::from_bytes(bytes)?;
+        let built = building::build(&mut graph, reader, resident, threads)?;
         Ok(Self {
             graph,
             parts: built.parts,
@@ -192,22 +193,19 @@ impl Network {
     /// A network that is resident as [`Resident::Cached`] or [`Resident::Dense`] also keeps them
     /// decoded for the shapes that it ran last.
     pub fn nbytes(&self) -> usize {
-        let kept = self.parts.iter().map(|part| match part {
-            Part::Operator(operator) => operator.kept_nbytes(),
-            Part::Constant(_) => 0,
-        });
-        self.nbytes + kept.sum::<usize>()
+        let operators = self.parts.iter().filter_map(Part::operator);
+        self.nbytes + operators.map(|operator| operator.kept_nbytes()).sum::<usize>()
     }
 
     /// Every weighted layer, in the order they run.
     pub fn layers(&self) -> impl Iterator<Item = LayerSummary<'_>> {
-        self.graph.nodes().iter().zip(&self.parts).filter_map(|(node, part)| match part {
-            Part::Operator(operator) => operator.matrix().map(|matrix| LayerSummary {
+        self.graph.nodes().iter().zip(&self.parts).filter_map(|(node, part)| {
+            let operator = part.operator()?;
+            operator.matrix().map(|matrix| LayerSummary {
                 place: &node.name,
                 layout: matrix.layout().name,
                 nbytes: matrix.nbytes() + operator.vector_nbytes() + operator.kept_nbytes(),
-            }),
-            Part::Constant(_) => None,
+            })
         })
     }
 

@@ -69,7 +69,7 @@ impl Plan {
         for (node, part) in graph.nodes().iter().zip(parts) {
             let result = match part {
                 Part::Constant(number) => constants[*number].clone(),
-                Part::Operator(operator) => {
+                Part::Operator(operator) | Part::Within(operator) => {
                     let operands: Vec<&[usize]> =
                         node.inputs.iter().map(|&value| dims[value].as_slice()).collect();
                     operator.shape(&operands, batch).map_err(|e| within(node, e))?
@@ -103,12 +103,12 @@ impl Plan {
                     self.sources.push(Source::Constant(*constant));
                     continue;
                 }
-                Part::Operator(operator) if operator.is_view() => {
+                Part::Operator(operator) if !part.is_view() => operator,
+                Part::Operator(_) | Part::Within(_) => {
                     roots.push(roots[node.inputs[0]]);
                     self.sources.push(self.sources[node.inputs[0]]);
                     continue;
                 }
-                Part::Operator(operator) => operator,
             };
             roots.push(value);
             let len = self.dims[value].iter().product();
@@ -168,8 +168,7 @@ fn last_uses(graph: &Graph, parts: &[Part]) -> Vec<usize> {
         for &input in &node.inputs {
             last_uses[roots[input]] = number;
         }
-        let is_view = matches!(part, Part::Operator(operator) if operator.is_view());
-        roots.push(if is_view { roots[node.inputs[0]] } else { ninputs + number });
+        roots.push(if part.is_view() { roots[node.inputs[0]] } else { ninputs + number });
         last_uses.push(number);
     }
     for &output in graph.outputs() {

@@ -26,21 +26,37 @@ use crate::rows::RowBlock;
 use crate::simd::{self, Finish, Kernels, LANES, Taps};
 use std::sync::{Arc, Mutex, OnceLock};
 
+/// The weights of a node: its matrix, and bias, scale and shift where it has them.
+pub(super) type Parts = (CompressedMatrix, [Option<Array<f32>>; 3]);
+
 /// Builds the weighted node called `name`.
 ///
 /// # Errors
 /// `InvalidArgument` when the numbers do not fit the matrix or each other.
 pub(super) fn build(
     name: &str,
-    matrix: CompressedMatrix,
+    parts: Parts,
     resident: Resident,
-    vectors: [Option<Array<f32>>; 3],
     ints: &[i64],
     floats: &[f32],
 ) -> Result<Box<dyn Operator>> {
     if name == "embedding" {
-        return Ok(Box::new(Embedding { matrix }));
+        return Ok(Box::new(Embedding { matrix: parts.0 }));
     }
+    Ok(Box::new(layer(name, parts, resident, ints, floats)?))
+}
+
+/// Builds the convolution or linear layer called `name`.
+///
+/// # Errors
+/// As [`build`].
+pub(super) fn layer(
+    name: &str,
+    (matrix, vectors): Parts,
+    resident: Resident,
+    ints: &[i64],
+    floats: &[f32],
+) -> Result<Layer> {
     let geometry = match name {
         "conv" => conv_geometry(ints)?,
         "conv_transpose" => transposed_geometry(ints)?,
@@ -56,7 +72,7 @@ pub(super) fn build(
         other => (f32::NEG_INFINITY, f32::INFINITY, Some(other)),
     };
     let (scale, shift) = merged(matrix.shape().nrows, vectors)?;
-    Ok(Box::new(Layer {
+    Ok(Layer {
         matrix,
         geometry,
         form,
@@ -66,7 +82,7 @@ pub(super) fn build(
         bounds: [floor, ceiling],
         activation: rest,
         plans: Mutex::new(Vec::new()),
-    }))
+    })
 }
 
 /// A number a row, or none.
@@ -142,16 +158,17 @@ enum Form {
 }
 
 /// A convolution or a linear layer, with what follows it.
-struct Layer {
-    matrix: CompressedMatrix,
-    geometry: Geometry,
+pub(super) struct Layer {
+    pub(super) matrix: CompressedMatrix,
+    pub(super) geometry: Geometry,
     form: Form,
     /// Whether decoded weights are kept from run to run.
     is_kept: bool,
     scale: PerRow,
     shift: PerRow,
     bounds: [f32; 2],
-    activation: Option<Activation>,
+    /// What `finish` cannot say.
+    pub(super) activation: Option<Activation>,
     /// For the inputs run last, newest last.
     plans: Mutex<Vec<Arc<Prepared>>>,
 }
@@ -201,7 +218,7 @@ impl Layer {
         Ok(prepared)
     }
 
-    fn finish(&self) -> Finish<'_> {
+    pub(super) fn finish(&self) -> Finish<'_> {
         let [floor, ceiling] = self.bounds;
         Finish { scale: self.scale.as_deref(), shift: self.shift.as_deref(), floor, ceiling }
     }

@@ -391,6 +391,125 @@ fn weighted_layers_are_their_definitions() {
     assert_eq!((dims, y), (vec![2, 2], vec![5.0, 0.0, 1.0, 2.0]));
 }
 
+/// Texts `[texts, len]`, read by kernels some letters wide.
+fn texts(len: usize, conv: &[i64], then: Vec<Node>, outputs: Vec<usize>) -> Graph {
+    let mut nodes = vec![
+        node("embedding", &[0], &["letters"], &[], &[]),
+        node("permute", &[1], &[], &[0, 2, 1], &[]),
+        node("conv", &[2], &["kernels", "bias"], conv, &[]),
+    ];
+    nodes.extend(then);
+    let ids = Input { name: "ids".into(), dtype: InputType::Int64, shape: vec![-1, len as i64] };
+    Graph::new(vec![ids], nodes, outputs, true).unwrap()
+}
+
+proptest! {
+    #[test]
+    fn texts_read_by_kernels_are_the_same_however_weights_are_held(
+        letters in 1usize..12, channels in 1usize..20, nrows in 1usize..20, taps in 1usize..9,
+        stride in 1usize..4, dilation in 1usize..3, padding in [0usize..4, 0usize..4], more in 0usize..50,
+        count in 0usize..4, activation in 0i64..3, threads in 1usize..4, seed in any::<u32>(),
+    ) {
+        let span = (taps - 1) * dilation + 1;
+        let len = span.saturating_sub(padding[0] + padding[1]).max(1) + more;
+        let ints = [1, taps, 1, stride, 0, 0, padding[0], padding[1], 1, dilation, 1].map(|n| n as i64);
+        let conv: Vec<i64> = ints.into_iter().chain([activation]).collect();
+        let graph = texts(len, &conv, vec![], vec![3]);
+        let table = sparse(letters * channels, seed);
+        let kernels = sparse(nrows * channels * taps, seed ^ 5);
+        let bias = sparse(nrows, seed ^ 9);
+        let weights = [
+            ("letters", Weight::Matrix(vec![letters, channels], table.clone())),
+            ("kernels", Weight::Matrix(vec![nrows, channels, taps], kernels.clone())),
+            ("bias", Weight::Plain(vec![nrows], bias.clone())),
+        ];
+        let bytes = container(&graph, &weights);
+        let ids: Vec<i64> = sparse(count * len, seed ^ 7)
+            .iter()
+            .enumerate()
+            .map(|(i, x)| ((x.abs() * 15.0) as i64 + i as i64) % letters as i64)
+            .collect();
+        let dims = [count, len];
+        let arguments = [Argument { dims: &dims, elements: Elements::Int64(&ids) }];
+        let positions = (len + padding[0] + padding[1] - span) / stride + 1;
+        for resident in ["compressed", "cached", "dense"] {
+            let network = load(bytes.clone(), Resident::by_name(resident).unwrap()).unwrap();
+            let y = network.run(&arguments, 1).unwrap().remove(0);
+            prop_assert_eq!(&y.dims, &[count, nrows, positions]);
+            let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+            let again = network.run(&arguments, threads).unwrap().remove(0);
+            prop_assert_eq!(bits(&again.numbers), bits(&y.numbers));
+            for (at, &y) in y.numbers.iter().enumerate() {
+                let (text, row, position) =
+                    (at / positions / nrows, at / positions % nrows, at % positions);
+                let (mut sum, mut total) = (f64::from(bias[row]), f64::from(bias[row].abs()));
+                for (channel, tap) in (0..channels).flat_map(|c| (0..taps).map(move |t| (c, t))) {
+                    let place = (position * stride + tap * dilation).checked_sub(padding[0]);
+                    let Some(place) = place.filter(|&place| place < len) else { continue };
+                    let letter = ids[text * len + place] as usize;
+                    let term = f64::from(table[letter * channels + channel])
+                        * f64::from(kernels[(row * channels + channel) * taps + tap]);
+                    sum += term;
+                    total += term.abs();
+                }
+                let exact = match activation {
+                    1 => sum.max(0.0),
+                    2 => sum.clamp(0.0, 6.0),
+                    _ => sum,
+                };
+                let bound = (channels * taps + 3) as f64 * 2f64.powi(-24) * total;
+                prop_assert!((f64::from(y) - exact).abs() <= bound, "{resident} {at}: {y}, expected {exact}");
+            }
+        }
+    }
+}
+
+#[test]
+fn letters_are_multiplied_beforehand_only_where_that_pays_and_nothing_else_reads_them() {
+    let conv = [1, 3, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1];
+    let weights = |letters: usize| {
+        [
+            ("letters", Weight::Matrix(vec![letters, 8], sparse(letters * 8, 1))),
+            ("kernels", Weight::Matrix(vec![6, 8, 3], sparse(6 * 24, 2))),
+            ("bias", Weight::Plain(vec![6], sparse(6, 3))),
+        ]
+    };
+    let products = |graph: &Graph, letters: usize, resident: Resident| {
+        let network = load(container(graph, &weights(letters)), resident).unwrap();
+        let ids = [0, 1, 2, 1, 0];
+        let arguments = [Argument { dims: &[1, 5], elements: Elements::Int64(&ids) }];
+        let before = network.nbytes();
+        let places: Vec<String> = network.layers().map(|layer| layer.place.to_owned()).collect();
+        assert_eq!(places, ["embedding", "conv"]);
+        let outputs = network.run(&arguments, 1).unwrap();
+        let stored = load(container(graph, &weights(letters)), Resident::Compressed).unwrap();
+        for (found, expected) in outputs.iter().zip(stored.run(&arguments, 1).unwrap()) {
+            assert_eq!(found.dims, expected.dims);
+            let pairs = found.numbers.iter().zip(&expected.numbers);
+            assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-5));
+        }
+        let error = network
+            .run(&[Argument { dims: &[1, 5], elements: Elements::Int64(&[0, 0, -1, 0, 0]) }], 1)
+            .unwrap_err();
+        assert!(
+            error.to_string().ends_with(&format!("id -1, expected in [0, {letters})")),
+            "{error}"
+        );
+        // Decoded kernels are kept from the first run on, products from the start.
+        before > stored.nbytes() + 4 * 3 * letters * 6 - 1 && network.nbytes() == before
+    };
+    let alone = texts(5, &conv, vec![], vec![3]);
+    assert!(products(&alone, 7, Resident::Cached));
+    assert!(products(&alone, 7, Resident::Dense));
+    assert!(!products(&alone, 7, Resident::Compressed));
+    assert!(!products(&alone, 50, Resident::Cached), "more products than weights");
+    let read_twice = texts(5, &conv, vec![], vec![3, 2]);
+    assert!(!products(&read_twice, 7, Resident::Cached));
+    let turned = node("unary", &[1], &[], &[1], &[]);
+    let read_by_another = texts(5, &conv, vec![turned], vec![3, 4]);
+    assert!(!products(&read_by_another, 7, Resident::Cached));
+}
+
 #[test]
 fn pools_keep_to_their_windows() {
     let x: Vec<f32> = (1..=5).map(|i| i as f32).collect();
