@@ -104,6 +104,15 @@ NETWORKS = {
         ),
         (torch.arange(14).reshape(2, 7) % 6,),
     ),
+    # Of a length that is loaded with decoded weights kept.
+    "letters": (
+        Call(
+            lambda self, ids: torch.relu(self.conv(self.embedding(ids).mT)),
+            embedding=nn.Embedding(4, 6),
+            conv=nn.Conv1d(6, 3, 3, stride=2, padding=1),
+        ),
+        (torch.arange(18).reshape(2, 9) % 4,),
+    ),
 }
 
 
