@@ -55,7 +55,9 @@ class Network:
             resident: how matrices are held: "compressed" as in the file (what is an archive there
                 as coded or grouped), "cached" in the layout that multiplies fastest, "dense" as plain
                 numbers. Of the last two, convolutions and batches also keep the weights decoded,
-                for the last four shapes of input.
+                for the last four shapes of input, and a one-dimensional convolution of an embedding
+                keeps the products of its kernels with the embedding's rows, where those are fewer
+                numbers than the weights.
             mmap: map the file instead of reading it; then nobody may write to it meanwhile.
             limits: what the file may ask for; its tensor limit also holds for each value of a run.
 

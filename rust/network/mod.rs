@@ -191,7 +191,7 @@ impl Network {
     /// The bytes of all weights as they are held now; a weight that nodes share counts once.
     ///
     /// A network that is resident as [`Resident::Cached`] or [`Resident::Dense`] also keeps them
-    /// decoded for the shapes that it ran last.
+    /// decoded for the shapes that it ran last, and products of kernels with an embedding's rows.
     pub fn nbytes(&self) -> usize {
         let operators = self.parts.iter().filter_map(Part::operator);
         self.nbytes + operators.map(|operator| operator.kept_nbytes()).sum::<usize>()
