@@ -243,14 +243,16 @@ def test_ten_thousand_loads_leave_no_memory_behind(tmp_path):
                 values["w"].matvec([0] * 60)
 
         load()
-        before = resident()
+        sizes = [resident()]
         for _ in range(5):
             load()
-        print(resident() - before)
+            sizes.append(resident())
+        print(min(after - before for before, after in zip(sizes, sizes[1:])))
         """,
         path,
     )
-    assert int(grown) < 10_000 * 100, f"{grown} bytes for 10,000 loads"
+    # What every load leaves grows each time; what the allocator takes once does not.
+    assert int(grown) < 2_000 * 100, f"{grown} bytes for 2,000 loads"
 
 
 @pytest.mark.parametrize("error", [tersenet.FormatError("x"), tersenet.InternalError("x")])
