@@ -243,10 +243,10 @@ impl<'a> Weights<'a> {
             let layer =
                 corrupt(weighted::layer(name, parts, self.resident, &node.ints, &node.floats))?;
             let embedding = self.matrix(weight(&graph.nodes()[before[0]], 0))?;
-            Letters::new(layer, &embedding, self.resident)
+            Letters::new(layer, &embedding)
         };
         let made = made().map_err(|e| within(node, e))?;
-        Ok(made.ok().map(|letters| (letters, before)))
+        Ok(made.map(|letters| (letters, before)))
     }
 
     /// The matrix `name`, held as asked for.

@@ -12,7 +12,6 @@
 //!
 //! Products are summed in float64 and rounded once. Pruned weights are left out, whatever they meet.
 
-use super::Resident;
 use super::graph::{Graph, InputType, Node};
 use super::operator::{Context, Dims, Operands, Operator, at_least};
 use super::weighted::Layer;
@@ -59,16 +58,12 @@ pub(super) fn before(graph: &Graph, readers: &[usize], number: usize) -> Option<
 }
 
 impl Letters {
-    /// Multiplies the kernels of `layer` by the rows of `embedding`; gives the layer back where that
-    /// does not pay, or sizes do not fit.
+    /// Multiplies the kernels of `layer` by the rows of `embedding`; none where that does not pay, or
+    /// sizes do not fit.
     ///
     /// # Errors
     /// As [`CompressedMatrix::decode`]; `LimitExceeded`.
-    pub fn new(
-        layer: Layer,
-        embedding: &CompressedMatrix,
-        resident: Resident,
-    ) -> Result<std::result::Result<Self, Layer>> {
+    pub fn new(layer: Layer, embedding: &CompressedMatrix) -> Result<Option<Self>> {
         let geometry = &layer.geometry;
         let (letters, channels) = (embedding.shape().nrows, embedding.shape().ncols);
         let (nrows, ncols) = (layer.matrix.shape().nrows, layer.matrix.shape().ncols);
@@ -77,10 +72,8 @@ impl Letters {
         let fits = is_line && geometry.groups == 1 && channels.checked_mul(taps) == Some(ncols);
         let count = taps.checked_mul(letters).and_then(|n| n.checked_mul(nrows));
         let most = ncols.saturating_mul(nrows).saturating_add(letters.saturating_mul(channels));
-        let Some(count) = count.filter(|&count| {
-            fits && resident != Resident::Compressed && count > 0 && count <= most
-        }) else {
-            return Ok(Err(layer));
+        let Some(count) = count.filter(|&count| fits && count > 0 && count <= most) else {
+            return Ok(None);
         };
         let (mut rows, mut kernels) = (RowBlock::default(), RowBlock::default());
         embedding.decode(0..letters, &mut rows)?;
@@ -110,7 +103,7 @@ impl Letters {
             let products = products.iter_mut().skip(row).step_by(nrows);
             products.zip(&sums).for_each(|(product, &sum)| *product = sum as f32);
         }
-        Ok(Ok(Self { layer, letters, products }))
+        Ok(Some(Self { layer, letters, products }))
     }
 
     /// Sums the outputs from position `first` on, all rows of a position after the other.
