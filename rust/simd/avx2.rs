@@ -9,7 +9,8 @@ mod symbols;
 pub(super) mod tans;
 mod tiles;
 
-use super::alike::{self, Planes};
+use super::alike::{self, ACTIVE, Planes};
+use super::saturating;
 use super::scalar::Scalar;
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
@@ -194,6 +195,29 @@ impl Kernels for Avx2 {
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
         unsafe { first_penalties(line, lines, keys) }
     }
+
+    fn exchange_least(&self, least: &mut [u64; ACTIVE], keys: &mut [u64]) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { exchange_least(least, keys) }
+    }
+
+    fn retain_up_to(&self, limit: u64, keys: &mut Vec<u64>) {
+        if self.has_bmi2 {
+            // SAFETY: `detect` found POPCNT beside AVX2.
+            return unsafe { retain_up_to(limit, keys) };
+        }
+        Scalar.retain_up_to(limit, keys);
+    }
+
+    fn add_saturating(&self, to: &mut [i16], from: &[i16]) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { add_saturating(to, from) }
+    }
+
+    fn add_scaled_saturating(&self, to: &mut [i16], from: &[i16], scale: i16) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { add_scaled_saturating(to, from, scale) }
+    }
 }
 
 #[target_feature(enable = "avx2,popcnt")]
@@ -204,6 +228,80 @@ fn add_penalties(line: Planes, lines: &[Planes], keys: &mut [u64]) {
 #[target_feature(enable = "avx2")]
 fn first_penalties(line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
     alike::first_penalties(line, lines, keys);
+}
+
+#[target_feature(enable = "avx2")]
+fn exchange_least(least: &mut [u64; ACTIVE], keys: &mut [u64]) {
+    alike::exchange_least(least, keys);
+}
+
+/// For each choice of four keys their halves, moved down to the front.
+const RETAINED: [[i32; 8]; 16] = {
+    let mut table = [[0; 8]; 16];
+    let mut choice = 0;
+    while choice < 16 {
+        let (mut from, mut to) = (0, 0);
+        while from < 4 {
+            if choice >> from & 1 != 0 {
+                table[choice][to] = 2 * from;
+                table[choice][to + 1] = 2 * from + 1;
+                to += 2;
+            }
+            from += 1;
+        }
+        choice += 1;
+    }
+    table
+};
+
+#[target_feature(enable = "avx2,popcnt")]
+fn retain_up_to(limit: u64, keys: &mut Vec<u64>) {
+    // Unsigned numbers compare as signed ones do whose top bit is the other one.
+    let top = _mm256_set1_epi64x(i64::MIN);
+    let limits = _mm256_xor_si256(_mm256_set1_epi64x(limit as i64), top);
+    let nchunks = keys.len() / 4;
+    let mut len = 0;
+    for chunk in 0..nchunks {
+        // SAFETY: the chunk is inside, and so is what is written: `len` is at most `4 · chunk`.
+        unsafe {
+            let at = keys.as_mut_ptr();
+            let found = _mm256_loadu_si256(at.add(4 * chunk).cast());
+            let is_more = _mm256_cmpgt_epi64(_mm256_xor_si256(found, top), limits);
+            let choice = !_mm256_movemask_pd(_mm256_castsi256_pd(is_more)) as usize & 15;
+            let order = _mm256_loadu_si256(RETAINED[choice].as_ptr().cast());
+            _mm256_storeu_si256(at.add(len).cast(), _mm256_permutevar8x32_epi32(found, order));
+            len += choice.count_ones() as usize;
+        }
+    }
+    for i in 4 * nchunks..keys.len() {
+        let key = keys[i];
+        keys[len] = key;
+        len += usize::from(key <= limit);
+    }
+    keys.truncate(len);
+}
+
+#[target_feature(enable = "avx2")]
+fn add_saturating(to: &mut [i16], from: &[i16]) {
+    saturating::add(to, from);
+}
+
+/// The compiler does not see that half of each product is enough.
+#[target_feature(enable = "avx2")]
+fn add_scaled_saturating(to: &mut [i16], from: &[i16], scale: i16) {
+    assert_eq!(to.len(), from.len(), "add_scaled_saturating: lengths");
+    let (to, to_rest) = to.as_chunks_mut::<16>();
+    let (from, from_rest) = from.as_chunks::<16>();
+    let scales = _mm256_set1_epi16(scale);
+    for (to, from) in to.iter_mut().zip(from) {
+        // SAFETY: each reference covers 32 bytes; loadu and storeu need no alignment.
+        unsafe {
+            let scaled = _mm256_mulhi_epi16(_mm256_loadu_si256(from.as_ptr().cast()), scales);
+            let sum = _mm256_adds_epi16(_mm256_loadu_si256(to.as_ptr().cast()), scaled);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), sum);
+        }
+    }
+    saturating::add_scaled(to_rest, from_rest, scale);
 }
 
 /// The sum of eight lanes.

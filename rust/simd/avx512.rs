@@ -9,7 +9,7 @@ mod symbols;
 mod tans;
 mod tiles;
 
-use super::alike::Planes;
+use super::alike::{ACTIVE, Planes};
 use super::avx2::Avx2;
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
@@ -207,6 +207,22 @@ impl Kernels for Avx512 {
 
     fn first_penalties(&self, line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
         self.avx2.first_penalties(line, lines, keys);
+    }
+
+    fn exchange_least(&self, least: &mut [u64; ACTIVE], keys: &mut [u64]) {
+        self.avx2.exchange_least(least, keys);
+    }
+
+    fn retain_up_to(&self, limit: u64, keys: &mut Vec<u64>) {
+        self.avx2.retain_up_to(limit, keys);
+    }
+
+    fn add_saturating(&self, to: &mut [i16], from: &[i16]) {
+        self.avx2.add_saturating(to, from);
+    }
+
+    fn add_scaled_saturating(&self, to: &mut [i16], from: &[i16], scale: i16) {
+        self.avx2.add_scaled_saturating(to, from, scale);
     }
 }
 

@@ -14,12 +14,13 @@ mod avx2;
 mod avx512;
 pub mod dense;
 pub mod dense_rows;
+mod saturating;
 mod scalar;
 pub mod tans;
 mod tiles;
 
 use crate::error::{Error, Result};
-use alike::Planes;
+use alike::{ACTIVE, Planes};
 use std::sync::OnceLock;
 use tans::{ElementCode, ElementCursor, Elements};
 
@@ -223,6 +224,30 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
 
     /// Replaces the keys by one for each of `lines`, in order, with its penalty alone.
     fn first_penalties(&self, line: Planes, lines: &[Planes], keys: &mut Vec<u64>);
+
+    /// Exchanges keys so that `least`, which is in order, holds the least of all, in order.
+    fn exchange_least(&self, least: &mut [u64; ACTIVE], keys: &mut [u64]);
+
+    /// Leaves the keys of at most `limit`.
+    fn retain_up_to(&self, limit: u64, keys: &mut Vec<u64>);
+
+    /// `to[i] += from[i]`, at most 32,767 and at least −32,768.
+    ///
+    /// # Panics
+    /// When the slices differ in length.
+    fn add_saturating(&self, to: &mut [i16], from: &[i16]);
+
+    /// `to[i] += ⌊from[i] · scale / 2¹⁶⌋`, at most 32,767 and at least −32,768.
+    ///
+    /// # Panics
+    /// When the slices differ in length.
+    fn add_scaled_saturating(&self, to: &mut [i16], from: &[i16], scale: i16);
+}
+
+impl std::fmt::Debug for dyn Kernels {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.name())
+    }
 }
 
 /// Every instruction set that this CPU has, the plainest first.
@@ -266,6 +291,20 @@ pub fn active() -> Result<&'static dyn Kernels> {
     let forced = std::env::var("TERSENET_SIMD").ok().filter(|name| !name.is_empty());
     let set = choose(&available(), forced.as_deref())?;
     Ok(*ACTIVE.get_or_init(|| set))
+}
+
+/// Has the CPU fetch the start of `values`, which are read soon.
+#[inline(always)]
+pub fn prefetch<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code)]
+    // SAFETY: fetching reads nothing, wherever the pointer leads; every x86-64 CPU has SSE.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The specification: every kernel in plain Rust, on every machine.
 #![allow(unsafe_code)]
 
-use super::alike::{self, Planes};
+use super::alike::{self, ACTIVE, Planes};
+use super::saturating;
 use super::tans::{self, ElementCode, ElementCursor, Elements, TANS_LANES};
 use super::tiles::{CutRows, Rows, Weights};
 use super::{Kernels, Lanes, Start, SymbolRows, TileProduct, counted, dense_rows};
@@ -201,6 +202,22 @@ impl Kernels for Scalar {
 
     fn first_penalties(&self, line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
         alike::first_penalties(line, lines, keys);
+    }
+
+    fn exchange_least(&self, least: &mut [u64; ACTIVE], keys: &mut [u64]) {
+        alike::exchange_least(least, keys);
+    }
+
+    fn retain_up_to(&self, limit: u64, keys: &mut Vec<u64>) {
+        alike::retain_up_to(limit, keys);
+    }
+
+    fn add_saturating(&self, to: &mut [i16], from: &[i16]) {
+        saturating::add(to, from);
+    }
+
+    fn add_scaled_saturating(&self, to: &mut [i16], from: &[i16], scale: i16) {
+        saturating::add_scaled(to, from, scale);
     }
 }
 

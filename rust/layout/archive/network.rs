@@ -16,6 +16,7 @@
 use crate::entropy::mixing::squash;
 use crate::error::Result;
 use crate::rows::filled;
+use crate::simd::{self, Kernels};
 
 /// The widest line that has a network.
 pub(super) const MAX_COLS: usize = 1024;
@@ -31,6 +32,7 @@ const LEVEL_BITS: i32 = 5;
 /// Weights and state of the network of one matrix.
 #[derive(Clone, Debug)]
 pub(super) struct Network {
+    kernels: &'static dyn Kernels,
     ncols: usize,
     nlines: i32,
     weights: Vec<i16>,
@@ -43,22 +45,13 @@ pub(super) struct Network {
     level_errors: Vec<i16>,
 }
 
-fn add(to: &mut [i16], from: &[i16]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = to.saturating_add(*from));
-}
-
-fn add_scaled(to: &mut [i16], from: &[i16], scale: i16) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = to.saturating_add(((i32::from(*from) * i32::from(scale)) >> 16) as i16);
-    }
-}
-
 impl Network {
     /// # Errors
-    /// `LimitExceeded` when the memory cannot be had.
+    /// `LimitExceeded` when the memory cannot be had; those of [`simd::active`].
     pub(super) fn new(ncols: usize) -> Result<Self> {
         let zeros = || vec![0; ncols];
         Ok(Self {
+            kernels: simd::active()?,
             ncols,
             nlines: 0,
             weights: filled(0, ncols, ncols)?,
@@ -98,8 +91,9 @@ impl Network {
     #[inline(always)]
     pub(super) fn keep(&mut self, col: usize, level: i16) {
         let later = col * self.ncols + col + 1..(col + 1) * self.ncols;
-        add(&mut self.logits[col + 1..], &self.weights[later.clone()]);
-        add_scaled(&mut self.levels[col + 1..], &self.level_weights[later], level * 128);
+        self.kernels.add_saturating(&mut self.logits[col + 1..], &self.weights[later.clone()]);
+        let (levels, weights) = (&mut self.levels[col + 1..], &self.level_weights[later]);
+        self.kernels.add_scaled_saturating(levels, weights, level * 128);
     }
 
     /// Learns from a line: the columns that it keeps, and their signed levels.
@@ -123,16 +117,19 @@ impl Network {
         for error in &mut self.errors {
             *error = ((i32::from(*error) * rate + (1 << 14)) >> 15) as i16;
         }
-        add(&mut self.bias, &self.errors);
-        add_scaled(&mut self.level_bias, &self.level_errors, 655);
+        self.kernels.add_saturating(&mut self.bias, &self.errors);
+        self.kernels.add_scaled_saturating(&mut self.level_bias, &self.level_errors, 655);
         for &(col, level) in kept {
             let col = col as usize;
             let later = col * self.ncols + col + 1..(col + 1) * self.ncols;
-            add(&mut self.weights[later.clone()], &self.errors[col + 1..]);
+            let weights = &mut self.weights[later.clone()];
+            self.kernels.add_saturating(weights, &self.errors[col + 1..]);
             // 16,384 is the weight 1.
             let step = (i64::from(level) * (16_384 * 65_536 / 32 * 3 / 10) / energy)
                 .clamp(-32_767, 32_767) as i16;
-            add_scaled(&mut self.level_weights[later], &self.level_errors[col + 1..], step);
+            let weights = &mut self.level_weights[later];
+            let errors = &self.level_errors[col + 1..];
+            self.kernels.add_scaled_saturating(weights, errors, step);
         }
     }
 }

@@ -17,12 +17,10 @@
 //! up to 3 % more.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::simd::{self, Kernels, alike::Planes};
+use crate::simd::{self, Kernels, alike::ACTIVE, alike::Planes};
 
 /// Columns of a piece.
 pub(super) const PIECE: usize = 32;
-/// References that are scored entry by entry.
-const ACTIVE: usize = 16;
 /// The most lines that are remembered, and the most entries of them.
 const MAX_LINES: usize = 4096;
 const MAX_ENTRIES: usize = 1 << 26;
@@ -61,8 +59,9 @@ pub(super) struct References {
     entries: Vec<u16>,
     /// For each piece the planes of each line.
     planes: Vec<Vec<Planes>>,
-    /// Penalties and places: those of the active lines first, in order, then of others alive.
-    alive: Vec<u64>,
+    /// Penalties and places of the active lines, in order, and of the others alive.
+    keys: [u64; ACTIVE],
+    others: Vec<u64>,
     nactive: usize,
     active: [u16; ACTIVE],
     scores: [u16; ACTIVE],
@@ -92,7 +91,8 @@ impl References {
             newest: 0,
             entries: Vec::new(),
             planes,
-            alive: Vec::new(),
+            keys: [u64::MAX; ACTIVE],
+            others: Vec::new(),
             nactive: 0,
             active: [0; ACTIVE],
             scores: [0; ACTIVE],
@@ -114,22 +114,25 @@ impl References {
 
     /// Takes up the columns of a piece.
     pub(super) fn start_piece(&mut self, piece: usize) {
-        let planes = &self.planes[piece];
-        let active = &self.active[..self.nactive];
+        let (planes, active) = (&self.planes[piece], &self.active[..self.nactive]);
         self.kept = active.iter().fold(0, |kept, &line| kept | planes[usize::from(line)][0]);
-        ones_of(self.kept).for_each(|at| self.columns[at] = [0; ACTIVE]);
-        for (i, &line) in active.iter().enumerate() {
-            let line = usize::from(line);
-            let entries = &self.entries[line * self.ncols + piece * PIECE..];
-            ones_of(planes[line][0]).for_each(|at| self.columns[at][i] = entries[at]);
+        let mut lines = [[0; PIECE]; ACTIVE];
+        for (line, &place) in lines.iter_mut().zip(active) {
+            let entries = &self.entries[usize::from(place) * self.ncols + piece * PIECE..];
+            match entries.first_chunk() {
+                Some(entries) => *line = *entries,
+                None => line[..entries.len()].copy_from_slice(entries),
+            }
         }
+        ones_of(self.kept)
+            .for_each(|at| self.columns[at] = std::array::from_fn(|line| lines[line][at]));
         self.is_scored = false;
     }
 
     /// A piece, of `len` columns, of the best reference, if there is one.
     pub(super) fn best(&self, piece: usize, len: usize) -> Option<Best<'_>> {
         let &line = self.active[..self.nactive].first()?;
-        let penalty = if piece == 0 { 0 } else { penalty(self.alive[0]) };
+        let penalty = if piece == 0 { 0 } else { penalty(self.keys[0]) };
         let entries = &self.entries[usize::from(line) * self.ncols + piece * PIECE..][..len];
         Some(Best { entries, penalty })
     }
@@ -190,35 +193,27 @@ impl References {
     pub(super) fn end_piece(&mut self, piece: usize, entries: &[u32]) {
         let (line, planes) = (planes(entries), &self.planes[piece]);
         if piece == 0 {
-            self.kernels.first_penalties(line, planes, &mut self.alive);
+            self.keys = [u64::MAX; ACTIVE];
+            self.kernels.first_penalties(line, planes, &mut self.others);
         } else {
-            self.kernels.add_penalties(line, planes, &mut self.alive);
+            self.kernels.add_penalties(line, planes, &mut self.keys[..self.nactive]);
+            self.kernels.add_penalties(line, planes, &mut self.others);
+            self.keys.sort_unstable();
         }
-        self.nactive = self.alive.len().min(ACTIVE);
         if self.nactive == 0 {
             return;
         }
-        let best = least(&self.alive);
-        let worst = best[self.nactive - 1];
-        let limit = key(penalty(worst) + MARGIN, u16::MAX);
-        let lives_on = |key: u64| key > worst && key <= limit;
-        // The others that live on move up behind the active ones, those of them that stood there
-        // having been taken out first.
-        let mut moved = [u64::MAX; ACTIVE];
-        moved[..self.nactive].copy_from_slice(&self.alive[..self.nactive]);
-        let mut len = self.nactive;
-        let alive = self.alive.as_mut_slice();
-        for i in self.nactive..alive.len() {
-            let key = alive[i];
-            alive[len] = key;
-            len += usize::from(lives_on(key));
+        self.kernels.exchange_least(&mut self.keys, &mut self.others);
+        // They are far apart in memory, and soon read.
+        for &key in &self.keys[..self.nactive] {
+            simd::prefetch(&self.entries[place(key) * self.ncols + (piece + 1) * PIECE..]);
         }
-        self.alive.truncate(len);
-        self.alive.extend(moved.into_iter().filter(|&key| lives_on(key)));
-        self.alive[..self.nactive].copy_from_slice(&best[..self.nactive]);
-        for (i, &key) in best[..self.nactive].iter().enumerate() {
+        let worst = penalty(self.keys[self.nactive - 1]);
+        self.kernels.retain_up_to(key(worst + MARGIN, u16::MAX), &mut self.others);
+        let best = penalty(self.keys[0]);
+        for (i, &key) in self.keys[..self.nactive].iter().enumerate() {
             self.active[i] = place(key) as u16;
-            self.scores[i] = (penalty(key) - penalty(best[0])).min(MAX_SCORE) as u16;
+            self.scores[i] = (penalty(key) - best).min(MAX_SCORE) as u16;
         }
     }
 
@@ -287,20 +282,4 @@ fn penalty(key: u64) -> u32 {
 #[inline(always)]
 fn place(key: u64) -> usize {
     (key & 0xffff) as usize
-}
-
-/// The least keys, in order, and then none.
-fn least(keys: &[u64]) -> [u64; ACTIVE] {
-    let mut least = [u64::MAX; ACTIVE];
-    for &key in keys {
-        if key < least[ACTIVE - 1] {
-            let mut at = ACTIVE - 1;
-            while at > 0 && key < least[at - 1] {
-                least[at] = least[at - 1];
-                at -= 1;
-            }
-            least[at] = key;
-        }
-    }
-    least
 }
