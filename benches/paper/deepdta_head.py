@@ -35,7 +35,7 @@ SETTINGS = {
     "kiba": Settings(
         widths=(768, 768, 384),
         kept=(0.3, 0.2, 0.1),
-        steps={"pruning": 240, "sharing": 80, "units": 4000, "rung": 3000, "learning": 3000},
+        steps={"pruning": 60, "sharing": 20, "units": 4000, "rung": 3000, "learning": 3000},
         lr=LR,
         loss=F.mse_loss,
     ),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tersenet::ErrorKind;
 use tersenet::array::Owner;
 use tersenet::bits::put_varint;
@@ -33,17 +34,21 @@ fn verified(bytes: Vec<u8>) -> tersenet::Result<()> {
 
 #[test]
 fn every_flipped_bit_of_every_golden_file_is_an_error() {
-    let mut flips = 0;
+    let (mut flips, mut longest) = (0, Duration::ZERO);
     for (name, bytes) in golden() {
         verified(bytes.clone()).unwrap();
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(verified(flipped).is_err(), "{name}: bit {bit} flipped in silence");
+            let start = Instant::now();
+            let result = verified(flipped);
+            longest = longest.max(start.elapsed());
+            assert!(result.is_err(), "{name}: bit {bit} flipped in silence");
             flips += 1;
         }
     }
     assert!(flips > 500_000, "{flips}");
+    println!("{flips} flips, each an error, the longest after {longest:?}");
 }
 
 #[test]
