@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from digits import make_data, make_model, measured_by
 from torch import nn
 from torch.nn import functional as F
+from underway import exists, nfinished, until
 
 import tersenet
 from tersenet import Plan, Rule, compress, prune, quantize, save, sweep
@@ -245,21 +245,6 @@ DRIVER = """
 """
 
 
-def exists(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def until(holds, seconds=120):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 def test_a_killed_sweep_goes_on_where_it_was(model, serial, tmp_path, monkeypatch):
     log, path, program = tmp_path / "log", tmp_path / "r.sqlite", tmp_path / "driver.py"
     program.write_text(textwrap.dedent(DRIVER))
@@ -336,18 +321,6 @@ def test_ctrl_c_ends_a_sweep_in_one_line_and_it_goes_on_later(tmp_path):
     status, _, _ = swept(lambda _: False)
     assert status == 0
     assert nfinished(path) == 40
-
-
-def nfinished(path):
-    return len(Results.open(path)) if path.exists() and is_described(path) else 0
-
-
-def is_described(path):
-    try:
-        Results.open(path)
-    except tersenet.FormatError:
-        return False
-    return True
 
 
 def test_a_full_disk_is_one_error_and_the_sweep_goes_on_later(model, tmp_path):

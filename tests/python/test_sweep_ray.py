@@ -1,11 +1,12 @@
-"""A sweep on a real Ray cluster of two nodes, one of which is killed in the middle of a trial.
+"""Sweeps on real Ray clusters, whose nodes and drivers are killed in the middle of trials.
 
-Run alone: `pytest tests/python/test_sweep_ray.py`. Ray runs in a process of its own, since it would
+Run alone: `pytest tests/python/test_sweep_ray.py`. Ray runs in processes of its own, since it would
 leave threads and sockets behind in this one.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from digits import make_data, make_model, measured_by, on_two_nodes
+from digits import logged, make_data, make_model, measured_by, on_two_nodes
+from underway import exists, nfinished, until
 
 from tersenet import sweep
 from tersenet.sweeping import Results
@@ -23,6 +25,31 @@ pytest.importorskip("ray", reason="needs pip install 'tersenet[ray]'")
 SPACE = {
     "layers": {"fc:*": {"sparsity": [0.5, 0.6, 0.7, 0.8, 0.9, 0.95], "quantizer": "cws", "k": 4}}
 }
+
+CLUSTER = """
+    import sys
+
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 150_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    print(cluster.address, flush=True)
+    sys.stdin.read()
+    cluster.shutdown()
+"""
+
+DRIVER = """
+    import sys
+
+    import torch
+
+    import tersenet
+    from tersenet.sweeping import RayExecutor
+
+    model, data, space = torch.load(sys.argv[1], weights_only=False)
+    with RayExecutor(sys.argv[3]) as executor:
+        tersenet.sweep(lambda: model, data, space, executor, results=sys.argv[2])
+"""
 
 PROGRAM = """
     import json, os, sys, threading, time
@@ -80,21 +107,29 @@ PROGRAM = """
 """
 
 
+def ray_environment(log, **more):
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "SWEEP_LOG": str(log),
+        **more,
+    }
+
+
+def program(path, text):
+    path.write_text(textwrap.dedent(text))
+    return [sys.executable, path]
+
+
 def test_a_killed_node_loses_no_trial_and_the_front_is_the_serial_one(tmp_path):
     marks, results = tmp_path / "marks", tmp_path / "r.sqlite"
     marks.mkdir()
     model = make_model()
     torch.save((model, measured_by(on_two_nodes), SPACE), tmp_path / "swept.pt")
-    program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent(PROGRAM))
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "disabled",
-        "SWEEP_LOG": str(marks),
-    }
-    command = [sys.executable, program, tmp_path / "swept.pt", results]
+    command = [*program(tmp_path / "program.py", PROGRAM), tmp_path / "swept.pt", results]
+    environment = ray_environment(marks)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     facts = json.loads(done.stdout.splitlines()[-1])
@@ -111,6 +146,41 @@ def test_a_killed_node_loses_no_trial_and_the_front_is_the_serial_one(tmp_path):
     assert len(found) == 6
     assert list(found) == list(serial)
     assert [t.layers for t in found] == [t.layers for t in serial]
+    assert list(found.front()) == list(serial.front())
+
+
+def test_a_killed_driver_loses_no_trial_and_does_none_twice(tmp_path):
+    log, results, swept = tmp_path / "log", tmp_path / "r.sqlite", tmp_path / "swept.pt"
+    model = make_model()
+    torch.save((model, measured_by(logged), SPACE), swept)
+    environment = ray_environment(log, SWEEP_SLEEP_S="0.2")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    cluster = subprocess.Popen(program(tmp_path / "cluster.py", CLUSTER), env=environment, **pipes)
+    try:
+        address = cluster.stdout.readline().strip()
+        command = [*program(tmp_path / "driver.py", DRIVER), swept, results, address]
+        driver = subprocess.Popen(command, env=environment)
+        try:
+            until(lambda: driver.poll() is not None or nfinished(results) >= 2)
+            assert driver.poll() is None
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+        worker = int(log.read_text().split()[-1])
+        assert worker != driver.pid
+        until(lambda: not exists(worker))
+        finished = Results.open(results)
+        log.write_text("")
+        subprocess.run(command, env=environment, check=True, timeout=240)
+    finally:
+        cluster.communicate(timeout=60)
+    serial = sweep(lambda: model, make_data(), SPACE, workers=0)
+    assert 2 <= len(finished) < len(serial)
+    assert all(trial == serial[trial.number] for trial in finished)
+    nbatches = len(make_data()[1])
+    assert len(log.read_text().split()) == nbatches * (len(serial) - len(finished))
+    found = Results.open(results)
+    assert list(found) == list(serial)
     assert list(found.front()) == list(serial.front())
 
 
