@@ -40,8 +40,8 @@ class AffinityWholes(Wholes):
         """Return the network of what was trained."""
         return model.net
 
-    def train(self, model: nn.Module) -> None:
-        """Train all of a network for the epochs of a step."""
+    def train(self, model: nn.Module, what: str) -> None:
+        """Train all of a network for the epochs of a step, whatever it is."""
         blocks = Blocks(
             self.data.drugs, self.data.proteins, self.pairs, groups=GROUPS[self.name], seed=SEED
         )

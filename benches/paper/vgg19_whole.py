@@ -16,8 +16,8 @@ from wholes import Wholes
 
 SPARSITIES = (0.5, 0.8, 0.9)  # of convolutions
 ROWS = ((0.001, 0.8), (0.001, 0.9))  # what the linear layers keep, and a sparsity of convolutions
-IMAGES = 2_560  # after each step
-LR = 3e-4
+IMAGES = {"pruning": 2_560, "learning": 20_480}
+LR = {"pruning": 3e-4, "learning": 5e-4}
 
 
 class ImageWholes(Wholes):
@@ -30,15 +30,15 @@ class ImageWholes(Wholes):
         super().__init__(net, heads, SPARSITIES, ROWS)
         self.data = data
 
-    def train(self, model: nn.Module) -> None:
+    def train(self, model: nn.Module, what: str) -> None:
         """Train all of a network on some images."""
-        steps = IMAGES // BATCH_SIZE
+        steps = IMAGES[what] // BATCH_SIZE
         stepwise.train(
             model,
             list(islice(self.data.batches(SEED), steps)),
             steps=steps,
             optimizer=torch.optim.Adam(model.parameters(), fused=True),
-            lr=LR,
+            lr=LR[what],
             loss=F.cross_entropy,
             seed=SEED,
         )

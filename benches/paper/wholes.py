@@ -67,8 +67,8 @@ class Wholes(abc.ABC):
         return model
 
     @abc.abstractmethod
-    def train(self, model: nn.Module) -> None:
-        """Train all of a network after a step."""
+    def train(self, model: nn.Module, what: str) -> None:
+        """Train all of a network after a step of "pruning", or for "learning" values."""
 
     @abc.abstractmethod
     def examples(self, count: int) -> tuple[Tensor, ...]:
@@ -101,7 +101,7 @@ class Wholes(abc.ABC):
 
             def work(step: float = step) -> None:
                 prune(model, Plan({"conv:*": Rule(sparsity=step)}))
-                self.train(model)
+                self.train(model, "pruning")
 
             self.cache.stage(f"whole-{kept:g}-{step:g}", model, work)
         return model
@@ -114,7 +114,7 @@ class Wholes(abc.ABC):
         def work() -> None:
             rule = Rule(quantizer="cws", k=K)
             prepare_qat(model, Plan(dict.fromkeys(self.learnt_layers, rule), seed=SEED))
-            self.train(model)
+            self.train(model, "learning")
             unparametrize(model)
 
         self.cache.stage(f"whole-{kept:g}-{sparsity:g}-{K}", model, work)
