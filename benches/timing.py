@@ -20,10 +20,12 @@ HERE = Path(__file__).parent
 ROUNDS = 9
 
 
-def interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
+def interleaved(
+    calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS
+) -> dict[str, dict[str, float]]:
     """Return the best and the median milliseconds of each call, taken in turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, call in calls.items():
             call()
             start = time.perf_counter()
