@@ -7,7 +7,7 @@ import torch
 from affinity import Blocks
 from deepdta_head import AffinityHeads
 from deepdta_training import GROUPS, Paired, head_of, measures
-from heads import SEED, Row
+from heads import Row
 from networks import DeepDTA
 from torch import Tensor, nn
 from wholes import Wholes
@@ -40,10 +40,10 @@ class AffinityWholes(Wholes):
         """Return the network of what was trained."""
         return model.net
 
-    def train(self, model: nn.Module, what: str) -> None:
+    def train(self, model: nn.Module, what: str, seed: int) -> None:
         """Train all of a network for the epochs of a step, whatever it is."""
         blocks = Blocks(
-            self.data.drugs, self.data.proteins, self.pairs, groups=GROUPS[self.name], seed=SEED
+            self.data.drugs, self.data.proteins, self.pairs, groups=GROUPS[self.name], seed=seed
         )
         stepwise.train(
             model,
@@ -52,7 +52,7 @@ class AffinityWholes(Wholes):
             optimizer=torch.optim.Adam(model.parameters(), fused=True),
             lr=LR,
             loss=blocks.loss,
-            seed=SEED,
+            seed=seed,
         )
 
     def examples(self, count: int) -> tuple[Tensor, ...]:

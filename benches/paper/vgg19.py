@@ -59,7 +59,11 @@ def begin(name: str, cache: Cache, advance: Progress) -> Evaluation:
         BENCHMARKS[name],
         settings={
             "dense": {"lr": vgg19_training.LR[name], "images": vgg19_training.IMAGES[name]},
-            "wholes": {"lr": vgg19_whole.LR, "images": vgg19_whole.IMAGES},
+            "wholes": {
+                "lr": vgg19_whole.LR,
+                "images": vgg19_whole.IMAGES,
+                "cycles": ImageWholes.cycles,
+            },
         },
         data=f"{len(data.train[0])} images for training, of which the linear layers see {FEATURES}, "
         f"{len(data.validation[0])} to decide, {len(data.test[0])} reported",

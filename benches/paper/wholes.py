@@ -4,7 +4,7 @@
 
     network with a pruned head of `heads`
     for each sparsity: convolutions pruned by magnitude, all that is left trained
-    values of all layers learnt while the weights move between them
+    values of all layers learnt while the weights move between them, in cycles of the rate
     export, with hidden units that were left out as zeros
 
 A row's bytes are those of the whole file. What it is worth is measured of the torch network; what the
@@ -51,6 +51,7 @@ class Wholes(abc.ABC):
 
     fc = "fc"  # what the network calls its linear layers
     learnt_layers: tuple[str, ...] = ("*",)  # whose values are learnt
+    cycles = 1  # of learning them
 
     def __init__(
         self, net: nn.Module, heads: Heads, sparsities: Sequence[float], rows: Sequence[Which]
@@ -68,8 +69,8 @@ class Wholes(abc.ABC):
         return model
 
     @abc.abstractmethod
-    def train(self, model: nn.Module, what: str) -> None:
-        """Train all of a network after a step of "pruning", or for "learning" values."""
+    def train(self, model: nn.Module, what: str, seed: int) -> None:
+        """Train all of a network after a step of "pruning", or for a cycle of "learning" values."""
 
     @abc.abstractmethod
     def examples(self, count: int) -> tuple[Tensor, ...]:
@@ -102,7 +103,7 @@ class Wholes(abc.ABC):
 
             def work(step: float = step) -> None:
                 prune(model, Plan({"conv:*": Rule(sparsity=step)}))
-                self.train(model, "pruning")
+                self.train(model, "pruning", SEED)
 
             self.cache.stage(f"whole-{kept:g}-{step:g}", model, work)
         return model
@@ -112,13 +113,16 @@ class Wholes(abc.ABC):
         model = self.pruned(kept, sparsity)
         unparametrize(model)
 
-        def work() -> None:
-            rule = Rule(quantizer="cws", k=K)
-            prepare_qat(model, Plan(dict.fromkeys(self.learnt_layers, rule), seed=SEED))
-            self.train(model, "learning")
-            unparametrize(model)
+        for cycle in range(self.cycles):
 
-        self.cache.stage(f"whole-{kept:g}-{sparsity:g}-{K}", model, work)
+            def work(cycle: int = cycle) -> None:
+                rule = Rule(quantizer="cws", k=K)
+                prepare_qat(model, Plan(dict.fromkeys(self.learnt_layers, rule), seed=SEED))
+                self.train(model, "learning", SEED + cycle)
+                unparametrize(model)
+
+            name = f"whole-{kept:g}-{sparsity:g}-{K}"
+            self.cache.stage(f"{name}-{cycle + 1}" if cycle else name, model, work)
         return self.plain(self.net_of(model))
 
     def export(self, net: nn.Module, path: Path) -> int:
