@@ -6,7 +6,7 @@
     heads     the table of the linear layers, while the convolutions stay as they are
     wholes    whole networks
     speed     the chosen files beside their dense torch forms; nothing else should compute meanwhile
-    record    the record, the plot and the file of the whole network
+    record    the record, the plot and, if it is small, the file of the whole network
 
 The test examples are only reported. What is claimed is of the network that does best on the validation
 examples, of those with learnt values in no more than a goal's bytes, and of the whole ones within the
@@ -40,6 +40,7 @@ from tersenet.console import progress, show, table
 from tersenet.pruning.stages import Progress
 
 STAGES = ("dense", "heads", "wholes", "speed", "record")
+LARGEST_FILE = 1_500_000  # bytes that are kept beside a record
 
 Key = TypeVar("Key")
 
@@ -208,7 +209,8 @@ class Evaluation:
         folder, name = timing.HERE / "record", f"paper_{of.name}"
         files = self.files()
         _, path = files.get("whole") or files["head"]
-        (folder / f"{name}.terse").write_bytes(path.read_bytes())
+        if path.stat().st_size <= LARGEST_FILE:
+            (folder / f"{name}.terse").write_bytes(path.read_bytes())
         self.plot(folder / f"{name}.svg")
         settings = self.heads.settings
         timing.write(
