@@ -4,7 +4,7 @@ The stages are those of `evaluation`: dense, heads, wholes, speed, record. The l
 decide everything. Goals are 0.2 % (MNIST) and 0.4 % (CIFAR-10) of the linear layers' bytes.
 
     TERSENET_DATA=… TERSENET_CACHE=… PYTHONPATH=benches python benches/paper/vgg19.py mnist [stage…]
-    writes benches/record/paper_vgg19_mnist.{json,svg,terse}; likewise cifar10
+    writes benches/record/paper_vgg19_mnist.{json,svg}, and .terse if that is small; likewise cifar10
 
 Finished parts of stages stay in TERSENET_CACHE and are not run again. With names of stages only these
 are run, and nothing is written but by `record`, which takes the rows that are finished.

@@ -17,7 +17,7 @@ import torch
 from digits import make_data, make_model, measured_by
 from torch import nn
 from torch.nn import functional as F
-from underway import exists, nfinished, until
+from underway import kill_underway, nfinished, until
 
 import tersenet
 from tersenet import Plan, Rule, compress, prune, quantize, save, sweep
@@ -253,16 +253,7 @@ def test_a_killed_sweep_goes_on_where_it_was(model, serial, tmp_path, monkeypatc
     paths = [str(Path(__file__).parent), *sys.path]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "SWEEP_SLEEP_S": "0.1"}
     command = [sys.executable, program, tmp_path / "swept.pt", path]
-    driver = subprocess.Popen(command, env=environment)
-    try:
-        until(lambda: driver.poll() is not None or nfinished(path) >= 2)
-        assert driver.poll() is None
-    finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    worker = int(log.read_text().split()[-1])
-    assert worker != driver.pid
-    until(lambda: not exists(worker))
+    kill_underway(command, environment, path, log)
     finished = Results.open(path)
     assert 2 <= len(finished) < len(serial)
     assert all(trial == serial[trial.number] for trial in finished)

@@ -6,7 +6,6 @@ leave threads and sockets behind in this one.
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from digits import logged, make_data, make_model, measured_by, on_two_nodes
-from underway import exists, nfinished, until
+from underway import kill_underway
 
 from tersenet import sweep
 from tersenet.sweeping import Results
@@ -159,16 +158,7 @@ def test_a_killed_driver_loses_no_trial_and_does_none_twice(tmp_path):
     try:
         address = cluster.stdout.readline().strip()
         command = [*program(tmp_path / "driver.py", DRIVER), swept, results, address]
-        driver = subprocess.Popen(command, env=environment)
-        try:
-            until(lambda: driver.poll() is not None or nfinished(results) >= 2)
-            assert driver.poll() is None
-        finally:
-            driver.send_signal(signal.SIGKILL)
-            driver.wait()
-        worker = int(log.read_text().split()[-1])
-        assert worker != driver.pid
-        until(lambda: not exists(worker))
+        kill_underway(command, environment, results, log)
         finished = Results.open(results)
         log.write_text("")
         subprocess.run(command, env=environment, check=True, timeout=240)

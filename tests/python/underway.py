@@ -1,6 +1,8 @@
 """What tests see of a sweep that another process runs."""
 
 import os
+import signal
+import subprocess
 import time
 
 import tersenet
@@ -28,3 +30,17 @@ def nfinished(path):
         return len(Results.open(path)) if path.exists() else 0
     except tersenet.FormatError:
         return 0
+
+
+def kill_underway(command, environment, results, log):
+    """Run a sweep, kill its process after two trials, and wait for the last worker in the log to end."""
+    driver = subprocess.Popen(command, env=environment)
+    try:
+        until(lambda: driver.poll() is not None or nfinished(results) >= 2)
+        assert driver.poll() is None
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    worker = int(log.read_text().split()[-1])
+    assert worker != driver.pid
+    until(lambda: not exists(worker))
