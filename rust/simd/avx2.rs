@@ -323,7 +323,7 @@ fn sparse_dot(cols: &[u32], values: &[f32], x: &[f32]) -> f32 {
     let (col_chunks, col_rest) = cols.as_chunks::<8>();
     let (value_chunks, value_rest) = values.as_chunks::<8>();
     let mut sums = [_mm256_setzero_ps(); 2];
-    for (i, (c, v)) in col_chunks.iter().zip(value_chunks).enumerate() {
+    for (c, v) in col_chunks.iter().zip(value_chunks) {
         let x = _mm256_setr_ps(
             x[c[0] as usize],
             x[c[1] as usize],
@@ -334,7 +334,7 @@ fn sparse_dot(cols: &[u32], values: &[f32], x: &[f32]) -> f32 {
             x[c[6] as usize],
             x[c[7] as usize],
         );
-        sums[i % 2] = _mm256_fmadd_ps(load(v), x, sums[i % 2]);
+        sums = [sums[1], _mm256_fmadd_ps(load(v), x, sums[0])];
     }
     let mut sum = horizontal_sum(_mm256_add_ps(sums[0], sums[1]));
     for (&col, &value) in col_rest.iter().zip(value_rest) {
@@ -349,11 +349,11 @@ fn dense_dot(w: &[f32], x: &[f32]) -> f32 {
     let (x_chunks, x_rest) = x.as_chunks::<8>();
     let zero = _mm256_setzero_si256();
     let mut sums = [_mm256_setzero_ps(); 4];
-    for (i, (w, x)) in w_chunks.iter().zip(x_chunks).enumerate() {
+    for (w, x) in w_chunks.iter().zip(x_chunks) {
         let w = load(w);
         let pruned = _mm256_cmpeq_epi32(_mm256_castps_si256(w), zero);
         let x = _mm256_andnot_ps(_mm256_castsi256_ps(pruned), load(x));
-        sums[i % 4] = _mm256_fmadd_ps(w, x, sums[i % 4]);
+        sums = [sums[1], sums[2], sums[3], _mm256_fmadd_ps(w, x, sums[0])];
     }
     let sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
     let rest: f32 =

@@ -66,7 +66,7 @@ impl Kernels for Avx512 {
     }
 
     fn words_percent(&self) -> u64 {
-        14
+        22
     }
 
     fn column_panel(

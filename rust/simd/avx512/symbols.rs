@@ -179,19 +179,23 @@ fn load_last(bytes: &[u8]) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2")]
 pub(super) fn column_dots(rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y: &mut [f32]) {
     let cols = counted(rows, cols, y.len());
-    check_columns(cols, x.len());
     let (sixteens, _) = rows.codebook.as_chunks::<16>();
     let (low, high) = (load(&sixteens[0]), load(&sixteens[1]));
     let gather = |cols: &[[u8; 2]; 16]| {
-        let x = |i: usize| {
-            let col = usize::from(u16::from_le_bytes(cols[i]));
-            debug_assert!(col < x.len());
-            // SAFETY: `check_columns` found every column of `cols` inside x.
-            unsafe { *x.get_unchecked(col) }
+        // Four columns a load: loads are what binds here.
+        let fours: [[u8; 8]; 4] = bytemuck::cast(*cols);
+        let quarter = |i: usize| {
+            let four = u64::from_le_bytes(fours[i]);
+            let x = |col: u64| {
+                let col = (col & 0xffff) as usize;
+                debug_assert!(col < x.len());
+                // SAFETY: `check_columns` found all that are gathered inside x.
+                unsafe { *x.get_unchecked(col) }
+            };
+            _mm_setr_ps(x(four), x(four >> 16), x(four >> 32), x(four >> 48))
         };
-        let quarter = |i| _mm_setr_ps(x(i), x(i + 1), x(i + 2), x(i + 3));
-        let half = |i| _mm256_set_m128(quarter(i + 4), quarter(i));
-        _mm512_insertf32x8::<1>(_mm512_castps256_ps512(half(0)), half(8))
+        let half = |i| _mm256_set_m128(quarter(i + 1), quarter(i));
+        _mm512_insertf32x8::<1>(_mm512_castps256_ps512(half(0)), half(2))
     };
     let values = |symbols: &[u8; 16]| {
         // SAFETY: the reference covers 16 readable bytes; loadu needs no alignment.
@@ -201,11 +205,14 @@ pub(super) fn column_dots(rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y:
     let mut at = 0;
     for (&count, y) in rows.counts.iter().zip(y) {
         let count = count as usize;
+        // The last sixteen reach into what follows the row.
+        let reach = cols.len().min(at + count.next_multiple_of(16));
+        check_columns(&cols[at..reach], x.len());
         let (col_chunks, col_rest) = cols[at..at + count].as_chunks::<16>();
         let (symbol_chunks, _) = rows.symbols[at..at + count].as_chunks::<16>();
         let mut sums = [_mm512_setzero_ps(); 2];
-        for (i, (cols, symbols)) in col_chunks.iter().zip(symbol_chunks).enumerate() {
-            sums[i % 2] = _mm512_fmadd_ps(values(symbols), gather(cols), sums[i % 2]);
+        for (cols, symbols) in col_chunks.iter().zip(symbol_chunks) {
+            sums = [sums[1], _mm512_fmadd_ps(values(symbols), gather(cols), sums[0])];
         }
         if !col_rest.is_empty() {
             // What follows the row is multiplied too, and left out of the sum.
@@ -239,6 +246,7 @@ fn horizontal_sum(v: __m512) -> f32 {
 
 /// Panics unless every column is under `ncols`.
 #[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
 pub(super) fn check_columns(cols: &[[u8; 2]], ncols: usize) {
     let (chunks, rest) = cols.as_chunks::<32>();
     let mut most = _mm512_setzero_si512();
@@ -247,15 +255,22 @@ pub(super) fn check_columns(cols: &[[u8; 2]], ncols: usize) {
         let cols = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
         most = _mm512_max_epu16(most, cols);
     }
-    let mut parts = [0u16; 32];
-    // SAFETY: the array is 64 writable bytes; storeu needs no alignment.
-    unsafe { _mm512_storeu_si512(parts.as_mut_ptr().cast(), most) };
-    let rest = rest.iter().map(|&col| u16::from_le_bytes(col)).max().unwrap_or(0);
-    let most = parts.into_iter().max().unwrap_or(0).max(rest);
-    assert!(
-        cols.is_empty() || usize::from(most) < ncols,
-        "column_dots: column {most}, expected under {ncols}"
-    );
+    let is_rest = ((1u64 << rest.len()) - 1) as u32;
+    // SAFETY: the mask leaves what is loaded inside the slice.
+    let last = unsafe { _mm512_maskz_loadu_epi16(is_rest, rest.as_ptr().cast()) };
+    let last_column = ncols.saturating_sub(1).min(usize::from(u16::MAX));
+    let limit = _mm512_set1_epi16(last_column as i16);
+    let outside = _mm512_cmpgt_epu16_mask(_mm512_max_epu16(most, last), limit);
+    if outside != 0 || ncols == 0 && !cols.is_empty() {
+        outside_column(cols, ncols);
+    }
+}
+
+/// Panics with a column that is not under `ncols`.
+#[cold]
+fn outside_column(cols: &[[u8; 2]], ncols: usize) -> ! {
+    let most = cols.iter().map(|&col| u16::from_le_bytes(col)).max().unwrap_or(0);
+    panic!("column_dots: column {most}, expected under {ncols}");
 }
 
 /// [`super::super::Kernels::set_bits`].

@@ -7,7 +7,6 @@
 //!
 //! The escape is marked by the top bit of a step: mask and state do not see it.
 
-use crate::simd::avx2::tans::{are_inside, are_under};
 use crate::simd::tans::{ESCAPE, ElementCode, ElementCursor, Elements, STATES, TANS_LANES, Table};
 use std::arch::x86_64::*;
 
@@ -431,8 +430,46 @@ pub(super) fn decode_elements<const GAPS: u8, const BYTE_RANKS: bool>(
     done
 }
 
+/// Whether every number is `start` or more, and by less than `len`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn are_inside(numbers: &[u32], start: u32, len: usize) -> bool {
+    let start = _mm512_set1_epi32(start as i32);
+    let mut most = _mm512_setzero_si512();
+    let (chunks, rest) = numbers.as_chunks::<16>();
+    for chunk in chunks {
+        // SAFETY: the reference covers 64 readable bytes; loadu needs no alignment.
+        let numbers = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
+        most = _mm512_max_epu32(most, _mm512_sub_epi32(numbers, start));
+    }
+    let is_rest = ((1u32 << rest.len()) - 1) as u16;
+    // SAFETY: the mask leaves what is loaded inside the slice.
+    let numbers = unsafe { _mm512_mask_loadu_epi32(start, is_rest, rest.as_ptr().cast()) };
+    most = _mm512_max_epu32(most, _mm512_sub_epi32(numbers, start));
+    let last = _mm512_set1_epi32(len.saturating_sub(1).min(u32::MAX as usize) as i32);
+    chunks.is_empty() && rest.is_empty() || len > 0 && _mm512_cmpgt_epu32_mask(most, last) == 0
+}
+
+/// Whether every rank is under `len`, at most 32.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn are_under(ranks: &[u16], len: usize) -> bool {
+    let (chunks, rest) = ranks.as_chunks::<32>();
+    let mut most = _mm512_setzero_si512();
+    for chunk in chunks {
+        // SAFETY: the reference covers 64 readable bytes; loadu needs no alignment.
+        let ranks = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
+        most = _mm512_max_epu16(most, ranks);
+    }
+    let is_rest = ((1u64 << rest.len()) - 1) as u32;
+    // SAFETY: the mask leaves what is loaded inside the slice.
+    let last = unsafe { _mm512_maskz_loadu_epi16(is_rest, rest.as_ptr().cast()) };
+    let limit = _mm512_set1_epi16(len as i16);
+    ranks.is_empty() || _mm512_cmpge_epu16_mask(_mm512_max_epu16(most, last), limit) == 0
+}
+
 /// `rank_dot` for up to 32 values, which are looked up in registers, sixteen at once.
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn rank_dot(
     positions: &[u32],
     start: u32,
@@ -450,33 +487,37 @@ pub(super) fn rank_dot(
     // SAFETY: both halves are 16 readable numbers.
     let table =
         unsafe { [_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16))] };
+    let gather = |positions: &[u32; 16]| {
+        // Two positions a load: loads are what binds here.
+        let pairs: [u64; 8] = bytemuck::cast(*positions);
+        let quarter = |i: usize| {
+            let (low, high) = (pairs[i], pairs[i + 1]);
+            _mm_setr_ps(at(low as u32), at((low >> 32) as u32), at(high as u32), at((high >> 32) as u32))
+        };
+        let half = |i| _mm256_set_m128(quarter(i + 2), quarter(i));
+        _mm512_insertf32x8::<1>(_mm512_castps256_ps512(half(0)), half(4))
+    };
     let (position_chunks, position_rest) = positions.as_chunks::<16>();
     let (rank_chunks, rank_rest) = ranks.as_chunks::<16>();
     let mut sums = [_mm512_setzero_ps(); 2];
-    for (i, (p, r)) in position_chunks.iter().zip(rank_chunks).enumerate() {
+    for (positions, ranks) in position_chunks.iter().zip(rank_chunks) {
         // SAFETY: the array is 32 readable bytes.
-        let ranks = unsafe { _mm256_loadu_si256(r.as_ptr().cast()) };
-        let ranks = _mm512_cvtepu16_epi32(ranks);
-        let values = _mm512_permutex2var_ps(table[0], ranks, table[1]);
-        let eight = |p: &[u32]| {
-            _mm256_setr_ps(
-                at(p[0]),
-                at(p[1]),
-                at(p[2]),
-                at(p[3]),
-                at(p[4]),
-                at(p[5]),
-                at(p[6]),
-                at(p[7]),
-            )
+        let ranks = unsafe { _mm256_loadu_si256(ranks.as_ptr().cast()) };
+        let values = _mm512_permutex2var_ps(table[0], _mm512_cvtepu16_epi32(ranks), table[1]);
+        sums = [sums[1], _mm512_fmadd_ps(values, gather(positions), sums[0])];
+    }
+    if !position_rest.is_empty() {
+        let is_rest = ((1u32 << position_rest.len()) - 1) as u16;
+        let mut positions = [start; 16];
+        // SAFETY: the mask leaves what is loaded inside the slices; the array is 64 writable bytes.
+        let ranks = unsafe {
+            let rest = _mm512_loadu_si512(positions.as_ptr().cast());
+            let rest = _mm512_mask_loadu_epi32(rest, is_rest, position_rest.as_ptr().cast());
+            _mm512_storeu_si512(positions.as_mut_ptr().cast(), rest);
+            _mm256_maskz_loadu_epi16(is_rest, rank_rest.as_ptr().cast())
         };
-        let low = _mm512_castps256_ps512(eight(&p[..8]));
-        let x = _mm512_insertf32x8::<1>(low, eight(&p[8..]));
-        sums[i % 2] = _mm512_fmadd_ps(values, x, sums[i % 2]);
+        let values = _mm512_permutex2var_ps(table[0], _mm512_cvtepu16_epi32(ranks), table[1]);
+        sums[0] = _mm512_mask3_fmadd_ps(values, gather(&positions), sums[0], is_rest);
     }
-    let mut sum = _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
-    for (&position, &rank) in position_rest.iter().zip(rank_rest) {
-        sum += values[usize::from(rank % 32)] * at(position);
-    }
-    sum
+    _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))
 }
