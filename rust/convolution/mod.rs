@@ -116,6 +116,10 @@ pub struct Plan {
 const STRIP_NUMBERS: usize = 8192;
 /// Kept weights of a row that a strip should hold, so that starting one pays.
 const STRIP_WEIGHTS: usize = 32;
+/// Kept weights of a row from which on its sums are moved instead of the input.
+const SHIFT_WEIGHTS: usize = 40;
+/// Tiles from which on that pays for sorting the weights, where that is done each time.
+const SORT_TILES: usize = 4;
 /// So much longer are strips of a half of the best tile, which does half as much for each weight
 /// and gains less from the first-level cache; those of a quarter twice as long, and so on.
 const SMALL_TILE_STRIPS: usize = 4;
@@ -174,7 +178,7 @@ impl Plan {
                 geometry.kernel
             )));
         }
-        let mut unfolding = Unfolding::new(input, geometry, kernels.tile())?;
+        let mut unfolding = Unfolding::new(input, geometry, kernels.tile(), false)?;
         let [height, width] = unfolding.outputs();
         let outputs = input[0].saturating_mul(height * width);
         let is_point = outputs == input[0];
@@ -183,7 +187,12 @@ impl Plan {
         if is_dense && is_point {
             // A batch of vectors is unfolded as a whole, unless it is large: else it would be for
             // every block of rows.
-            unfolding = Unfolding::new(input, geometry, LARGEST_TILE).unwrap_or(unfolding);
+            unfolding = Unfolding::new(input, geometry, LARGEST_TILE, false).unwrap_or(unfolding);
+        }
+        let tiles = outputs / kernels.tile();
+        let is_sorted_often = decoding == Decoding::Once || tiles >= SORT_TILES;
+        if !is_dense && is_sorted_often && matrix.nnz() / nrows.max(1) >= SHIFT_WEIGHTS {
+            unfolding = Unfolding::new(input, geometry, kernels.tile(), true)?;
         }
         let tile = tile_size(unfolding.positions(), kernels.tile());
         let narrowest = STRIP_NUMBERS / unfolding.footprint(tile).max(1);
@@ -203,6 +212,7 @@ impl Plan {
             group_rows: (nrows / groups).max(1),
             group_step: channels / groups * unfolding.channel,
             end: unfolding.len(),
+            shifts: unfolding.shifts().clone(),
         };
         let unit = matrix.block_rows();
         let block_rows =

@@ -26,8 +26,9 @@
 
 use super::Geometry;
 use crate::error::{Error, Result};
-use crate::simd::LARGEST_TILE;
+use crate::simd::{LARGEST_TILE, MAX_MOVE, MAX_SHIFTS, Shift};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// One dimension: how outputs and taps meet the input.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +79,28 @@ impl Axis {
     /// Whether outputs that follow each other read inputs that do, and fill tiles by themselves.
     fn needs_no_copies(&self, tile: usize) -> bool {
         self.stride == 1 && self.spread == 1 && self.kernel > 1 && self.len > FEW.max(tile / 2)
+    }
+
+    /// The taps, that which moves nothing last, where one copy of the input serves all of them: rows of
+    /// `group` images fill cache lines and tiles, and outputs are as wide as the input. Else none.
+    fn shifts(&self, group: usize, row: usize, tile: usize) -> Vec<Shift> {
+        let by = |tap: usize| (tap * self.dilation) as isize - self.before as isize;
+        let is_plain = self.stride == 1 && self.spread == 1 && self.len == self.input;
+        let is_near = (0..self.kernel).all(|tap| by(tap).unsigned_abs() <= MAX_MOVE);
+        let are_lines = row.is_power_of_two() && (LINE..=tile).contains(&row);
+        if !is_plain || !(2..=MAX_SHIFTS).contains(&self.kernel) || !is_near || !are_lines {
+            return Vec::new();
+        }
+        let reaches = |by: isize, p: usize| {
+            let col = (p % self.len).checked_add_signed(by);
+            p < group * self.len && col.is_some_and(|col| col < self.input)
+        };
+        let shift = |tap: usize| {
+            let reaches: Vec<bool> = (0..row).map(|p| reaches(by(tap), p)).collect();
+            Shift::new(tap as u32, by(tap), &reaches)
+        };
+        let (last, first): (Vec<usize>, _) = (0..self.kernel).partition(|&tap| by(tap) == 0);
+        first.into_iter().chain(last).map(shift).collect()
     }
 
     /// The phase of a tap, and how many outputs on it reads.
@@ -148,6 +171,8 @@ pub(super) struct Unfolding {
     pub(super) channel: usize,
     /// The place of each tap in its channel, row of taps by row.
     taps: Vec<u32>,
+    /// The tap columns, where one copy serves them all; else none.
+    shifts: Arc<[Shift]>,
     copies: Copies,
 }
 
@@ -161,7 +186,8 @@ const LINE: usize = 16;
 const FEW: usize = 4 * LINE;
 
 impl Unfolding {
-    /// How to unfold `images` of `channels` × `height` × `width` for tiles of `tile` outputs.
+    /// How to unfold `images` of `channels` × `height` × `width` for tiles of `tile` outputs; with one
+    /// copy for all tap columns where `may_shift` and the shape allows it.
     ///
     /// # Errors
     /// `InvalidArgument` when the kernel does not fit, or there are 2³² numbers or more.
@@ -169,17 +195,18 @@ impl Unfolding {
         [images, channels, height, width]: [usize; 4],
         geometry: &Geometry,
         tile: usize,
+        may_shift: bool,
     ) -> Result<Self> {
         let height = Axis::new("height", height, geometry, 0)?;
         let width = Axis::new("width", width, geometry, 1)?;
         let is_line = height.is_one_place() && width.needs_no_copies(tile);
-        let (rows, cols) = if is_line { (width, height) } else { (height, width) };
+        let (rows, mut cols) = if is_line { (width, height) } else { (height, width) };
         let mut phases: Vec<usize> = (0..rows.kernel).map(|tap| rows.tap(tap).0).collect();
         phases.sort_unstable();
         phases.dedup();
         let phase_rows = rows.len + rows.tap(rows.kernel - 1).1;
         let ntaps = rows.kernel.saturating_mul(cols.kernel);
-        let sizes = || {
+        let sizes = |cols: &Axis| {
             let area = rows.len.checked_mul(cols.len)?;
             let most = (tile / area.max(1)).max(1);
             let group = images.div_ceil(images.div_ceil(most).max(1)).max(1);
@@ -203,22 +230,33 @@ impl Unfolding {
             let is_small = numbers.max(outputs).max(inputs) as u64 <= MAX_NUMBERS;
             is_small.then_some((group, row, is_im2col, channel))
         };
-        let (group, row, is_im2col, channel) = sizes().ok_or_else(|| {
+        let too_many = || {
             Error::invalid(format!(
                 "conv: input {:?} with {geometry:?}, expected under 2^32 unfolded numbers: split the batch",
                 [images, channels, height.input, width.input]
             ))
-        })?;
+        };
+        let (mut group, mut row, mut is_im2col, mut channel) = sizes(&cols).ok_or_else(too_many)?;
+        let kernel = cols.kernel;
+        let mut shifts = Vec::new();
+        if may_shift && !is_im2col && rows.len * row * 2 >= tile {
+            shifts = cols.shifts(group, row, tile);
+        }
+        if !shifts.is_empty() {
+            (cols.kernel, cols.before) = (1, 0);
+            (group, row, is_im2col, channel) = sizes(&cols).ok_or_else(too_many)?;
+        }
         let place = |ky: usize, kx: usize| {
             if is_im2col {
                 return (ky * cols.kernel + kx) * (channel / ntaps);
             }
             let (phase, step) = rows.tap(ky);
             let phase = phases.partition_point(|&p| p < phase);
-            (kx * phases.len() + phase) * phase_rows * row + step * row
+            let copy = kx.min(cols.kernel - 1);
+            (copy * phases.len() + phase) * phase_rows * row + step * row
         };
         let taps = (0..rows.kernel)
-            .flat_map(|ky| (0..cols.kernel).map(move |kx| (ky, kx)))
+            .flat_map(|ky| (0..kernel).map(move |kx| (ky, kx)))
             .map(|(ky, kx)| place(ky, kx) as u32)
             .collect();
         let copies = Copies::Transposed;
@@ -233,6 +271,7 @@ impl Unfolding {
             is_im2col,
             channel,
             taps,
+            shifts: shifts.into(),
             copies,
         };
         unfolding.copies = unfolding.plan_copies(&phases);
@@ -368,6 +407,11 @@ impl Unfolding {
         &self.taps
     }
 
+    /// The tap columns, where one copy serves them all; else none.
+    pub(super) fn shifts(&self) -> &Arc<[Shift]> {
+        &self.shifts
+    }
+
     /// Numbers that a tile reads of one channel.
     pub(super) fn footprint(&self, tile: usize) -> usize {
         if self.is_im2col {
@@ -501,16 +545,23 @@ impl Unfolding {
 
 /// Copies runs of one channel of one image, which starts at `at`.
 fn fill_runs<const LEN: usize>(runs: &[Run], x: &[f32], at: usize, out: &mut [f32]) {
+    let (x, out) = (bytemuck::cast_slice::<_, u32>(x), bytemuck::cast_slice_mut::<_, u32>(out));
     for run in runs {
         let start = at.wrapping_add_signed(run.from);
-        let mask: [u32; LEN] = std::array::from_fn(|i| run.mask[i]);
-        let numbers: [f32; LEN] = match x.get(start..).and_then(|x| x.first_chunk::<LEN>()) {
-            Some(x) => std::array::from_fn(|i| f32::from_bits(x[i].to_bits() & mask[i])),
-            None => std::array::from_fn(|i| match mask[i] {
-                0 => 0.0,
-                _ => x[start.wrapping_add(i)],
-            }),
-        };
-        out[run.to as usize..][..LEN].copy_from_slice(&numbers);
+        let mask: &[u32; LEN] = run.mask.first_chunk().expect("no longer than the longest");
+        let out: &mut [u32; LEN] = out[run.to as usize..].first_chunk_mut().expect("in a channel");
+        // Plain loops over arrays, which become one load, and and store.
+        match x.get(start..).and_then(|x| x.first_chunk::<LEN>()) {
+            Some(x) => (0..LEN).for_each(|i| out[i] = x[i] & mask[i]),
+            None => fill_edge(mask, x, start, out),
+        }
+    }
+}
+
+/// A run that begins or ends outside of `x`, where its mask is 0.
+#[cold]
+fn fill_edge(mask: &[u32], x: &[u32], start: usize, out: &mut [u32]) {
+    for (i, (out, &mask)) in out.iter_mut().zip(mask).enumerate() {
+        *out = if mask == 0 { 0 } else { x[start.wrapping_add(i)] };
     }
 }

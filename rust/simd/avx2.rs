@@ -396,7 +396,13 @@ fn add_strip_of(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, outp
     // SAFETY: only called where `detect` found AVX2 and FMA, and after the check that the
     // kernels ask for.
     unsafe {
+        let has_shifts = !product.strip.shifts().is_empty();
         match product.size {
+            16 if has_shifts => tiles::add_shifted::<2>(product, rows, output),
+            32 if has_shifts => tiles::add_shifted::<4>(product, rows, output),
+            64 if has_shifts => tiles::add_shifted::<8>(product, rows, output),
+            128 if has_shifts => tiles::add_shifted::<16>(product, rows, output),
+            256 if has_shifts => tiles::add_shifted::<32>(product, rows, output),
             8 => tiles::add_strip::<1, 8>(product, rows, output),
             16 => tiles::add_strip::<2, 4>(product, rows, output),
             32 => tiles::add_strip::<4, 2>(product, rows, output),

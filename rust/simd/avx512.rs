@@ -11,6 +11,7 @@ mod tiles;
 
 use super::alike::{ACTIVE, Planes};
 use super::avx2::Avx2;
+use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
 use super::{Kernels, Lanes, SymbolRows, TileProduct};
@@ -134,6 +135,21 @@ impl Kernels for Avx512 {
         }
     }
 
+    fn sort_by_tap(
+        &self,
+        width: u32,
+        shifts: &[Shift],
+        weights: shifts::Weights<'_, u16>,
+        sorted: Sorted<'_, u16>,
+    ) -> [u32; MAX_SHIFTS] {
+        // They rise.
+        if weights.0.last().is_some_and(|&col| col >= 1 << 22) {
+            return self.avx2.sort_by_tap(width, shifts, weights, sorted);
+        }
+        // SAFETY: `self` exists only where `detect` found the instructions.
+        unsafe { tiles::sort_by_tap(width, shifts, weights, sorted) }
+    }
+
     fn look_up(&self, symbols: &[u16], codebook: &[f32], values: &mut Vec<f32>) {
         match codebook.len() {
             // SAFETY: `self` exists only where `detect` found AVX-512.
@@ -231,7 +247,13 @@ fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output:
     // SAFETY: only called where `detect` found AVX-512, and after the check that the kernels ask
     // for.
     unsafe {
+        let has_shifts = !product.strip.shifts().is_empty();
         match product.size {
+            16 if has_shifts => tiles::add_shifted::<1>(product, rows, output),
+            32 if has_shifts => tiles::add_shifted::<2>(product, rows, output),
+            64 if has_shifts => tiles::add_shifted::<4>(product, rows, output),
+            128 if has_shifts => tiles::add_shifted::<8>(product, rows, output),
+            256 if has_shifts => tiles::add_shifted::<16>(product, rows, output),
             16 => tiles::add_strip::<1, 8>(product, rows, output),
             32 => tiles::add_strip::<2, 4>(product, rows, output),
             64 => tiles::add_strip::<4, 2>(product, rows, output),

@@ -186,7 +186,7 @@ mod tests {
             let count = ncols.div_ceil(strip).max(1);
             let places = Places {
                 taps: taps.clone(), channel: channel as u32, strip, count, group_rows: nrows.max(1),
-                group_step: input.len(), end: input.len(),
+                group_step: input.len(), end: input.len(), shifts: Default::default(),
             };
             for set in available() {
                 let mut taps = Taps::default();
@@ -268,6 +268,7 @@ mod tests {
             group_rows: 1,
             group_step: 0,
             end: 6,
+            shifts: Default::default(),
         };
         for set in available() {
             let mut taps = Taps::default();

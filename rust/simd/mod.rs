@@ -16,6 +16,7 @@ pub mod dense;
 pub mod dense_rows;
 mod saturating;
 mod scalar;
+mod shifts;
 pub mod tans;
 mod tiles;
 
@@ -30,6 +31,7 @@ pub const LANES: usize = 16;
 /// One panel row: a column's inputs for [`LANES`] members of the batch.
 pub type Lanes = [f32; LANES];
 
+pub use shifts::{MAX_MOVE, MAX_SHIFTS, Shift};
 pub use tiles::{
     Decoded, Finish, LARGEST_TILE, Places, SMALLEST_TILE, Start, Strip, Taps, TileProduct,
 };
@@ -164,6 +166,22 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
         channel: u32,
         base: u32,
     ) -> (u32, u16);
+
+    /// Sorts the weights of a row by their tap column, `col % width`, in the order of `shifts`, which
+    /// are those of all tap columns; weights of one stay in the order they had. Columns rise. Returns
+    /// how many there are of each.
+    ///
+    /// # Panics
+    /// When lengths differ, or the shifts are others.
+    fn sort_by_tap(
+        &self,
+        width: u32,
+        shifts: &[Shift],
+        weights: shifts::Weights<'_, u16>,
+        sorted: shifts::Sorted<'_, u16>,
+    ) -> [u32; MAX_SHIFTS] {
+        shifts::sort(width, shifts, weights, sorted)
+    }
 
     /// Appends `codebook[symbol]` of every symbol to `values`.
     ///
@@ -353,6 +371,7 @@ mod tests {
                     group_rows: 3,
                     group_step: 0,
                     end: w.len(),
+                    shifts: Default::default(),
                 };
                 let indptr = [0, 0, w.len(), w.len()];
                 let (mut all, mut values) = ((0..w.len() as u32).collect(), w.clone());
@@ -533,6 +552,7 @@ mod tests {
                     group_rows: 1,
                     group_step: 0,
                     end: 6,
+                    shifts: Default::default(),
                 };
                 let mut taps = Taps::default();
                 let decoded = Decoded {

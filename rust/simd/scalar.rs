@@ -5,7 +5,9 @@ use super::alike::{self, ACTIVE, Planes};
 use super::saturating;
 use super::tans::{self, ElementCode, ElementCursor, Elements, TANS_LANES};
 use super::tiles::{CutRows, Rows, Weights};
-use super::{Kernels, Lanes, Start, SymbolRows, TileProduct, counted, dense_rows};
+use super::{
+    Kernels, LARGEST_TILE, Lanes, Start, SymbolRows, TileProduct, counted, dense_rows,
+};
 
 /// No instruction set at all.
 pub struct Scalar;
@@ -223,6 +225,15 @@ impl Kernels for Scalar {
 
 fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output: &mut [f32]) {
     let TileProduct { strip, size, input, start, finish, stride } = *product;
+    let add = |weights: std::ops::Range<usize>, sums: &mut [f32]| {
+        for weight in weights {
+            // SAFETY: it is in the row's range.
+            let (offset, value) = unsafe { rows.get(weight) };
+            for (sum, x) in sums.iter_mut().zip(&input[offset / 4..][..size]) {
+                *sum += value * x;
+            }
+        }
+    };
     for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
         let output = &mut output[..size];
         match start {
@@ -230,11 +241,16 @@ fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output:
             Start::Output => (),
             Start::Sums(sums) => output.copy_from_slice(&sums[row * size..][..size]),
         }
-        for weight in rows.range(row) {
-            // SAFETY: it is in the row's range.
-            let (offset, value) = unsafe { rows.get(weight) };
-            for (sum, x) in output.iter_mut().zip(&input[offset / 4..][..size]) {
-                *sum += value * x;
+        if strip.shifts().is_empty() {
+            add(rows.range(row, 0), output);
+        }
+        for (part, shift) in strip.shifts().iter().enumerate() {
+            let mut own = [0.0; LARGEST_TILE];
+            add(rows.range(row, part), &mut own);
+            for (p, (sum, &reach)) in output.iter_mut().zip(shift.reach().iter().cycle()).enumerate() {
+                if reach != 0 {
+                    *sum += own[p.wrapping_add_signed(shift.by())];
+                }
             }
         }
         let Some(finish) = finish else { continue };

@@ -17,6 +17,8 @@
 
 use super::Kernels;
 use super::dense_rows::{self, Dense, DenseRows};
+use super::shifts::{self, SORT_ROOM, Shift};
+use std::sync::Arc;
 
 /// Outputs of the largest tile of any instruction set.
 pub const LARGEST_TILE: usize = 256;
@@ -43,6 +45,8 @@ pub struct Places {
     pub group_step: usize,
     /// No place is as much.
     pub end: usize,
+    /// The tap columns, where their sums are moved instead of their inputs; else none.
+    pub shifts: Arc<[Shift]>,
 }
 
 /// Decoded rows: what [`Taps::fill`] takes. Vectors are exchanged for what was there before, so
@@ -65,10 +69,13 @@ pub struct Decoded<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Taps {
     nrows: usize,
-    /// Strip by strip, then the end: where each row's part starts among the weights, rising from
-    /// strip to strip and never above their number. Strip `s` of row `r` is
-    /// `cuts[s · nrows + r] .. cuts[(s + 1) · nrows + r]`.
+    /// Where each row's part of each strip starts among the weights, never above their number. As
+    /// decoded, row by row, strip `s` of row `r` is `cuts[s · nrows + r] .. cuts[(s + 1) · nrows + r]`.
+    /// With n shifts weights lie strip by strip, and part `p` of that starts at
+    /// `cuts[(s · nrows + r) · n + p]` and ends at the next cut.
     cuts: Vec<u32>,
+    shifts: Option<Arc<[Shift]>>,
+    sorted: Sorted,
     wide: Wide,
     joined: Joined,
     dense: Dense,
@@ -77,6 +84,59 @@ pub struct Taps {
     strip: usize,
     /// No offset is above it.
     reach: u32,
+}
+
+/// Room for weights that are sorted by strip, row and tap column.
+#[derive(Clone, Debug, Default)]
+struct Sorted {
+    cuts: Vec<u32>,
+    cols: Vec<u32>,
+    symbols: Vec<u16>,
+    values: Vec<f32>,
+}
+
+impl Sorted {
+    /// Takes weights that are cut as [`Taps::cuts`] says of decoded ones; their values, or else their
+    /// symbols.
+    fn sort(
+        &mut self,
+        kernels: &dyn Kernels,
+        shifts: &[Shift],
+        cuts: &[u32],
+        nrows: usize,
+        (cols, symbols, values): (&[u32], &[u16], Option<&[f32]>),
+    ) {
+        self.cols.resize(cols.len() + SORT_ROOM, 0);
+        match values {
+            Some(values) => self.values.resize(values.len() + SORT_ROOM, 0.0),
+            None => self.symbols.resize(symbols.len() + SORT_ROOM, 0),
+        }
+        self.cuts.clear();
+        let (width, mut at) = (shifts.len() as u32, 0);
+        for (&start, &end) in cuts.iter().zip(cuts.get(nrows..).unwrap_or(&[])) {
+            let from = start as usize..end as usize;
+            let sorted = &mut self.cols[at..];
+            let mine = &cols[from.clone()];
+            let counts = match values {
+                Some(values) => {
+                    let sorted = (sorted, &mut self.values[at..]);
+                    shifts::sort(width, shifts, (mine, &values[from]), sorted)
+                }
+                None => {
+                    let sorted = (sorted, &mut self.symbols[at..]);
+                    kernels.sort_by_tap(width, shifts, (mine, &symbols[from]), sorted)
+                }
+            };
+            for &count in &counts[..shifts.len()] {
+                self.cuts.push(at as u32);
+                at += count as usize;
+            }
+        }
+        self.cuts.push(at as u32);
+        self.cols.truncate(at);
+        self.symbols.truncate(at);
+        self.values.truncate(at);
+    }
 }
 
 /// Where the weights are.
@@ -137,6 +197,7 @@ impl Taps {
         let nrows = indptr.len().saturating_sub(1);
         // None until all of them are checked: what panics before leaves nothing to read.
         self.nrows = 0;
+        self.shifts = Some(&places.shifts).filter(|shifts| !shifts.is_empty()).cloned();
         self.cuts.clear();
         self.cuts.resize(nrows * (places.count + 1), len);
         for row in 0..nrows {
@@ -148,6 +209,19 @@ impl Taps {
                 self.cuts[strip * nrows + row] = at as u32;
             }
             self.cuts[places.count * nrows + row] = end as u32;
+        }
+        let mut symbols = symbols;
+        if let Some(shifts) = &self.shifts {
+            let is_one_group = places.count == 1 || first + nrows <= places.group_rows;
+            assert!(is_one_group, "taps: strips of several groups of rows");
+            let of_weights = has_values.then_some(&**values);
+            self.sorted.sort(kernels, shifts, &self.cuts, nrows, (cols, symbols, of_weights));
+            std::mem::swap(&mut self.cuts, &mut self.sorted.cuts);
+            std::mem::swap(cols, &mut self.sorted.cols);
+            match has_values {
+                true => std::mem::swap(values, &mut self.sorted.values),
+                false => symbols = &self.sorted.symbols,
+            }
         }
         let is_small = codebook.len() <= 256 && places.end <= JOINED_PLACES;
         let is_joined = !has_values && is_small;
@@ -204,7 +278,9 @@ impl Taps {
     ) {
         assert!(weights.len() >= nrows * dense_rows::pitch(ncols), "taps: dense rows");
         assert!(places.group_step == 0 || places.group_rows >= nrows, "taps: one group of rows");
+        assert!(places.shifts.is_empty(), "taps: dense rows with shifts");
         self.cuts.clear();
+        self.shifts = None;
         (self.form, self.nrows, self.strip) = (Form::Dense, 0, places.strip);
         let offsets = &mut self.dense.offsets;
         offsets.clear();
@@ -217,6 +293,11 @@ impl Taps {
     /// The number of rows.
     pub fn nrows(&self) -> usize {
         self.nrows
+    }
+
+    /// Parts of a row's strip.
+    fn parts(&self) -> usize {
+        self.shifts.as_ref().map_or(1, |shifts| shifts.len())
     }
 
     /// Bytes in use.
@@ -243,17 +324,11 @@ impl Taps {
     /// When there are fewer.
     pub fn strip(&self, number: usize, start: usize, end: usize) -> Strip<'_> {
         assert!(start <= end && end <= self.nrows, "taps: rows {start} to {end}");
-        let (first, last) = (number * self.nrows, (number + 1) * self.nrows);
-        let cuts =
-            || (&self.cuts[first + start..first + end], &self.cuts[last + start..last + end]);
+        let (parts, row) = (self.parts(), number * self.nrows + start);
         let rows = match self.form {
-            Form::Wide => {
-                let (starts, ends) = cuts();
-                Rows::Wide(CutRows { starts, ends, taps: &self.wide })
-            }
+            Form::Wide => Rows::Wide(CutRows::new(&self.cuts, parts, row, self.nrows, &self.wide)),
             Form::Joined => {
-                let (starts, ends) = cuts();
-                Rows::Joined(CutRows { starts, ends, taps: &self.joined })
+                Rows::Joined(CutRows::new(&self.cuts, parts, row, self.nrows, &self.joined))
             }
             Form::Dense => {
                 let ncols = self.dense.offsets.len();
@@ -296,6 +371,11 @@ impl<'a> Strip<'a> {
     pub fn nrows(&self) -> usize {
         self.nrows
     }
+
+    /// What is done to the sums of each part of a row; nothing where there is one part.
+    pub(super) fn shifts(&self) -> &'a [Shift] {
+        self.taps.shifts.as_deref().unwrap_or(&[])
+    }
 }
 
 /// The rows of a strip.
@@ -309,8 +389,12 @@ pub(super) enum Rows<'a> {
 /// The ranges of rows among weights of one form.
 #[derive(Debug)]
 pub(super) struct CutRows<'a, T> {
-    starts: &'a [u32],
-    ends: &'a [u32],
+    /// From the first part of the first row on.
+    cuts: &'a [u32],
+    /// Parts of a row.
+    parts: usize,
+    /// From the start of a part to its end.
+    to_end: usize,
     taps: &'a T,
 }
 
@@ -322,11 +406,20 @@ impl<T> Clone for CutRows<'_, T> {
 
 impl<T> Copy for CutRows<'_, T> {}
 
+impl<'a, T> CutRows<'a, T> {
+    /// From row `row` of all strips' rows on, of which a strip has `nrows`.
+    fn new(cuts: &'a [u32], parts: usize, row: usize, nrows: usize, taps: &'a T) -> Self {
+        let to_end = if parts > 1 { 1 } else { nrows };
+        Self { cuts: &cuts[row * parts..], parts, to_end, taps }
+    }
+}
+
 impl<T: Weights> CutRows<'_, T> {
-    /// The range of weights of a row, which are there.
+    /// The range of weights of a part of a row, which are there.
     #[inline(always)]
-    pub(super) fn range(&self, row: usize) -> std::ops::Range<usize> {
-        self.starts[row] as usize..self.ends[row] as usize
+    pub(super) fn range(&self, row: usize, part: usize) -> std::ops::Range<usize> {
+        let at = row * self.parts + part;
+        self.cuts[at] as usize..self.cuts[at + self.to_end] as usize
     }
 
     /// Offset in bytes and value of a weight.
@@ -464,26 +557,103 @@ impl TileProduct<'_> {
         if let Start::Sums(sums) = start {
             assert_eq!(sums.len(), nrows * size, "add_strip: sums");
         }
+        for shift in strip.shifts() {
+            let row = shift.row();
+            assert!(size.is_multiple_of(row), "add_strip: a tile of {size}, rows of {row}");
+        }
         for vector in finish.iter().flat_map(|finish| [finish.scale, finish.shift]).flatten() {
             assert_eq!(vector.len(), nrows, "add_strip: scale and shift");
         }
     }
 }
 
-/// Defines `add_strip` for an instruction set: the features, the register and its lanes, and the
-/// intrinsics, by what they do.
+/// Defines `add_strip` and `add_shifted` for an instruction set: the features, the register and its
+/// lanes, and the intrinsics, by what they do.
 ///
 /// Registers of sums stay in place while the weights go by: `VECTORS` for the tile, times `WEIGHTS`
-/// in turn, so that additions of small tiles overlap too.
+/// in turn, so that additions of small tiles overlap too. Every index is known when it is compiled,
+/// or they would not stay.
 macro_rules! define_add_strip {
     (
         $features:literal, $vector:ty, $lanes:literal, zero $zero:ident, set $set:ident,
         load $load:ident, store $store:ident, multiply_add $multiply_add:ident, add $add:ident,
-        max $max:ident, min $min:ident
+        and $and:ident, max $max:ident, min $min:ident, turn $turn:ident
     ) => {
+        /// A tile of sums.
+        type Sums<const VECTORS: usize> = [$vector; VECTORS];
+
+        /// What the sums of row `row` start from.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn start_sums<const VECTORS: usize>(
+            start: Start<'_>,
+            row: usize,
+            output: &[f32],
+        ) -> Sums<VECTORS> {
+            let mut sums = [$zero(); VECTORS];
+            let from = match start {
+                Start::Zero => return sums,
+                Start::Output => output,
+                Start::Sums(all) => &all[row * $lanes * VECTORS..][..$lanes * VECTORS],
+            };
+            for (sums, part) in sums.iter_mut().zip(from.as_chunks::<$lanes>().0) {
+                // SAFETY: the reference covers as many bytes; no alignment is needed.
+                *sums = unsafe { $load(part.as_ptr()) };
+            }
+            sums
+        }
+
+        /// Adds what weight number `weight` makes of the input.
+        ///
         /// # Safety
-        /// [`TileProduct::check`] was called for this output, and the tile is the lanes times
-        /// `VECTORS`.
+        /// It is in the range of a row, and the input holds a tile from every offset.
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn add_weight<const VECTORS: usize>(
+            rows: &CutRows<'_, impl Weights>,
+            weight: usize,
+            input: &[f32],
+            sums: &mut Sums<VECTORS>,
+        ) {
+            // SAFETY: the caller says so.
+            let (offset, value) = unsafe { rows.get(weight) };
+            let value = $set(value);
+            for (vector, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the caller says so.
+                unsafe {
+                    let x = $load(input.as_ptr().byte_add(offset).add($lanes * vector));
+                    *sum = $multiply_add(value, x, *sum);
+                }
+            }
+        }
+
+        /// Finishes the sums of row `row` and stores them.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn store_sums<const VECTORS: usize>(
+            mut sums: Sums<VECTORS>,
+            finish: Option<Finish<'_>>,
+            row: usize,
+            output: &mut [f32],
+        ) {
+            if let Some(finish) = finish {
+                let (scale, shift) = finish.row(row);
+                let (scale, shift) = ($set(scale), $set(shift));
+                let (floor, ceiling) = ($set(finish.floor), $set(finish.ceiling));
+                for sum in &mut sums {
+                    // In this order, NaN stays NaN.
+                    *sum = $min(ceiling, $max(floor, $multiply_add(*sum, scale, shift)));
+                }
+            }
+            for (sum, part) in sums.iter().zip(output.as_chunks_mut::<$lanes>().0) {
+                // SAFETY: the reference covers as many writable bytes.
+                unsafe { $store(part.as_mut_ptr(), *sum) };
+            }
+        }
+
+        /// # Safety
+        /// [`TileProduct::check`] was called for this output, the tile is the lanes times `VECTORS`,
+        /// and there are no shifts.
         #[target_feature(enable = $features)]
         pub(super) unsafe fn add_strip<const VECTORS: usize, const WEIGHTS: usize>(
             product: &TileProduct<'_>,
@@ -492,44 +662,25 @@ macro_rules! define_add_strip {
         ) {
             let TileProduct { strip, input, start, finish, stride, .. } = *product;
             for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
-                let range = rows.range(row);
+                let range = rows.range(row, 0);
                 let output = &mut output[..$lanes * VECTORS];
-                let mut acc = [[$zero(); VECTORS]; WEIGHTS];
-                let from = match start {
-                    Start::Zero => None,
-                    Start::Output if range.is_empty() && finish.is_none() => continue,
-                    Start::Output => Some(&*output),
-                    Start::Sums(sums) => Some(&sums[row * $lanes * VECTORS..][..$lanes * VECTORS]),
-                };
-                for (acc, part) in
-                    acc[0].iter_mut().zip(from.unwrap_or(&[]).as_chunks::<$lanes>().0)
-                {
-                    // SAFETY: the reference covers as many bytes; no alignment is needed.
-                    *acc = unsafe { $load(part.as_ptr()) };
+                if range.is_empty() && finish.is_none() && matches!(start, Start::Output) {
+                    continue;
                 }
-                let add = |acc: &mut [$vector; VECTORS], weight: usize| {
-                    // SAFETY: it is in the row's range.
-                    let (offset, value) = unsafe { rows.get(weight) };
-                    let value = $set(value);
-                    for (vector, acc) in acc.iter_mut().enumerate() {
-                        // SAFETY: the caller checked that a tile from every offset is there.
-                        unsafe {
-                            let x = $load(input.as_ptr().byte_add(offset).add($lanes * vector));
-                            *acc = $multiply_add(value, x, *acc);
-                        }
-                    }
-                };
+                let mut acc = [[$zero(); VECTORS]; WEIGHTS];
+                acc[0] = start_sums(start, row, output);
                 let mut weight = range.start;
                 while weight + WEIGHTS <= range.end {
                     for (i, acc) in acc.iter_mut().enumerate() {
-                        add(acc, weight + i);
+                        // SAFETY: it is in the row's range; the input was checked.
+                        unsafe { add_weight(&rows, weight + i, input, acc) };
                     }
                     weight += WEIGHTS;
                 }
-                // In this form every index is known, so that sums stay in registers.
                 for (i, acc) in acc.iter_mut().take(WEIGHTS - 1).enumerate() {
                     if weight + i < range.end {
-                        add(acc, weight + i);
+                        // SAFETY: as above.
+                        unsafe { add_weight(&rows, weight + i, input, acc) };
                     }
                 }
                 for i in 1..WEIGHTS {
@@ -537,19 +688,55 @@ macro_rules! define_add_strip {
                         acc[0][vector] = $add(acc[0][vector], acc[i][vector]);
                     }
                 }
-                if let Some(finish) = finish {
-                    let (scale, shift) = finish.row(row);
-                    let (scale, shift) = ($set(scale), $set(shift));
-                    let (floor, ceiling) = ($set(finish.floor), $set(finish.ceiling));
-                    for sum in &mut acc[0] {
-                        // In this order, NaN stays NaN.
-                        *sum = $min(ceiling, $max(floor, $multiply_add(*sum, scale, shift)));
+                store_sums(acc[0], finish, row, output);
+            }
+        }
+
+        /// # Safety
+        /// [`TileProduct::check`] was called for this output, and the tile is the lanes times
+        /// `VECTORS`.
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn add_shifted<const VECTORS: usize>(
+            product: &TileProduct<'_>,
+            rows: CutRows<'_, impl Weights>,
+            output: &mut [f32],
+        ) {
+            let TileProduct { strip, input, start, finish, stride, .. } = *product;
+            for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
+                let output = &mut output[..$lanes * VECTORS];
+                let mut sums: Sums<VECTORS> = start_sums(start, row, output);
+                for (part, shift) in strip.shifts().iter().enumerate() {
+                    let range = rows.range(row, part);
+                    if shift.by() == 0 {
+                        for weight in range {
+                            // SAFETY: it is in the row's range; the input was checked.
+                            unsafe { add_weight(&rows, weight, input, &mut sums) };
+                        }
+                        continue;
+                    }
+                    if range.is_empty() {
+                        continue;
+                    }
+                    let mut own = [$zero(); VECTORS];
+                    for weight in range {
+                        // SAFETY: as above.
+                        unsafe { add_weight(&rows, weight, input, &mut own) };
+                    }
+                    let (lines, _) = shift.reach().as_chunks::<$lanes>();
+                    let turn = $turn::new(shift.by());
+                    // The neighbours of the tile's ends are not reached.
+                    for vector in 0..VECTORS {
+                        let moved = if shift.by() < 0 {
+                            turn.turn(own[vector.saturating_sub(1)], own[vector])
+                        } else {
+                            turn.turn(own[vector], own[(vector + 1).min(VECTORS - 1)])
+                        };
+                        // SAFETY: the reference covers as many bytes; no alignment is needed.
+                        let reach = unsafe { $load(lines[vector].as_ptr().cast()) };
+                        sums[vector] = $add(sums[vector], $and(moved, reach));
                     }
                 }
-                for (sum, part) in acc[0].iter().zip(output.as_chunks_mut::<$lanes>().0) {
-                    // SAFETY: the reference covers as many writable bytes.
-                    unsafe { $store(part.as_mut_ptr(), *sum) };
-                }
+                store_sums(sums, finish, row, output);
             }
         }
     };

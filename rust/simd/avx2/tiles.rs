@@ -2,14 +2,41 @@
 
 use super::super::scalar::Scalar;
 use super::super::tiles::{CutRows, Weights, define_add_strip};
-use super::super::{Kernels, Start, TileProduct};
+use super::super::{Finish, Kernels, Start, TileProduct};
 use std::arch::x86_64::*;
 
 define_add_strip!(
     "avx2,fma", __m256, 8, zero _mm256_setzero_ps, set _mm256_set1_ps, load _mm256_loadu_ps,
-    store _mm256_storeu_ps, multiply_add _mm256_fmadd_ps, add _mm256_add_ps, max _mm256_max_ps,
-    min _mm256_min_ps
+    store _mm256_storeu_ps, multiply_add _mm256_fmadd_ps, add _mm256_add_ps, and _mm256_and_ps,
+    max _mm256_max_ps, min _mm256_min_ps, turn Turn
 );
+
+/// Takes eight lanes that follow each other out of two registers.
+#[derive(Clone, Copy)]
+struct Turn {
+    lanes: __m256i,
+    is_high: __m256,
+}
+
+impl Turn {
+    /// From lane `by` of the first register on; below 0, of the one before the second.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn new(by: isize) -> Self {
+        let first = _mm256_set1_epi32(if by == 8 { 8 } else { (by & 7) as i32 });
+        let lanes = _mm256_add_epi32(first, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+        let is_high = _mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(7));
+        Self { lanes, is_high: _mm256_castsi256_ps(is_high) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn turn(self, low: __m256, high: __m256) -> __m256 {
+        let low = _mm256_permutevar8x32_ps(low, self.lanes);
+        let high = _mm256_permutevar8x32_ps(high, self.lanes);
+        _mm256_blendv_ps(low, high, self.is_high)
+    }
+}
 
 /// [`Kernels::place`], and where `JOIN`, [`Kernels::join`], for up to 16 taps.
 ///

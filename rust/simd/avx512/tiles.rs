@@ -1,15 +1,45 @@
 //! Tiles of outputs in registers of sixteen; tables of up to 32 entries in two registers.
 
 use super::super::scalar::Scalar;
+use super::super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::super::tiles::{CutRows, Weights, define_add_strip};
-use super::super::{Kernels, Start, TileProduct};
+use super::super::{Finish, Kernels, Start, TileProduct};
 use std::arch::x86_64::*;
 
 define_add_strip!(
     "avx512f", __m512, 16, zero _mm512_setzero_ps, set _mm512_set1_ps, load _mm512_loadu_ps,
-    store _mm512_storeu_ps, multiply_add _mm512_fmadd_ps, add _mm512_add_ps, max _mm512_max_ps,
-    min _mm512_min_ps
+    store _mm512_storeu_ps, multiply_add _mm512_fmadd_ps, add _mm512_add_ps, and and, max _mm512_max_ps,
+    min _mm512_min_ps, turn Turn
 );
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn and(a: __m512, b: __m512) -> __m512 {
+    _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_castps_si512(b)))
+}
+
+/// Takes sixteen lanes that follow each other out of two registers.
+#[derive(Clone, Copy)]
+struct Turn {
+    lanes: __m512i,
+}
+
+impl Turn {
+    /// From lane `by` of the first register on; below 0, of the one before the second.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new(by: isize) -> Self {
+        let first = _mm512_set1_epi32((by & 15) as i32);
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        Self { lanes: _mm512_add_epi32(first, lanes) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn turn(self, low: __m512, high: __m512) -> __m512 {
+        _mm512_permutex2var_ps(low, self.lanes, high)
+    }
+}
 
 /// `table` and zeros, in two registers.
 #[target_feature(enable = "avx512f")]
@@ -84,6 +114,54 @@ pub(super) fn place<const JOIN: bool>(
     plainly(rest, symbol_rest);
     let (reach, symbol) = (_mm512_reduce_max_epu32(reaches), _mm512_reduce_max_epu32(largest));
     (reach.max(plain.0), plain.1.max(symbol as u16))
+}
+
+/// [`Kernels::sort_by_tap`], for columns under 2²², as [`place`] says; a part after the other.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
+pub(super) fn sort_by_tap(
+    width: u32,
+    shifts: &[Shift],
+    (cols, symbols): shifts::Weights<'_, u16>,
+    (sorted_cols, sorted_symbols): Sorted<'_, u16>,
+) -> [u32; MAX_SHIFTS] {
+    shifts::check_lengths((cols, symbols), (sorted_cols, sorted_symbols));
+    let len = cols.len();
+    let width_in_lanes = _mm512_set1_epi32(width as i32);
+    let reciprocal = _mm512_set1_ps(1.0 / width as f32);
+    let half = _mm512_set1_ps(0.5 / width as f32);
+    let (mut counts, mut at) = ([0; MAX_SHIFTS], 0);
+    for (count, shift) in counts.iter_mut().zip(shifts) {
+        let (column, start) = (_mm512_set1_epi32(shift.column() as i32), at);
+        for first in (0..len).step_by(16) {
+            let is_there = u16::MAX >> (16 - (len - first).min(16));
+            // SAFETY: the mask leaves what is loaded inside both slices, which are as long.
+            let (cols, symbols) = unsafe {
+                (
+                    _mm512_maskz_loadu_epi32(is_there, cols.as_ptr().add(first).cast()),
+                    _mm256_maskz_loadu_epi16(is_there, symbols.as_ptr().add(first).cast()),
+                )
+            };
+            let quotient = _mm512_fmadd_ps(_mm512_cvtepu32_ps(cols), reciprocal, half);
+            let number = _mm512_cvttps_epu32(quotient);
+            let tap = _mm512_sub_epi32(cols, _mm512_mullo_epi32(number, width_in_lanes));
+            let kept = _mm512_mask_cmpeq_epi32_mask(is_there, tap, column);
+            let nkept = kept.count_ones() as usize;
+            // What is stored beyond those that are kept makes way for what follows.
+            let to_cols: &mut [u32; 16] = sorted_cols[at..].first_chunk_mut().expect("room");
+            let to_symbols: &mut [u16; 16] = sorted_symbols[at..].first_chunk_mut().expect("room");
+            // SAFETY: the references cover 64 and 32 writable bytes; no alignment is needed.
+            unsafe {
+                let cols = _mm512_maskz_compress_epi32(kept, cols);
+                _mm512_storeu_si512(to_cols.as_mut_ptr().cast(), cols);
+                let symbols = _mm256_maskz_compress_epi16(kept, symbols);
+                _mm256_storeu_si256(to_symbols.as_mut_ptr().cast(), symbols);
+            }
+            at += nkept;
+        }
+        *count = (at - start) as u32;
+    }
+    assert_eq!(at, len, "sort_by_tap: tap columns");
+    counts
 }
 
 /// [`Kernels::look_up`] for up to 32 values.
