@@ -17,7 +17,13 @@
 //! time, and several rows share the loads of their inputs (`density.rs`, `simd/dense_rows.rs`). A
 //! pruned weight is multiplied there, so inputs that are not all finite go the other way.
 //!
-//! Every output is summed in the order of its row's weights, whoever computes it, so any number of
+//! Where one copy of the input serves all tap columns, a strip of a row has a part for each of them,
+//! whose sums are moved sideways before they are added (`simd/shifts.rs`). That pays where enough
+//! weights share a move and enough tiles share the sorting of weights by tap column: VGG19 at 90 and
+//! 95 %, 32 images, weights decoded before, took 50.5 and 33.7 ms without, 43.7 and 28.5 ms with it,
+//! one Zen 4 core.
+//!
+//! Every output is summed in the order of its row's parts, whoever computes it, so any number of
 //! threads gives the same bits. Threads share the groups of images, or the rows where there are
 //! fewer groups than threads.
 //!

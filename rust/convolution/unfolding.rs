@@ -14,6 +14,11 @@
 //! Groups of images fill the registers where maps are small, as far as a linear layer, which is a
 //! map of one.
 //!
+//! Where outputs are as wide as the input and their rows fill cache lines and tiles, one copy without
+//! a shift can serve all tap columns: their sums are moved instead, row by row of weights
+//! ([`crate::simd::Shift`]). The first-level cache then holds the input of three times as many
+//! channels, and a third is copied.
+//!
 //! Rows are filled up to a multiple of 16 where that wastes little. Where a row is much shorter and
 //! there are few outputs, every tap row is copied too (im2col), so that all outputs are one load.
 //!
@@ -22,7 +27,8 @@
 //! convolution of text or sound, is taken as a column: its kernels are wide, so that copies of them
 //! all would leave the first-level cache, and one copy wins by a tenth to a half.
 //!
-//! Price: kernel width × the padded input, once a group; a column the input alone.
+//! Price: kernel width × the padded input, once a group; a column, or where sums are moved, the input
+//! alone.
 
 use super::Geometry;
 use crate::error::{Error, Result};

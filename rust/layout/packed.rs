@@ -22,9 +22,9 @@
 //! 4 core with AVX-512, ms:
 //!
 //! ```text
-//!   sparse             0 %   60 %   80 %   84 %   86 %   88 %   90 %   95 %   99 %
-//!   words             1.29   0.86   0.85   0.86   0.86   0.86   0.85
-//!   columns                  2.80   1.07   0.97   0.85   0.73   0.51   0.27   0.07
+//!   sparse             0 %   60 %   75 %   78 %   80 %   84 %   88 %   90 %   95 %   99 %
+//!   words             1.00   0.87   0.86   0.86   0.86
+//!   columns                               0.83   0.73   0.58   0.45   0.36   0.19   0.06
 //! ```
 //!
 //! On AVX2 columns are faster up to about half of the bits. A batch is multiplied from columns,

@@ -12,6 +12,7 @@ use super::activation::Activation;
 use super::operator::{Context, Dims, Operands, Operator, flag};
 use crate::array::Array;
 use crate::error::{Error, Result};
+use crate::simd::maximum;
 use crate::threads;
 
 /// Builds the operator `name` where it is one of these.
@@ -104,11 +105,6 @@ impl Kind {
     fn cost(self) -> usize {
         if self == Self::Pow { 32 } else { 1 }
     }
-}
-
-/// The larger; NaN where either is.
-pub(super) fn maximum(a: f32, b: f32) -> f32 {
-    if a.is_nan() || a > b { a } else { b }
 }
 
 fn zip(a: Option<&[f32]>, b: Option<&[f32]>, out: &mut [f32], f: impl Fn(f32, f32) -> f32) {

@@ -5,11 +5,11 @@
 //!   softmax:  y = e^(x − max) / Σ e^(x − max)                         over runs, or over columns
 //! ```
 
-use super::elementwise::maximum;
 use super::operator::{Context, Dims, Operands, Operator, dimension, size};
 use super::pooling::sum;
 use crate::array::Array;
 use crate::error::{Error, Result};
+use crate::simd::maximum;
 use crate::threads;
 
 /// Builds the operator `name` where it is one of these.

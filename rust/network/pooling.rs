@@ -5,9 +5,9 @@
 //! the padding before it is kept though it ends outside. Bins of an adaptive pool go from
 //! ⌊i · in / out⌋ to ⌈(i + 1) · in / out⌉.
 
-use super::elementwise::maximum;
 use super::operator::{Context, Dims, Operands, Operator, flag, image, image_dims, size};
 use crate::error::{Error, Result};
+use crate::simd::{self, Kernels, maximum};
 use crate::threads;
 
 /// Builds the operator `name` where it is one of these.
@@ -30,7 +30,7 @@ fn build_max(ints: &[i64]) -> Result<Box<dyn Operator>> {
     let is_ceil = flag(ints[8], "ceil_mode")?;
     let rows = Windows::new(ints[0], ints[2], ints[4], ints[6], is_ceil)?;
     let cols = Windows::new(ints[1], ints[3], ints[5], ints[7], is_ceil)?;
-    Ok(Box::new(MaxPool { rows, cols }))
+    Ok(Box::new(MaxPool { rows, cols, kernels: simd::active()? }))
 }
 
 fn build_mean(ints: &[i64]) -> Result<Box<dyn Operator>> {
@@ -78,6 +78,11 @@ impl Windows {
             )));
         }
         Ok(windows)
+    }
+
+    /// Whether windows are two that follow each other, and are not shared.
+    fn are_pairs(&self) -> bool {
+        (self.kernel, self.stride, self.padding, self.dilation) == (2, 2, 0, 1)
     }
 
     /// From the first tap to the one after the last.
@@ -142,6 +147,7 @@ fn planes(
 struct MaxPool {
     rows: Windows,
     cols: Windows,
+    kernels: &'static dyn Kernels,
 }
 
 impl Operator for MaxPool {
@@ -161,6 +167,18 @@ impl Operator for MaxPool {
         let [_, _, out_height, out_width] = image(dims)?;
         let window = self.rows.kernel * self.cols.kernel;
         let work = window.saturating_mul(out_height * out_width);
+        let [_, _, height, width] = image(operands.dims(0))?;
+        let is_halved = [height, width] == [2 * out_height, 2 * out_width];
+        if is_halved && self.rows.are_pairs() && self.cols.are_pairs() {
+            // The windows of all planes follow each other.
+            let (x, area) = (operands.numbers(0), out_height * out_width);
+            let threads = context.useful(work.saturating_mul(out.len() / area.max(1)));
+            return threads::for_each_chunk(threads, out, area, |first, out| {
+                let x = &x[4 * first * area..][..4 * out.len()];
+                self.kernels.greatest_of_four(width, x, out);
+                Ok(())
+            });
+        }
         planes(operands, out, dims, context, work, |x, [height, width], out, [_, out_width]| {
             // The windows that are whole need no look at the edges.
             let cols = &self.cols;

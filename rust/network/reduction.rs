@@ -7,10 +7,10 @@
 //!
 //! Neighbouring dimensions go together. Sums are in double precision.
 
-use super::elementwise::maximum;
 use super::operator::{Context, Dims, Operands, Operator, dimension, flag};
 use super::pooling::sum;
 use crate::error::{Error, Result};
+use crate::simd::maximum;
 use crate::threads;
 
 /// Builds the operator `name` where it is one of these.

@@ -5,6 +5,7 @@
 
 mod dense_rows;
 mod panels;
+mod pooling;
 mod symbols;
 pub(super) mod tans;
 mod tiles;
@@ -181,6 +182,11 @@ impl Kernels for Avx2 {
         assert_eq!(positions.len(), ranks.len(), "rank_dot: positions and ranks");
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
         unsafe { tans::rank_dot(positions, start, ranks, values, x) }
+    }
+
+    fn greatest_of_four(&self, width: usize, x: &[f32], out: &mut [f32]) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { pooling::greatest_of_four(width, x, out) }
     }
 
     fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]) {

@@ -5,6 +5,7 @@
 
 mod dense_rows;
 mod panels;
+mod pooling;
 mod symbols;
 mod tans;
 mod tiles;
@@ -215,6 +216,11 @@ impl Kernels for Avx512 {
         assert_eq!(positions.len(), ranks.len(), "rank_dot: positions and ranks");
         // SAFETY: `self` exists only where `detect` found every set that is named there.
         unsafe { tans::rank_dot(positions, start, ranks, (&table, values.len()), x) }
+    }
+
+    fn greatest_of_four(&self, width: usize, x: &[f32], out: &mut [f32]) {
+        // SAFETY: `self` exists only where `detect` found AVX-512.
+        unsafe { pooling::greatest_of_four(width, x, out) }
     }
 
     fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]) {

@@ -31,6 +31,7 @@ pub const LANES: usize = 16;
 /// One panel row: a column's inputs for [`LANES`] members of the batch.
 pub type Lanes = [f32; LANES];
 
+pub use scalar::maximum;
 pub use shifts::{MAX_MOVE, MAX_SHIFTS, Shift};
 pub use tiles::{
     Decoded, Finish, LARGEST_TILE, Places, SMALLEST_TILE, Start, Strip, Taps, TileProduct,
@@ -231,6 +232,12 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
         values: &[f32],
         x: &[f32],
     ) -> f32;
+
+    /// Fills `out` with the greatest of each two by two numbers of rows of `width`: NaN where one is.
+    ///
+    /// # Panics
+    /// When the width is odd, x is not whole pairs of rows, or `out` not a quarter as long.
+    fn greatest_of_four(&self, width: usize, x: &[f32], out: &mut [f32]);
 
     /// Adds to each key, whose low 16 bits are a place in `lines` and whose upper ones a penalty, how
     /// unlike that line is to `line`: 7 for each entry that one of the two keeps, 4 for each that

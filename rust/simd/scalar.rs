@@ -5,9 +5,7 @@ use super::alike::{self, ACTIVE, Planes};
 use super::saturating;
 use super::tans::{self, ElementCode, ElementCursor, Elements, TANS_LANES};
 use super::tiles::{CutRows, Rows, Weights};
-use super::{
-    Kernels, LARGEST_TILE, Lanes, Start, SymbolRows, TileProduct, counted, dense_rows,
-};
+use super::{Kernels, LARGEST_TILE, Lanes, Start, SymbolRows, TileProduct, counted, dense_rows};
 
 /// No instruction set at all.
 pub struct Scalar;
@@ -198,6 +196,18 @@ impl Kernels for Scalar {
         products.sum()
     }
 
+    fn greatest_of_four(&self, width: usize, x: &[f32], out: &mut [f32]) {
+        let is_fit = width > 0 && width.is_multiple_of(2) && x.len() == 4 * out.len();
+        assert!(is_fit && x.len().is_multiple_of(2 * width), "greatest_of_four: rows of {width}");
+        for (rows, out) in x.chunks_exact(2 * width).zip(out.chunks_exact_mut(width / 2)) {
+            let (upper, lower) = rows.split_at(width);
+            let pairs = upper.as_chunks::<2>().0.iter().zip(lower.as_chunks::<2>().0);
+            for (y, (&[a, b], &[c, d])) in out.iter_mut().zip(pairs) {
+                *y = maximum(maximum(a, b), maximum(c, d));
+            }
+        }
+    }
+
     fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]) {
         alike::add_penalties(line, lines, keys);
     }
@@ -221,6 +231,12 @@ impl Kernels for Scalar {
     fn add_scaled_saturating(&self, to: &mut [i16], from: &[i16], scale: i16) {
         saturating::add_scaled(to, from, scale);
     }
+}
+
+/// The greater of two numbers, NaN where one is.
+#[inline]
+pub fn maximum(a: f32, b: f32) -> f32 {
+    if a.is_nan() || a > b { a } else { b }
 }
 
 fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output: &mut [f32]) {
@@ -247,7 +263,9 @@ fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output:
         for (part, shift) in strip.shifts().iter().enumerate() {
             let mut own = [0.0; LARGEST_TILE];
             add(rows.range(row, part), &mut own);
-            for (p, (sum, &reach)) in output.iter_mut().zip(shift.reach().iter().cycle()).enumerate() {
+            for (p, (sum, &reach)) in
+                output.iter_mut().zip(shift.reach().iter().cycle()).enumerate()
+            {
                 if reach != 0 {
                     *sum += own[p.wrapping_add_signed(shift.by())];
                 }

@@ -129,3 +129,75 @@ pub(super) fn check_lengths<T>(weights: Weights<'_, T>, sorted: Sorted<'_, T>) {
     let is_fit = weights.0.len() == weights.1.len() && room >= weights.0.len() + SORT_ROOM;
     assert!(is_fit, "sort_by_tap: {} columns, {} symbols", weights.0.len(), weights.1.len());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Kernels, available};
+    use proptest::prelude::*;
+
+    /// Tap columns in an order of which the first moves most.
+    fn shifts(width: u32, is_reversed: bool) -> Vec<Shift> {
+        let shift = |column: u32| Shift::new(column, -(column as isize), &[false; LINE]);
+        let columns = (0..width).map(|i| if is_reversed { width - 1 - i } else { i });
+        columns.map(shift).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn weights_are_sorted_by_tap_column_and_keep_their_order(
+            width in 1u32..=MAX_SHIFTS as u32,
+            gaps in prop::collection::vec(1u32..40, 0..200),
+            start in prop_oneof![Just(0u32), Just((1 << 22) - 500), Just(1 << 30)],
+            is_reversed in any::<bool>(),
+        ) {
+            let cols: Vec<u32> = gaps
+                .iter()
+                .scan(start, |col, gap| { *col += gap; Some(*col) })
+                .collect();
+            let symbols: Vec<u16> = (0..cols.len() as u16).map(|i| i.wrapping_mul(977)).collect();
+            let shifts = shifts(width, is_reversed);
+            let mut expected: Vec<(u32, u16)> = cols.iter().copied().zip(symbols.iter().copied()).collect();
+            expected.sort_by_key(|&(col, _)| {
+                if is_reversed { width - 1 - col % width } else { col % width }
+            });
+            for set in available() {
+                let mut sorted = (vec![7; cols.len() + SORT_ROOM], vec![7; cols.len() + SORT_ROOM]);
+                let counts = set.sort_by_tap(
+                    width, &shifts, (&cols, &symbols), (&mut sorted.0, &mut sorted.1),
+                );
+                let found: Vec<_> = sorted.0.into_iter().zip(sorted.1).take(cols.len()).collect();
+                prop_assert_eq!(&found, &expected, "{}", set.name());
+                for (count, shift) in counts.iter().zip(&shifts) {
+                    let of = cols.iter().filter(|&&col| col % width == shift.column()).count();
+                    prop_assert_eq!(*count as usize, of, "{}", set.name());
+                }
+                prop_assert!(counts[shifts.len()..].iter().all(|&count| count == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_panics() {
+        let fails = |set: &dyn Kernels, shifts: &[Shift], nsymbols: usize, room: usize| {
+            std::panic::catch_unwind(|| {
+                let (cols, symbols) = ([0, 1, 2, 3], vec![0; nsymbols]);
+                let (mut to_cols, mut to_symbols) = (vec![0; room], vec![0; room]);
+                set.sort_by_tap(3, shifts, (&cols, &symbols), (&mut to_cols, &mut to_symbols));
+            })
+            .is_err()
+        };
+        for set in available() {
+            let (all, some) = (shifts(3, false), shifts(2, false));
+            assert!(!fails(set, &all, 4, 4 + SORT_ROOM), "{}", set.name());
+            assert!(fails(set, &all, 3, 4 + SORT_ROOM), "{}", set.name());
+            assert!(fails(set, &all, 4, 3 + SORT_ROOM), "{}", set.name());
+            assert!(fails(set, &some, 4, 4 + SORT_ROOM), "{}", set.name());
+        }
+        let is_bad = |by: isize, row: usize, reaches: bool| {
+            std::panic::catch_unwind(|| Shift::new(0, by, &vec![reaches; row])).is_err()
+        };
+        assert!(is_bad(9, 16, false) && is_bad(0, 24, false) && is_bad(0, 8, false));
+        assert!(is_bad(1, 16, true) && is_bad(-1, 16, true) && !is_bad(0, 16, true));
+    }
+}

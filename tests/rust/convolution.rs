@@ -144,6 +144,96 @@ proptest! {
     }
 }
 
+/// Rows of outputs that fill cache lines and tiles, so that one copy of the input serves all tap
+/// columns; inputs that are not finite, of which none may get to another row or image.
+#[test]
+fn tap_columns_that_share_an_input_agree_with_the_definition() {
+    let same = |kernel: [usize; 2], dilation: [usize; 2], before: [usize; 2]| {
+        let after = |dim: usize| (kernel[dim] - 1) * dilation[dim] - before[dim];
+        let padding = [[before[0], after(0)], [before[1], after(1)]];
+        Geometry { kernel, dilation, padding, ..Geometry::POINT }
+    };
+    let three = same([3, 3], [1, 1], [1, 1]);
+    let cases = [
+        ([1, 20, 32, 32], three),
+        ([2, 20, 40, 16], three),
+        ([9, 20, 8, 8], three),
+        ([33, 20, 4, 4], three),
+        ([130, 20, 2, 2], three),
+        ([3, 20, 24, 12], three),
+        ([2, 20, 16, 32], same([3, 3], [2, 2], [2, 2])),
+        ([2, 20, 16, 16], same([2, 5], [1, 2], [0, 3])),
+        ([1, 20, 9, 64], same([1, 8], [1, 1], [0, 0])),
+        ([2, 20, 15, 16], Geometry { stride: [2, 1], ..three }),
+        ([4, 40, 16, 16], Geometry { groups: 2, ..three }),
+    ];
+    for (shape, geometry) in cases {
+        let (nrows, group_channels) = (10, shape[1] / geometry.groups);
+        let ncols = group_channels * geometry.kernel[0] * geometry.kernel[1];
+        let case = Case {
+            x: numbers(shape.iter().product(), 29, 1.0),
+            shape,
+            w: numbers(nrows * ncols, 31, 0.35),
+            nrows,
+            bias: None,
+            geometry,
+            layout: 0,
+        };
+        // As symbols and, where there are more values than symbols may say, as they are.
+        let plain: Vec<f32> =
+            case.w.iter().enumerate().map(|(i, w)| w * (1.0 + i as f32 / 65536.0)).collect();
+        for w in [&case.w, &plain] {
+            let case = Case { w: w.clone(), ..case.clone() };
+            let shape_of = Shape::new(nrows, ncols).unwrap();
+            let matrix = CompressedMatrix::compress(w, shape_of, &Request::default()).unwrap();
+            for kernels in simd::available() {
+                let plan = Plan::for_schedule(kernels, &matrix, shape, &geometry).unwrap();
+                let taps = plan.schedule(kernels, &matrix).unwrap();
+                let [images, _, height, width] = plan.output();
+                let run = |x: &[f32], threads| {
+                    let mut y = vec![f32::NAN; images * nrows * height * width];
+                    let finish = Finish::NOTHING.into();
+                    let weights = Weights::Scheduled(&taps);
+                    plan.run(kernels, weights, x, &mut y, &finish, threads).unwrap();
+                    y
+                };
+                let y = run(&case.x, 1);
+                for threads in [2, 3] {
+                    assert_eq!(run(&case.x, threads), y);
+                }
+                let (stored, _) =
+                    matrix.conv_on(kernels, &case.x, shape, &geometry, None, 1).unwrap();
+                let place = |at: usize| {
+                    let (row, image) = (at / width / height % nrows, at / width / height / nrows);
+                    (image, row, at / width % height, at % width)
+                };
+                for (at, (&y, &stored)) in y.iter().zip(&stored).enumerate() {
+                    let (image, row, i, j) = place(at);
+                    let (sum, total) = exact(&case, image, row, i, j);
+                    let bound = (ncols as f64 + 2.0) * 2f64.powi(-24) * total;
+                    let name = kernels.name();
+                    assert!(
+                        (f64::from(y) - sum).abs() <= bound,
+                        "{name} {shape:?} at {at}: {y} {sum}"
+                    );
+                    assert!((f64::from(stored) - sum).abs() <= bound, "{name} {shape:?} at {at}");
+                }
+                // At the right end of the first row of the last image.
+                let mut x = case.x.clone();
+                let place_in_x = (shape[0] - 1) * shape[1] * shape[2] * shape[3] + shape[3] - 1;
+                x[place_in_x] = f32::INFINITY;
+                for (at, (spoilt, y)) in run(&x, 1).iter().zip(&y).enumerate() {
+                    let (image, _, i, j) = place(at);
+                    let reach = |dim: usize| (geometry.kernel[dim] - 1) * geometry.dilation[dim];
+                    let is_near =
+                        image + 1 == shape[0] && i <= reach(0) && j + 1 + reach(1) >= width;
+                    assert!(is_near || spoilt == y, "{} {shape:?} at {at}", kernels.name());
+                }
+            }
+        }
+    }
+}
+
 /// A linear layer: many images of one place, of which a row of the unfolded input is filled up.
 #[test]
 fn any_number_of_images_of_one_place_is_a_product() {

@@ -7,6 +7,7 @@ mod container;
 mod convolution;
 mod golden;
 mod hostile_sections;
+mod kernels;
 mod matrices;
 mod network;
 mod published;

@@ -492,7 +492,12 @@ pub(super) fn rank_dot(
         let pairs: [u64; 8] = bytemuck::cast(*positions);
         let quarter = |i: usize| {
             let (low, high) = (pairs[i], pairs[i + 1]);
-            _mm_setr_ps(at(low as u32), at((low >> 32) as u32), at(high as u32), at((high >> 32) as u32))
+            _mm_setr_ps(
+                at(low as u32),
+                at((low >> 32) as u32),
+                at(high as u32),
+                at((high >> 32) as u32),
+            )
         };
         let half = |i| _mm256_set_m128(quarter(i + 2), quarter(i));
         _mm512_insertf32x8::<1>(_mm512_castps256_ps512(half(0)), half(4))
