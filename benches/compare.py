@@ -6,7 +6,7 @@ with the same pruned weights. Every answer is checked against torch in float64 b
 timed: the error of ours must be at most 4 times that of torch in float32.
 
     TERSENET_DATA=… python benches/compare.py [vgg19 resnet20 resnet56]
-                                            writes benches/record/compare.json
+                                            writes benches/record/compare_….json
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def main() -> None:
                     for key in ("against_torch", "against_int8", "two_threads"):
                         ratios = "  ".join(f"{n} {r:.2f} x" for n, r in result[key].items())
                         print(f"  batch {batch:2}  {key:24} {ratios}")
-    timing.write("compare", record)
+    timing.write_speed("compare", record)
 
 
 if __name__ == "__main__":

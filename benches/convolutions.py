@@ -4,7 +4,7 @@
 in one process; torch in the faster of its two memory formats. Each answer is checked against one in
 float64 before anything is timed.
 
-    python benches/convolutions.py          writes benches/record/convolutions.json
+    python benches/convolutions.py          writes benches/record/convolutions_….json
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
                     f"{channels:3} to {rows:3}, {size:2} x {size:2}, {density:.0%} kept, "
                     f"batch {batch:2}: ms {times}; against torch {ratios}"
                 )
-    timing.write("convolutions", record)
+    timing.write_speed("convolutions", record)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 
 Each answer is checked against one in float64 before anything is timed. One thread.
 
-    python benches/crossover.py          writes benches/record/crossover.json
+    python benches/crossover.py          writes benches/record/crossover_….json
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def main() -> None:
                 record["cases"].append(case)
                 times = "  ".join(f"{n} {t['best_ms']:.3f}" for n, t in case["times"].items())
                 print(f"{layer}, batch {batch:2}, {sparsity:.0%}: {times}; {case['fastest']}")
-    timing.write("crossover", record)
+    timing.write_speed("crossover", record)
 
 
 if __name__ == "__main__":

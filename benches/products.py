@@ -8,7 +8,7 @@
 Torch's own `linear` with a CSR weight and its product of a CSR matrix with the turned batch are both
 timed; the record holds both. TERSENET_SIMD chooses the instruction set.
 
-    python benches/products.py          writes benches/record/products.json
+    python benches/products.py          writes benches/record/products_….json
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def main() -> None:
                 f"{name} {ms:.3f} ({ms / ours:.1f} times)" for name, ms in best.items()
             )
             print(f"batch {batch:3} at {sparsity:.0%} sparse: {ours:.3f} ms beside {peers}")
-    timing.write("products", timing.environment() | {"cases": cases})
+    timing.write_speed("products", timing.environment() | {"cases": cases})
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def write_speed(name: str, record: dict[str, Any]) -> None:
+    """Write a record of speeds under its fixed name and that of the instruction set."""
+    write(f"{name}_{_core.SIMD}", record)
+
+
 def write(name: str, record: dict[str, Any]) -> None:
     """Write a record under its fixed name."""
     folder = HERE / "record"

@@ -124,8 +124,8 @@ const STRIP_NUMBERS: usize = 8192;
 const STRIP_WEIGHTS: usize = 32;
 /// Kept weights of a row from which on its sums are moved instead of the input.
 const SHIFT_WEIGHTS: usize = 40;
-/// Tiles from which on that pays for sorting the weights, where that is done each time.
-const SORT_TILES: usize = 4;
+/// Outputs of a row from which on that pays for sorting the weights, where that is done each time.
+const SORT_OUTPUTS: usize = 512;
 /// So much longer are strips of a half of the best tile, which does half as much for each weight
 /// and gains less from the first-level cache; those of a quarter twice as long, and so on.
 const SMALL_TILE_STRIPS: usize = 4;
@@ -195,9 +195,8 @@ impl Plan {
             // every block of rows.
             unfolding = Unfolding::new(input, geometry, LARGEST_TILE, false).unwrap_or(unfolding);
         }
-        let tiles = outputs / kernels.tile();
-        let is_sorted_often = decoding == Decoding::Once || tiles >= SORT_TILES;
-        if !is_dense && is_sorted_often && matrix.nnz() / nrows.max(1) >= SHIFT_WEIGHTS {
+        let pays_for_sorting = decoding == Decoding::Once || outputs >= SORT_OUTPUTS;
+        if !is_dense && pays_for_sorting && matrix.nnz() / nrows.max(1) >= SHIFT_WEIGHTS {
             unfolding = Unfolding::new(input, geometry, kernels.tile(), true)?;
         }
         let tile = tile_size(unfolding.positions(), kernels.tile());

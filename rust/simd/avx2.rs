@@ -13,6 +13,7 @@ mod tiles;
 use super::alike::{self, ACTIVE, Planes};
 use super::saturating;
 use super::scalar::Scalar;
+use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
 use super::{Kernels, Lanes, SymbolRows, TileProduct};
@@ -131,6 +132,21 @@ impl Kernels for Avx2 {
             1..=16 => unsafe { tiles::place::<true>(cols, symbols, taps, channel, base) },
             _ => Scalar.join(cols, symbols, taps, channel, base),
         }
+    }
+
+    fn sort_by_tap(
+        &self,
+        width: u32,
+        shifts: &[Shift],
+        weights: shifts::Weights<'_, u16>,
+        sorted: Sorted<'_, u16>,
+    ) -> [u32; MAX_SHIFTS] {
+        // Columns rise.
+        if !self.has_bmi2 || weights.0.last().is_some_and(|&col| col >= 1 << 22) {
+            return Scalar.sort_by_tap(width, shifts, weights, sorted);
+        }
+        // SAFETY: `detect` found POPCNT beside AVX2.
+        unsafe { tiles::sort_by_tap(width, shifts, weights, sorted) }
     }
 
     fn look_up(&self, symbols: &[u16], codebook: &[f32], values: &mut Vec<f32>) {

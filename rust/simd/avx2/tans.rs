@@ -231,22 +231,38 @@ fn store_all(out: &mut Elements, positions: [[__m256i; 2]; 4], ranks: [__m256i; 
 #[target_feature(enable = "avx2,popcnt")]
 #[inline]
 fn append(out: &mut Elements, positions: __m256i, ranks: __m128i, kept: u8) {
-    let to_positions: &mut [u32; 8] =
-        out.positions[out.len..].first_chunk_mut().expect("room was checked");
-    let to_ranks: &mut [u16; 8] = out.ranks[out.len..].first_chunk_mut().expect("room was checked");
+    let (to_positions, to_ranks) = (&mut out.positions[out.len..], &mut out.ranks[out.len..]);
+    out.len += store_kept((to_positions, to_ranks), positions, ranks, kept);
+}
+
+/// Stores those of eight pairs of numbers whose bits are set in `kept`, and gives how many; what is
+/// beyond them in the first eight places may be anything.
+///
+/// # Panics
+/// When there is no room for all of them.
+#[target_feature(enable = "avx2,popcnt")]
+#[inline]
+pub(super) fn store_kept(
+    (to_words, to_shorts): (&mut [u32], &mut [u16]),
+    words: __m256i,
+    shorts: __m128i,
+    kept: u8,
+) -> usize {
+    let to_words: &mut [u32; 8] = to_words.first_chunk_mut().expect("room for 8");
+    let to_shorts: &mut [u16; 8] = to_shorts.first_chunk_mut().expect("room for 8");
     // SAFETY: the table's row is 32 readable bytes, and the references cover 32 and 16 writable
     // ones; no alignment is needed.
     unsafe {
         let places = _mm256_loadu_si256(SET_BITS[usize::from(kept)].as_ptr().cast());
-        let found = _mm256_permutevar8x32_epi32(positions, places);
-        _mm256_storeu_si256(to_positions.as_mut_ptr().cast(), found);
+        let found = _mm256_permutevar8x32_epi32(words, places);
+        _mm256_storeu_si256(to_words.as_mut_ptr().cast(), found);
         // Number i of 16 bits is bytes 2i and 2i + 1.
         let (low, high) = (_mm256_castsi256_si128(places), _mm256_extracti128_si256::<1>(places));
         let pairs = _mm_mullo_epi16(_mm_packus_epi32(low, high), _mm_set1_epi16(0x0202));
         let order = _mm_add_epi16(pairs, _mm_set1_epi16(0x0100));
-        _mm_storeu_si128(to_ranks.as_mut_ptr().cast(), _mm_shuffle_epi8(ranks, order));
+        _mm_storeu_si128(to_shorts.as_mut_ptr().cast(), _mm_shuffle_epi8(shorts, order));
     }
-    out.len += kept.count_ones() as usize;
+    kept.count_ones() as usize
 }
 
 /// Decodes up to `nsteps` whole steps, and gives how many: fewer where a stream ends before a step's

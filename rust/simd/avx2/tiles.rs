@@ -1,8 +1,10 @@
 //! Tiles of outputs in registers of eight.
 
 use super::super::scalar::Scalar;
+use super::super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::super::tiles::{CutRows, Weights, define_add_strip};
 use super::super::{Finish, Kernels, Start, TileProduct};
+use super::tans::store_kept;
 use std::arch::x86_64::*;
 
 define_add_strip!(
@@ -111,4 +113,48 @@ pub(super) fn place<const JOIN: bool>(
     }
     let symbol = symbol_lanes.into_iter().fold(0, u32::max) as u16;
     (reach_lanes.into_iter().fold(plain.0, u32::max), symbol.max(plain.1))
+}
+
+/// [`Kernels::sort_by_tap`], for columns under 2²², as [`place`] says; a part after the other.
+#[target_feature(enable = "avx2,fma,popcnt")]
+pub(super) fn sort_by_tap(
+    width: u32,
+    shifts: &[Shift],
+    (cols, symbols): shifts::Weights<'_, u16>,
+    (sorted_cols, sorted_symbols): Sorted<'_, u16>,
+) -> [u32; MAX_SHIFTS] {
+    shifts::check_lengths((cols, symbols), (sorted_cols, sorted_symbols));
+    let (col_chunks, col_rest) = cols.as_chunks::<8>();
+    let (symbol_chunks, symbol_rest) = symbols.as_chunks::<8>();
+    let (mut last_cols, mut last_symbols) = ([0; 8], [0; 8]);
+    last_cols[..col_rest.len()].copy_from_slice(col_rest);
+    last_symbols[..symbol_rest.len()].copy_from_slice(symbol_rest);
+    let width_in_lanes = _mm256_set1_epi32(width as i32);
+    let reciprocal = _mm256_set1_ps(1.0 / width as f32);
+    let half = _mm256_set1_ps(0.5 / width as f32);
+    let (mut counts, mut at) = ([0; MAX_SHIFTS], 0);
+    for (count, shift) in counts.iter_mut().zip(shifts) {
+        let (column, start) = (_mm256_set1_epi32(shift.column() as i32), at);
+        let mut add = |cols: &[u32; 8], symbols: &[u16; 8], is_there: u8| {
+            // SAFETY: the references cover 32 and 16 readable bytes; no alignment is needed.
+            let (cols, symbols) = unsafe {
+                (_mm256_loadu_si256(cols.as_ptr().cast()), _mm_loadu_si128(symbols.as_ptr().cast()))
+            };
+            let quotient = _mm256_fmadd_ps(_mm256_cvtepi32_ps(cols), reciprocal, half);
+            let number = _mm256_cvttps_epi32(quotient);
+            let tap = _mm256_sub_epi32(cols, _mm256_mullo_epi32(number, width_in_lanes));
+            let is_column = _mm256_castsi256_ps(_mm256_cmpeq_epi32(tap, column));
+            let kept = _mm256_movemask_ps(is_column) as u8 & is_there;
+            // What is stored beyond those that are kept makes way for what follows.
+            let to = (&mut sorted_cols[at..], &mut sorted_symbols[at..]);
+            at += store_kept(to, cols, symbols, kept);
+        };
+        for (cols, symbols) in col_chunks.iter().zip(symbol_chunks) {
+            add(cols, symbols, u8::MAX);
+        }
+        add(&last_cols, &last_symbols, ((1u32 << col_rest.len()) - 1) as u8);
+        *count = (at - start) as u32;
+    }
+    assert_eq!(at, cols.len(), "sort_by_tap: tap columns");
+    counts
 }
