@@ -6,7 +6,7 @@ with the same pruned weights. Every answer is checked against torch in float64 b
 timed: the error of ours must be at most 4 times that of torch in float32.
 
     TERSENET_DATA=… python benches/compare.py [vgg19 resnet20 resnet56]
-                                            writes benches/record/compare_….json
+                                            writes benches/record/compare_(instruction set).json
 """
 
 from __future__ import annotations

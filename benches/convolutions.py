@@ -4,7 +4,7 @@
 in one process; torch in the faster of its two memory formats. Each answer is checked against one in
 float64 before anything is timed.
 
-    python benches/convolutions.py          writes benches/record/convolutions_….json
+    python benches/convolutions.py          writes benches/record/convolutions_(instruction set).json
 """
 
 from __future__ import annotations

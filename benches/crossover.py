@@ -8,7 +8,7 @@
 
 Each answer is checked against one in float64 before anything is timed. One thread.
 
-    python benches/crossover.py          writes benches/record/crossover_….json
+    python benches/crossover.py          writes benches/record/crossover_(instruction set).json
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 Torch's own `linear` with a CSR weight and its product of a CSR matrix with the turned batch are both
 timed; the record holds both. TERSENET_SIMD chooses the instruction set.
 
-    python benches/products.py          writes benches/record/products_….json
+    python benches/products.py          writes benches/record/products_(instruction set).json
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ use crate::interruption;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 struct Pools {
     process: u32,
@@ -52,7 +54,11 @@ pub fn available() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Runs `work` on each of `items`, on up to `threads` threads; one thread is the caller's own.
+/// How long a caller watches for its helpers to finish before it sleeps: waking up takes as long.
+const WATCH: Duration = Duration::from_micros(50);
+
+/// Runs `work` on each of `items`, on up to `threads` threads, of which the caller's is one: it starts
+/// at once, while others may have to wake up, and whoever is free takes the next item.
 ///
 /// # Errors
 /// The error of the first item (in their order) that failed, `Io` when no thread can be made, or
@@ -62,22 +68,36 @@ pub fn for_each<T: Send>(
     items: Vec<T>,
     work: impl Fn(T) -> Result<()> + Sync,
 ) -> Result<()> {
+    let checked = |item| interruption::check().and_then(|()| work(item));
     if threads <= 1 || items.len() <= 1 {
-        return items
-            .into_iter()
-            .try_for_each(|item| interruption::check().and_then(|()| work(item)));
+        return items.into_iter().try_for_each(checked);
     }
     let mut outcomes: Vec<Result<()>> = Vec::new();
     outcomes.resize_with(items.len(), || Ok(()));
-    let pool = pool(threads.min(items.len()))?;
+    let helpers = threads.min(items.len()) - 1;
+    let pool = pool(helpers)?;
     let flag = interruption::flag();
-    pool.scope(|scope| {
-        for (item, outcome) in items.into_iter().zip(&mut outcomes) {
-            let (work, flag) = (&work, flag.clone());
+    let queue = Mutex::new(items.into_iter().zip(&mut outcomes));
+    // The lock is not held while an item is worked on, so that none of its panics can poison it.
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work_through = || {
+        while let Some((item, outcome)) = next() {
+            *outcome = checked(item);
+        }
+    };
+    let finished = AtomicUsize::new(0);
+    pool.in_place_scope(|scope| {
+        for _ in 0..helpers {
+            let (flag, finished) = (flag.clone(), &finished);
             scope.spawn(move |_| {
-                let checked = || interruption::check().and_then(|()| work(item));
-                *outcome = interruption::with(flag, checked);
+                interruption::with(flag, work_through);
+                finished.fetch_add(1, Ordering::Relaxed);
             });
+        }
+        work_through();
+        let start = Instant::now();
+        while finished.load(Ordering::Relaxed) < helpers && start.elapsed() < WATCH {
+            std::hint::spin_loop();
         }
     });
     outcomes.into_iter().collect()
