@@ -15,7 +15,7 @@ use std::ops::Range;
 /// So much smaller are blocks where they need not serve several groups of images.
 const SMALLER_BLOCKS: usize = 4;
 /// Multiply–adds that a thread is worth.
-const THREAD_PRODUCTS: usize = 1 << 17;
+const THREAD_PRODUCTS: usize = 1 << 19;
 
 impl Plan {
     /// Computes the output `y` `[images, nrows, height, width]` from the input `x`.
