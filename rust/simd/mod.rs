@@ -7,6 +7,7 @@
 //!
 //! `TERSENET_SIMD=scalar|avx2|avx512` forces one, so that every path on a machine can be tested.
 
+mod add_strip;
 pub mod alike;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

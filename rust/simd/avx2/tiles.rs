@@ -1,8 +1,9 @@
 //! Tiles of outputs in registers of eight.
 
+use super::super::add_strip::define_add_strip;
 use super::super::scalar::Scalar;
 use super::super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
-use super::super::tiles::{CutRows, Weights, define_add_strip};
+use super::super::tiles::{CutRows, Weights};
 use super::super::{Finish, Kernels, Start, TileProduct};
 use super::tans::store_kept;
 use std::arch::x86_64::*;
