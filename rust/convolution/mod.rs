@@ -245,6 +245,7 @@ impl Plan {
     pub fn schedule(&self, kernels: &dyn Kernels, matrix: &CompressedMatrix) -> Result<Taps> {
         let (mut taps, mut block) = (Taps::default(), RowBlock::default());
         self.decode_taps(kernels, matrix, 0..self.nrows, &mut block, &mut taps)?;
+        taps.shrink();
         Ok(taps)
     }
 

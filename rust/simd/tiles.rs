@@ -290,6 +290,11 @@ impl Taps {
         self.nrows = nrows;
     }
 
+    /// Gives back the memory that only [`Taps::fill`] needs.
+    pub fn shrink(&mut self) {
+        self.sorted = Sorted::default();
+    }
+
     /// The number of rows.
     pub fn nrows(&self) -> usize {
         self.nrows
