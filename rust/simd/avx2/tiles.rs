@@ -78,12 +78,14 @@ pub(super) fn place<const JOIN: bool>(
     let (chunks, rest) = cols.as_chunks_mut::<8>();
     let (symbol_chunks, symbol_rest) = symbols.as_chunks::<8>();
     for (i, chunk) in chunks.iter_mut().enumerate() {
-        if chunk.iter().any(|&col| col >= 1 << 22) {
+        // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
+        let col = unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) };
+        // As signed numbers, those from 2³¹ on are below zero.
+        let above = _mm256_cmpgt_epi32(col, _mm256_set1_epi32((1 << 22) - 1));
+        if _mm256_movemask_epi8(_mm256_or_si256(above, _mm256_srai_epi32::<31>(col))) != 0 {
             plainly(chunk, if JOIN { &symbol_chunks[i] } else { &[] });
             continue;
         }
-        // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
-        let col = unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) };
         let quotient = _mm256_fmadd_ps(_mm256_cvtepi32_ps(col), reciprocal, half);
         let number = _mm256_cvttps_epi32(quotient);
         let tap = _mm256_sub_epi32(col, _mm256_mullo_epi32(number, count));

@@ -87,12 +87,12 @@ pub(super) fn place<const JOIN: bool>(
     let (chunks, rest) = cols.as_chunks_mut::<16>();
     let (symbol_chunks, symbol_rest) = symbols.as_chunks::<16>();
     for (i, chunk) in chunks.iter_mut().enumerate() {
-        if chunk.iter().any(|&col| col >= 1 << 22) {
+        // SAFETY: the reference covers 64 bytes; loadu needs no alignment.
+        let col = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
+        if _mm512_cmpge_epu32_mask(col, _mm512_set1_epi32(1 << 22)) != 0 {
             plainly(chunk, if JOIN { &symbol_chunks[i] } else { &[] });
             continue;
         }
-        // SAFETY: the reference covers 64 bytes; loadu needs no alignment.
-        let col = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
         let quotient = _mm512_fmadd_ps(_mm512_cvtepu32_ps(col), reciprocal, half);
         let number = _mm512_cvttps_epu32(quotient);
         let tap = _mm512_sub_epi32(col, _mm512_mullo_epi32(number, count));
