@@ -258,6 +258,7 @@ impl Unfolding {
             }
             let (phase, step) = rows.tap(ky);
             let phase = phases.partition_point(|&p| p < phase);
+            // With shifts there is one copy.
             let copy = kx.min(cols.kernel - 1);
             (copy * phases.len() + phase) * phase_rows * row + step * row
         };
@@ -556,7 +557,7 @@ fn fill_runs<const LEN: usize>(runs: &[Run], x: &[f32], at: usize, out: &mut [f3
         let start = at.wrapping_add_signed(run.from);
         let mask: &[u32; LEN] = run.mask.first_chunk().expect("no longer than the longest");
         let out: &mut [u32; LEN] = out[run.to as usize..].first_chunk_mut().expect("in a channel");
-        // Plain loops over arrays, which become one load, and and store.
+        // Plain loops over arrays, of which a run is one load, one mask, one store.
         match x.get(start..).and_then(|x| x.first_chunk::<LEN>()) {
             Some(x) => (0..LEN).for_each(|i| out[i] = x[i] & mask[i]),
             None => fill_edge(mask, x, start, out),

@@ -142,7 +142,7 @@ impl Kernels for Avx2 {
         sorted: Sorted<'_, u16>,
     ) -> [u32; MAX_SHIFTS] {
         // Columns rise.
-        if !self.has_bmi2 || weights.0.last().is_some_and(|&col| col >= 1 << 22) {
+        if !self.has_bmi2 || weights.0.last().is_some_and(|&col| col >= tiles::LARGE) {
             return Scalar.sort_by_tap(width, shifts, weights, sorted);
         }
         // SAFETY: `detect` found POPCNT beside AVX2.

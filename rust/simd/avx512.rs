@@ -144,7 +144,7 @@ impl Kernels for Avx512 {
         sorted: Sorted<'_, u16>,
     ) -> [u32; MAX_SHIFTS] {
         // They rise.
-        if weights.0.last().is_some_and(|&col| col >= 1 << 22) {
+        if weights.0.last().is_some_and(|&col| col >= tiles::LARGE) {
             return self.avx2.sort_by_tap(width, shifts, weights, sorted);
         }
         // SAFETY: `self` exists only where `detect` found the instructions.

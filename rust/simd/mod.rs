@@ -171,10 +171,11 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
 
     /// Sorts the weights of a row by their tap column, `col % width`, in the order of `shifts`, which
     /// are those of all tap columns; weights of one stay in the order they had. Columns rise. Returns
-    /// how many there are of each.
+    /// how many there are of each. What is sorted has room for [`shifts::SORT_ROOM`] more, which may
+    /// become anything.
     ///
     /// # Panics
-    /// When lengths differ, or the shifts are others.
+    /// When lengths differ, there is no such room, or the shifts are others.
     fn sort_by_tap(
         &self,
         width: u32,

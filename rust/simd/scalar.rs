@@ -263,9 +263,7 @@ fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output:
         for (part, shift) in strip.shifts().iter().enumerate() {
             let mut own = [0.0; LARGEST_TILE];
             add(rows.range(row, part), &mut own);
-            for (p, (sum, &reach)) in
-                output.iter_mut().zip(shift.reach().iter().cycle()).enumerate()
-            {
+            for (p, (sum, &reach)) in output.iter_mut().zip(shift.reach()).enumerate() {
                 if reach != 0 {
                     *sum += own[p.wrapping_add_signed(shift.by())];
                 }

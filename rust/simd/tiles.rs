@@ -75,7 +75,7 @@ pub struct Taps {
     /// `cuts[(s · nrows + r) · n + p]` and ends at the next cut.
     cuts: Vec<u32>,
     shifts: Option<Arc<[Shift]>>,
-    sorted: Sorted,
+    sorting: Sorting,
     wide: Wide,
     joined: Joined,
     dense: Dense,
@@ -88,14 +88,14 @@ pub struct Taps {
 
 /// Room for weights that are sorted by strip, row and tap column.
 #[derive(Clone, Debug, Default)]
-struct Sorted {
+struct Sorting {
     cuts: Vec<u32>,
     cols: Vec<u32>,
     symbols: Vec<u16>,
     values: Vec<f32>,
 }
 
-impl Sorted {
+impl Sorting {
     /// Takes weights that are cut as [`Taps::cuts`] says of decoded ones; their values, or else their
     /// symbols.
     fn sort(
@@ -215,12 +215,12 @@ impl Taps {
             let is_one_group = places.count == 1 || first + nrows <= places.group_rows;
             assert!(is_one_group, "taps: strips of several groups of rows");
             let of_weights = has_values.then_some(&**values);
-            self.sorted.sort(kernels, shifts, &self.cuts, nrows, (cols, symbols, of_weights));
-            std::mem::swap(&mut self.cuts, &mut self.sorted.cuts);
-            std::mem::swap(cols, &mut self.sorted.cols);
+            self.sorting.sort(kernels, shifts, &self.cuts, nrows, (cols, symbols, of_weights));
+            std::mem::swap(&mut self.cuts, &mut self.sorting.cuts);
+            std::mem::swap(cols, &mut self.sorting.cols);
             match has_values {
-                true => std::mem::swap(values, &mut self.sorted.values),
-                false => symbols = &self.sorted.symbols,
+                true => std::mem::swap(values, &mut self.sorting.values),
+                false => symbols = &self.sorting.symbols,
             }
         }
         let is_small = codebook.len() <= 256 && places.end <= JOINED_PLACES;
@@ -292,7 +292,7 @@ impl Taps {
 
     /// Gives back the memory that only [`Taps::fill`] needs.
     pub fn shrink(&mut self) {
-        self.sorted = Sorted::default();
+        self.sorting = Sorting::default();
     }
 
     /// The number of rows.

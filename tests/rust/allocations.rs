@@ -1,4 +1,4 @@
-//! A network that has run on a shape before allocates nothing to run on it again.
+//! How often a thread allocates, and how much.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};

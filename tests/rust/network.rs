@@ -1,6 +1,5 @@
 //! Networks: the graph's bytes, plans, a few operators against hand computations, and errors.
 
-use crate::allocations::allocated;
 use proptest::prelude::*;
 use std::sync::Arc;
 use tersenet::array::Owner;
@@ -12,11 +11,11 @@ use tersenet::network::{
 use tersenet::rows::Shape;
 use tersenet::{CompressedMatrix, ErrorKind, Request};
 
-fn input(name: &str, shape: &[i64]) -> Input {
+pub fn input(name: &str, shape: &[i64]) -> Input {
     Input { name: name.to_owned(), dtype: InputType::Float32, shape: shape.to_vec() }
 }
 
-fn node(op: &str, inputs: &[usize], weights: &[&str], ints: &[i64], floats: &[f32]) -> Node {
+pub fn node(op: &str, inputs: &[usize], weights: &[&str], ints: &[i64], floats: &[f32]) -> Node {
     Node {
         operator: operator_by_name(op).unwrap(),
         inputs: inputs.to_vec(),
@@ -28,13 +27,13 @@ fn node(op: &str, inputs: &[usize], weights: &[&str], ints: &[i64], floats: &[f3
 }
 
 /// A tensor of a container under its name: plain, or a matrix.
-enum Weight {
+pub enum Weight {
     Plain(Vec<usize>, Vec<f32>),
     Matrix(Vec<usize>, Vec<f32>),
     Ids(Vec<i64>),
 }
 
-fn container(graph: &Graph, weights: &[(&str, Weight)]) -> Vec<u8> {
+pub fn container(graph: &Graph, weights: &[(&str, Weight)]) -> Vec<u8> {
     let made: Vec<(Vec<u8>, Option<CompressedMatrix>)> = weights
         .iter()
         .map(|(_, weight)| match weight {
@@ -66,7 +65,7 @@ fn container(graph: &Graph, weights: &[(&str, Weight)]) -> Vec<u8> {
     writer.to_bytes().unwrap()
 }
 
-fn load(bytes: Vec<u8>, resident: Resident) -> tersenet::Result<Network> {
+pub fn load(bytes: Vec<u8>, resident: Resident) -> tersenet::Result<Network> {
     let owner: Owner = Arc::new(bytes);
     let reader = Reader::from_owner(owner, &Limits::default())?;
     Network::load(&reader, resident, &Limits::default(), 2)
@@ -117,7 +116,7 @@ fn lenet() -> Graph {
 }
 
 /// Numbers between −1 and 1, two thirds of them zero.
-fn sparse(len: usize, seed: u32) -> Vec<f32> {
+pub fn sparse(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -126,7 +125,7 @@ fn sparse(len: usize, seed: u32) -> Vec<f32> {
     (0..len).map(|_| if next() % 3 > 0 { 0.0 } else { (next() % 31) as f32 / 15.0 - 1.0 }).collect()
 }
 
-fn lenet_container() -> Vec<u8> {
+pub fn lenet_container() -> Vec<u8> {
     let sizes = [
         ("conv1", vec![6, 1, 5, 5]),
         ("conv2", vec![16, 6, 5, 5]),
@@ -657,35 +656,6 @@ fn rows_that_an_input_of_three_dimensions_has_no_room_for_are_an_error() {
             "conv (conv): result of 2 rows, expected 1 for an input of three dimensions".into()
         )
     );
-}
-
-#[test]
-fn a_second_run_allocates_nothing() {
-    // Convolutions of tests beside this one would take scratch memory from the same pool, so it runs
-    // in a process of its own.
-    const ALONE: &str = "TERSENET_TEST_ALONE";
-    if std::env::var_os(ALONE).is_none() {
-        let itself = std::env::current_exe().unwrap();
-        let name = "network::a_second_run_allocates_nothing";
-        let run =
-            std::process::Command::new(itself).args(["--exact", name]).env(ALONE, "1").output();
-        let output = run.unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && text.contains("1 passed"), "{text}");
-        return;
-    }
-    let x = sparse(3 * 28 * 28, 7);
-    let dims = [3, 1, 28, 28];
-    let arguments = [Argument { dims: &dims, elements: Elements::Float32(&x) }];
-    for resident in ["compressed", "cached", "dense"] {
-        let network = load(lenet_container(), Resident::by_name(resident).unwrap()).unwrap();
-        let mut y = vec![0.0; 30];
-        let mut run = || network.run_into(&arguments, &mut [&mut y], 1).unwrap();
-        (0..2).for_each(|_| run());
-        for _ in 0..100 {
-            assert_eq!(allocated(&mut run), (0, 0), "{resident}");
-        }
-    }
 }
 
 #[test]

@@ -41,11 +41,43 @@ impl Turn {
     }
 }
 
-/// [`Kernels::place`], and where `JOIN`, [`Kernels::join`], for up to 16 taps.
+/// Divides columns under [`LARGE`] by a number n.
 ///
-/// The channel of a column is (col + ½) / n in single precision. Its error, at most
-/// col / n · 2⁻²³, is less than the distance to a whole number, 1 / 2n, for columns under 2²²;
-/// larger ones go the plain way.
+/// The quotient is (col + ½) / n in single precision. Its error, at most col / n · 2⁻²³, is less
+/// than the distance to a whole number, 1 / 2n.
+#[derive(Clone, Copy)]
+struct Divisor {
+    n: __m256i,
+    reciprocal: __m256,
+    half: __m256,
+}
+
+/// The first column that [`Divisor`] does not take.
+pub(super) const LARGE: u32 = 1 << 22;
+
+impl Divisor {
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn new(n: u32) -> Self {
+        Self {
+            n: _mm256_set1_epi32(n as i32),
+            reciprocal: _mm256_set1_ps(1.0 / n as f32),
+            half: _mm256_set1_ps(0.5 / n as f32),
+        }
+    }
+
+    /// The quotients and what is left.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn divide(self, cols: __m256i) -> (__m256i, __m256i) {
+        let quotient = _mm256_fmadd_ps(_mm256_cvtepi32_ps(cols), self.reciprocal, self.half);
+        let number = _mm256_cvttps_epi32(quotient);
+        (number, _mm256_sub_epi32(cols, _mm256_mullo_epi32(number, self.n)))
+    }
+}
+
+/// [`Kernels::place`], and where `JOIN`, [`Kernels::join`], for up to 16 taps; large columns go the
+/// plain way.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn place<const JOIN: bool>(
     cols: &mut [u32],
@@ -62,9 +94,7 @@ pub(super) fn place<const JOIN: bool>(
         let at = entries.as_ptr().cast::<__m256i>();
         (_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1)))
     };
-    let count = _mm256_set1_epi32(taps.len() as i32);
-    let reciprocal = _mm256_set1_ps(1.0 / taps.len() as f32);
-    let half = _mm256_set1_ps(0.5 / taps.len() as f32);
+    let divisor = Divisor::new(taps.len() as u32);
     let (channels, bases) = (_mm256_set1_epi32(channel as i32), _mm256_set1_epi32(base as i32));
     let (mut reaches, mut largest) = (_mm256_setzero_si256(), _mm256_setzero_si256());
     let mut plain = (0, 0);
@@ -81,14 +111,12 @@ pub(super) fn place<const JOIN: bool>(
         // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
         let col = unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) };
         // As signed numbers, those from 2³¹ on are below zero.
-        let above = _mm256_cmpgt_epi32(col, _mm256_set1_epi32((1 << 22) - 1));
+        let above = _mm256_cmpgt_epi32(col, _mm256_set1_epi32(LARGE as i32 - 1));
         if _mm256_movemask_epi8(_mm256_or_si256(above, _mm256_srai_epi32::<31>(col))) != 0 {
             plainly(chunk, if JOIN { &symbol_chunks[i] } else { &[] });
             continue;
         }
-        let quotient = _mm256_fmadd_ps(_mm256_cvtepi32_ps(col), reciprocal, half);
-        let number = _mm256_cvttps_epi32(quotient);
-        let tap = _mm256_sub_epi32(col, _mm256_mullo_epi32(number, count));
+        let (number, tap) = divisor.divide(col);
         let from_low = _mm256_permutevar8x32_epi32(low, tap);
         let from_high = _mm256_permutevar8x32_epi32(high, tap);
         let is_high = _mm256_cmpgt_epi32(tap, _mm256_set1_epi32(7));
@@ -118,7 +146,7 @@ pub(super) fn place<const JOIN: bool>(
     (reach_lanes.into_iter().fold(plain.0, u32::max), symbol.max(plain.1))
 }
 
-/// [`Kernels::sort_by_tap`], for columns under 2²², as [`place`] says; a part after the other.
+/// [`Kernels::sort_by_tap`], for columns under [`LARGE`]; a part after the other.
 #[target_feature(enable = "avx2,fma,popcnt")]
 pub(super) fn sort_by_tap(
     width: u32,
@@ -132,9 +160,7 @@ pub(super) fn sort_by_tap(
     let (mut last_cols, mut last_symbols) = ([0; 8], [0; 8]);
     last_cols[..col_rest.len()].copy_from_slice(col_rest);
     last_symbols[..symbol_rest.len()].copy_from_slice(symbol_rest);
-    let width_in_lanes = _mm256_set1_epi32(width as i32);
-    let reciprocal = _mm256_set1_ps(1.0 / width as f32);
-    let half = _mm256_set1_ps(0.5 / width as f32);
+    let divisor = Divisor::new(width);
     let (mut counts, mut at) = ([0; MAX_SHIFTS], 0);
     for (count, shift) in counts.iter_mut().zip(shifts) {
         let (column, start) = (_mm256_set1_epi32(shift.column() as i32), at);
@@ -143,9 +169,7 @@ pub(super) fn sort_by_tap(
             let (cols, symbols) = unsafe {
                 (_mm256_loadu_si256(cols.as_ptr().cast()), _mm_loadu_si128(symbols.as_ptr().cast()))
             };
-            let quotient = _mm256_fmadd_ps(_mm256_cvtepi32_ps(cols), reciprocal, half);
-            let number = _mm256_cvttps_epi32(quotient);
-            let tap = _mm256_sub_epi32(cols, _mm256_mullo_epi32(number, width_in_lanes));
+            let (_, tap) = divisor.divide(cols);
             let is_column = _mm256_castsi256_ps(_mm256_cmpeq_epi32(tap, column));
             let kept = _mm256_movemask_ps(is_column) as u8 & is_there;
             // What is stored beyond those that are kept makes way for what follows.

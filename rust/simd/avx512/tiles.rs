@@ -56,11 +56,43 @@ fn two_registers(table: &[u32]) -> (__m512i, __m512i) {
     }
 }
 
-/// [`Kernels::place`], and where `JOIN`, [`Kernels::join`], for up to 32 taps.
+/// Divides columns under [`LARGE`] by a number n.
 ///
-/// The channel of a column is (col + ½) / n in single precision. Its error, at most
-/// col / n · 2⁻²³, is less than the distance to a whole number, 1 / 2n, for columns under 2²²;
-/// larger ones go the plain way.
+/// The quotient is (col + ½) / n in single precision. Its error, at most col / n · 2⁻²³, is less
+/// than the distance to a whole number, 1 / 2n.
+#[derive(Clone, Copy)]
+struct Divisor {
+    n: __m512i,
+    reciprocal: __m512,
+    half: __m512,
+}
+
+/// The first column that [`Divisor`] does not take.
+pub(super) const LARGE: u32 = 1 << 22;
+
+impl Divisor {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new(n: u32) -> Self {
+        Self {
+            n: _mm512_set1_epi32(n as i32),
+            reciprocal: _mm512_set1_ps(1.0 / n as f32),
+            half: _mm512_set1_ps(0.5 / n as f32),
+        }
+    }
+
+    /// The quotients and what is left.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn divide(self, cols: __m512i) -> (__m512i, __m512i) {
+        let quotient = _mm512_fmadd_ps(_mm512_cvtepu32_ps(cols), self.reciprocal, self.half);
+        let number = _mm512_cvttps_epu32(quotient);
+        (number, _mm512_sub_epi32(cols, _mm512_mullo_epi32(number, self.n)))
+    }
+}
+
+/// [`Kernels::place`], and where `JOIN`, [`Kernels::join`], for up to 32 taps; large columns go the
+/// plain way.
 #[target_feature(enable = "avx512f")]
 pub(super) fn place<const JOIN: bool>(
     cols: &mut [u32],
@@ -71,9 +103,7 @@ pub(super) fn place<const JOIN: bool>(
 ) -> (u32, u16) {
     assert!(!JOIN || cols.len() == symbols.len(), "join: columns and symbols");
     let (low, high) = two_registers(taps);
-    let count = _mm512_set1_epi32(taps.len() as i32);
-    let reciprocal = _mm512_set1_ps(1.0 / taps.len() as f32);
-    let half = _mm512_set1_ps(0.5 / taps.len() as f32);
+    let divisor = Divisor::new(taps.len() as u32);
     let (channels, bases) = (_mm512_set1_epi32(channel as i32), _mm512_set1_epi32(base as i32));
     let (mut reaches, mut largest) = (_mm512_setzero_si512(), _mm512_setzero_si512());
     let mut plain = (0, 0);
@@ -89,13 +119,11 @@ pub(super) fn place<const JOIN: bool>(
     for (i, chunk) in chunks.iter_mut().enumerate() {
         // SAFETY: the reference covers 64 bytes; loadu needs no alignment.
         let col = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
-        if _mm512_cmpge_epu32_mask(col, _mm512_set1_epi32(1 << 22)) != 0 {
+        if _mm512_cmpge_epu32_mask(col, _mm512_set1_epi32(LARGE as i32)) != 0 {
             plainly(chunk, if JOIN { &symbol_chunks[i] } else { &[] });
             continue;
         }
-        let quotient = _mm512_fmadd_ps(_mm512_cvtepu32_ps(col), reciprocal, half);
-        let number = _mm512_cvttps_epu32(quotient);
-        let tap = _mm512_sub_epi32(col, _mm512_mullo_epi32(number, count));
+        let (number, tap) = divisor.divide(col);
         let mut place = _mm512_add_epi32(
             _mm512_add_epi32(bases, _mm512_mullo_epi32(number, channels)),
             _mm512_permutex2var_epi32(low, tap, high),
@@ -117,7 +145,7 @@ pub(super) fn place<const JOIN: bool>(
     (reach.max(plain.0), plain.1.max(symbol as u16))
 }
 
-/// [`Kernels::sort_by_tap`], for columns under 2²², as [`place`] says; a part after the other.
+/// [`Kernels::sort_by_tap`], for columns under [`LARGE`]; a part after the other.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
 pub(super) fn sort_by_tap(
     width: u32,
@@ -127,9 +155,7 @@ pub(super) fn sort_by_tap(
 ) -> [u32; MAX_SHIFTS] {
     shifts::check_lengths((cols, symbols), (sorted_cols, sorted_symbols));
     let len = cols.len();
-    let width_in_lanes = _mm512_set1_epi32(width as i32);
-    let reciprocal = _mm512_set1_ps(1.0 / width as f32);
-    let half = _mm512_set1_ps(0.5 / width as f32);
+    let divisor = Divisor::new(width);
     let (mut counts, mut at) = ([0; MAX_SHIFTS], 0);
     for (count, shift) in counts.iter_mut().zip(shifts) {
         let (column, start) = (_mm512_set1_epi32(shift.column() as i32), at);
@@ -142,9 +168,7 @@ pub(super) fn sort_by_tap(
                     _mm256_maskz_loadu_epi16(is_there, symbols.as_ptr().add(first).cast()),
                 )
             };
-            let quotient = _mm512_fmadd_ps(_mm512_cvtepu32_ps(cols), reciprocal, half);
-            let number = _mm512_cvttps_epu32(quotient);
-            let tap = _mm512_sub_epi32(cols, _mm512_mullo_epi32(number, width_in_lanes));
+            let (_, tap) = divisor.divide(cols);
             let kept = _mm512_mask_cmpeq_epi32_mask(is_there, tap, column);
             let nkept = kept.count_ones() as usize;
             // What is stored beyond those that are kept makes way for what follows.
