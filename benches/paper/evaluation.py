@@ -227,7 +227,7 @@ class Evaluation:
                 "occupancy": "of the linear weights in a file for size, codebooks as float32; of "
                 "whole networks all bytes of the file; over dense float32. Archives are of the "
                 "level fast but where units were left out",
-                "seconds": "of one thread, CPU; what rows have in common is in the first of them",
+                "seconds": "CPU; what rows have in common is in the first of them",
                 "parameters": sum(parameter.numel() for parameter in self.net.parameters()),
                 "rows_unfinished": len(self.heads.works()) + len(self.wholes) - len(self.rows),
                 "dense_seconds": dict(zip(("wall_s", "cpu_s"), self.seconds, strict=True)),
@@ -257,8 +257,9 @@ def run(
     parser = argparse.ArgumentParser(description=page.splitlines()[0])
     parser.add_argument("name", choices=sorted(names))
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="stage")
+    parser.add_argument("--threads", type=int, default=1, help="that train (1)")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     root = Path(os.environ.get("TERSENET_CACHE") or ".cache", f"{what}_{arguments.name}")
     with progress() as bars:
@@ -271,4 +272,5 @@ def run(
             "record": evaluation.record,
         }
         for stage in arguments.stages or STAGES:
+            torch.set_num_threads(arguments.threads if stage in ("heads", "wholes") else 1)
             works[stage]()

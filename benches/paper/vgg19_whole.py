@@ -6,12 +6,11 @@ from itertools import islice
 
 import stepwise
 import torch
-import torch.nn.functional as F
 from heads import Row
 from networks import VGG
 from torch import Tensor, nn
 from vgg19_head import ImageHeads
-from vgg19_training import BATCH_SIZE, Data, measured
+from vgg19_training import BATCH_SIZE, Data, loss, measured, mixed
 from wholes import Wholes
 
 SPARSITIES = (0.5, 0.8, 0.9)  # of convolutions
@@ -35,15 +34,16 @@ class ImageWholes(Wholes):
     def train(self, model: nn.Module, what: str, seed: int) -> None:
         """Train all of a network on some images."""
         steps = IMAGES[what] // BATCH_SIZE
-        stepwise.train(
-            model,
-            list(islice(self.data.batches(seed), steps)),
-            steps=steps,
-            optimizer=torch.optim.Adam(model.parameters(), fused=True),
-            lr=LR[what],
-            loss=F.cross_entropy,
-            seed=seed,
-        )
+        with mixed():
+            stepwise.train(
+                model,
+                list(islice(self.data.batches(seed), steps)),
+                steps=steps,
+                optimizer=torch.optim.Adam(model.parameters(), fused=True),
+                lr=LR[what],
+                loss=loss,
+                seed=seed,
+            )
 
     def examples(self, count: int) -> tuple[Tensor, ...]:
         """Return the first test images."""

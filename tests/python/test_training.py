@@ -187,6 +187,22 @@ def test_an_optimizer_that_evaluates_many_times_works():
     assert losses[-1] < 1e-6
 
 
+def test_under_autocast_each_step_sees_the_weights_of_the_step_before():
+    model, expected = nn.Linear(2, 1), nn.Linear(2, 1)
+    expected.load_state_dict(model.state_dict())
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        fit(model, batches(shuffle=False), epochs=2, optimizer=sgd, loss=F.mse_loss)
+    sgd = torch.optim.SGD(expected.parameters(), lr=0.1)
+    for part in [slice(start, start + 5) for start in (0, 5, 10)] * 2:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.mse_loss(expected(INPUTS[part]), TARGETS[part])
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+    torch.testing.assert_close(model.weight, expected.weight)
+
+
 def test_several_inputs_become_arguments():
     model = nn.Bilinear(2, 2, 1)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)

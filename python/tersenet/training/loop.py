@@ -53,6 +53,8 @@ def fit(
 ) -> list[float]:
     """Train a model in place; return the mean loss of each epoch.
 
+    It may be called under `torch.autocast`, whose copies of weights are made anew each step.
+
     Args:
         model: what trains; every module is afterwards in the mode it was in.
         batches: (inputs, targets) of each step, iterated anew each epoch; a tuple of inputs
@@ -92,6 +94,7 @@ def fit(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
+        torch.clear_autocast_cache()  # of weights as they were before the last step
         state.outputs = outputs_of(model, state.inputs)
         state.loss = loss(state.outputs, state.targets)
         call("loss_computed")
