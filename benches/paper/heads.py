@@ -100,8 +100,7 @@ def nbytes_of(path: Path, names: list[str]) -> int:
         for name in names:
             entry = file.info(name)
             total += entry["nbytes"]
-            if entry["kind"] == "matrix":
-                total += file.get(name).codebook.nbytes
+            total += 4 * entry.get("k", 0)
     return total
 
 

@@ -223,7 +223,7 @@ def inspect(
         answer = {"path": str(source), **totals, "metadata": metadata, "tensors": facts}
         say(json.dumps(answer, indent=2))
         return
-    shown = table("tensor", "type", "shape", "layout", "density", "bytes", "bits each")
+    shown = table("tensor", "type", "shape", "layout", "density", "k", "bytes", "bits each")
     for name, fact in facts.items():
         size, alias = prod(fact["shape"]), fact.get("alias_of")
         is_matrix = fact["kind"] == "matrix" and alias is None and size > 0
@@ -233,6 +233,7 @@ def inspect(
             written_shape(fact["shape"]),
             _pair(fact.get("layout"), fact.get("coder")) if alias is None else f"= {alias}",
             f"{fact['nnz'] / size:.2%}" if is_matrix else "",
+            str(fact["k"]) if is_matrix and "k" in fact else "",
             f"{fact['nbytes']:,}" if alias is None else "",
             f"{8 * fact['nbytes'] / size:.3f}" if alias is None and size else "",
         )

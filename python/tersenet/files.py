@@ -89,8 +89,9 @@ class File:
 
         `kind` is "matrix" or "array"; `dtype` the type of the elements before compression;
         `shape` the logical shape, of a convolution four numbers; `nbytes` as stored. `alias_of`
-        where it is another name of a tensor, `layout`, `coder` and `nnz` of a matrix; an array
-        that is coded has a `coder`, "planes", too.
+        where it is another name of a tensor, `layout`, `coder` and `nnz` of a matrix, and `k`, the
+        number of values of its codebook, where it has one; an array that is coded has a `coder`,
+        "planes", too.
 
         Raises:
             KeyError: if there is no such name.

@@ -133,6 +133,12 @@ pub struct Header {
 }
 
 impl Header {
+    /// The number of values of a codebook.
+    pub fn k(&self, number: usize) -> usize {
+        let section = &self.codebook_sections[self.codebooks[number]];
+        section.sizes[number - section.first]
+    }
+
     /// Parses the header's bytes, whose checksum was found right.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ mod writer;
 
 pub use coded_array::CodedArray;
 pub use header::{Dtype, MAGIC, VERSION};
-pub use reader::{Entry, Reader, Tensor};
+pub use reader::{Entry, MatrixEntry, Reader, Tensor};
 pub use writer::{Stored, Writer};
 
 use crate::array::Owner;

@@ -59,10 +59,23 @@ pub struct Entry<'a> {
     pub nbytes: u64,
     /// The tensor of which this is another name.
     pub alias_of: Option<&'a str>,
-    /// Layout, coder and number of kept weights of a matrix.
-    pub matrix: Option<(&'static LayoutSpec, Coder, usize)>,
+    /// Of a matrix.
+    pub matrix: Option<MatrixEntry>,
     /// The coder of a plain tensor that is coded.
     pub array_coder: Option<&'static str>,
+}
+
+/// What the header says of a matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct MatrixEntry {
+    /// The layout.
+    pub layout: &'static LayoutSpec,
+    /// Its coder.
+    pub coder: Coder,
+    /// The number of kept weights.
+    pub nnz: usize,
+    /// The number of values of its codebook, where it has one.
+    pub k: Option<usize>,
 }
 
 impl Entry<'_> {
@@ -207,7 +220,12 @@ impl Reader {
             _ => (None, entry),
         };
         let matrix = match &target.body {
-            Body::Matrix(matrix) => Some((matrix.layout, matrix.coder, matrix.nnz)),
+            Body::Matrix(matrix) => Some(MatrixEntry {
+                layout: matrix.layout,
+                coder: matrix.coder,
+                nnz: matrix.nnz,
+                k: matrix.codebook.map(|number| self.header.k(number)),
+            }),
             _ => None,
         };
         let array_coder = matches!(target.body, Body::Planes).then_some(PLANES.1);

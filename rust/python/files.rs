@@ -141,10 +141,13 @@ impl Reader {
         if let Some(target) = entry.alias_of {
             dict.set_item("alias_of", target)?;
         }
-        if let Some((layout, coder, nnz)) = entry.matrix {
-            dict.set_item("layout", layout.name)?;
-            dict.set_item("coder", coder.name())?;
-            dict.set_item("nnz", nnz)?;
+        if let Some(matrix) = entry.matrix {
+            dict.set_item("layout", matrix.layout.name)?;
+            dict.set_item("coder", matrix.coder.name())?;
+            dict.set_item("nnz", matrix.nnz)?;
+            if let Some(k) = matrix.k {
+                dict.set_item("k", k)?;
+            }
         }
         if let Some(coder) = entry.array_coder {
             dict.set_item("coder", coder)?;

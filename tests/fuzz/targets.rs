@@ -142,7 +142,7 @@ fn header(body: &[u8]) -> Outcome {
     let mut seen = 0u32;
     for name in reader.keys() {
         let entry = reader.entry(name).expect("a name of the file");
-        let kind = entry.matrix.map_or(16, |matrix| u32::from(matrix.0.id));
+        let kind = entry.matrix.map_or(16, |matrix| u32::from(matrix.layout.id));
         seen |= 1 << kind | u32::from(entry.alias_of.is_some()) << 17;
     }
     match reader.graph().map(Graph::from_bytes) {

@@ -67,6 +67,8 @@ def test_matrices_come_back_equal_and_readable_one_by_one(tmp_path, mmap):
         info = file.info("b")
         assert (info["kind"], info["dtype"], info["shape"]) == ("matrix", "float32", (60, 50))
         assert (info["layout"], info["nnz"]) == ("csr", b.nnz)
+        assert "k" not in info
+        assert file.info("a")["k"] == len(np.unique(sparse()[sparse() != 0]))
         found = file.get("b")
         with pytest.raises(KeyError, match="no tensor 'c'"):
             file.get("c")
