@@ -4,12 +4,16 @@
 
 Eight threads run one shared network on inputs of two batches, each call with one thread of its own or
 two; a second process does the same on the same file at the same time. Every result is compared bit by
-bit with that of a first call. Writes benches/record/load.json.
+bit with that of a first call. Neither process has torch. Memory is what the system holds for a process,
+and what the process has allocated (glibc's mallinfo2): freed pieces between others count in the first
+alone. Growth is between the least of two spans of samples, the third fourth of the run and the last.
+Writes benches/record/load.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -20,19 +24,19 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-from timing import environment, write
-from torch import nn
 
 import tersenet
 
 THREADS = 8
 BATCHES = (1, 5)
-SAMPLES = 20
+SAMPLES = 40
 
 
 def exported(path: Path) -> None:
     """Write a network of convolutions and linear layers, pruned and quantized."""
+    import torch
+    from torch import nn
+
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
@@ -46,6 +50,38 @@ def exported(path: Path) -> None:
 def resident() -> int:
     """Return the bytes of memory that this process holds."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+def allocated() -> int:
+    """Return the bytes that this process has allocated and not freed, in heaps and mappings."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Mallinfo2
+    found = mallinfo2()
+    return int(found.uordblks + found.hblkhd)
+
+
+def growth(held: list[int]) -> int:
+    """Return how much more the least of the last fourth is than that of the fourth before."""
+    quarter = len(held) // 4
+    return min(held[-quarter:]) - min(held[-2 * quarter : -quarter])
 
 
 def under_load(path: Path, seconds: float) -> dict[str, object]:
@@ -72,10 +108,11 @@ def under_load(path: Path, seconds: float) -> dict[str, object]:
     workers = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
     for worker in workers:
         worker.start()
-    held = []
+    held: dict[str, list[int]] = {"resident": [], "allocated": []}
     for _ in range(SAMPLES):
         time.sleep(seconds / SAMPLES)
-        held.append(resident())
+        held["resident"].append(resident())
+        held["allocated"].append(allocated())
     for worker in workers:
         worker.join()
     return {
@@ -84,8 +121,8 @@ def under_load(path: Path, seconds: float) -> dict[str, object]:
         "fewest_of_a_thread": min(calls),
         "wrong": sum(wrong),
         "errors": errors,
-        "resident_nbytes": held,
-        "growth_of_second_half_nbytes": held[-1] - held[SAMPLES // 2 - 1],
+        **{f"{what}_nbytes": samples for what, samples in held.items()},
+        "growth_nbytes": {what: growth(samples) for what, samples in held.items()},
         "sum": float(np.sum([y.astype(np.float64).sum() for y in expected])),
     }
 
@@ -94,19 +131,20 @@ def main() -> None:
     """Run both processes and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)  # of the second process
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)  # of the processes below
     options = parser.parse_args()
     if options.file:
         print(json.dumps(under_load(options.file, options.seconds)))
         return
+    from timing import environment, write
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.terse"
         exported(path)
         command = [sys.executable, __file__, "--seconds", str(options.seconds), "--file", str(path)]
-        second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        processes = [under_load(path, options.seconds)]
-        answer, _ = second.communicate(timeout=options.seconds + 300)
-        processes.append(json.loads(answer))
+        both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        answers = [process.communicate(timeout=options.seconds + 300)[0] for process in both]
+        processes = [json.loads(answer) for answer in answers]
     record = {**environment(), "seconds": options.seconds, "threads_a_process": THREADS}
     record |= {"same_in_both": processes[0]["sum"] == processes[1]["sum"], "processes": processes}
     write("load", record)
