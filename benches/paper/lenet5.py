@@ -95,9 +95,10 @@ def distillation(outputs: Tensor, targets: Tensor) -> Tensor:
     """Half the cross-entropy of the labels, half that of the teacher's softened scores.
 
     Args:
-        outputs: [batch, 10].
+        outputs: [batch, 10], of any type.
         targets: the teacher's scores and the label, [batch, 11].
     """
+    outputs = outputs.float()
     scores, labels = targets[:, :10], targets[:, 10].long()
     soft = F.kl_div(
         F.log_softmax(outputs / _TEMPERATURE, 1),

@@ -15,7 +15,7 @@ from heads import SEED, Heads, Row, Settings
 from lenet5 import distillation
 from networks import VGG
 from torch import Tensor, nn
-from vgg19_training import HIDDEN, Data, Images
+from vgg19_training import HIDDEN, Data, Images, mixed
 
 from tersenet.pruning.stages import Progress
 from tersenet.replacing import Replacing
@@ -97,6 +97,11 @@ class ImageHeads(Heads):
     def layers(self, widths: tuple[int, ...] | None = None) -> nn.Sequential:
         """Return new layers of these hidden widths, or of the full ones."""
         return VGG((), widths or HIDDEN, channels=512).classifier
+
+    def train(self, head: nn.Module, what: str) -> None:
+        """Train a head for the steps of a stage."""
+        with mixed():
+            super().train(head, what)
 
     def measure(self, head: nn.Module) -> Row:
         """Return the accuracies of a head."""
