@@ -57,6 +57,17 @@ def test_compressed_weights_take_the_least_memory(path):
     assert {layout for _, layout, _ in dense.layers()} == {"dense"}
 
 
+@pytest.mark.skipif(tersenet._core.SIMD == "scalar", reason="kept weights are as fast there")
+def test_weights_that_are_all_there_are_not_kept_again_for_a_small_map(tmp_path):
+    torch.manual_seed(5)
+    model = nn.Conv2d(64, 64, 3, padding=1).eval()
+    x = torch.randn(1, 64, 4, 4)
+    tersenet.export(model, x, tmp_path / "dense.terse")
+    network = tersenet.Network.load(tmp_path / "dense.terse", "cached")
+    check(network, model, (x,))
+    assert network.nbytes < 1.1 * 4 * model.weight.numel()
+
+
 def test_an_archive_of_a_file_is_held_in_a_layout_that_multiplies(tmp_path):
     net = tersenet.decompress(small_net())
     with torch.no_grad():
