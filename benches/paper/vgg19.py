@@ -61,8 +61,8 @@ def begin(name: str, cache: Cache, advance: Progress) -> Evaluation:
             "dense": {"lr": vgg19_training.LR[name], "images": vgg19_training.IMAGES[name]},
             "bfloat16": vgg19_training.has_bfloat16(),
             "wholes": {
-                "lr": vgg19_whole.LR,
-                "images": vgg19_whole.IMAGES,
+                "lr": vgg19_whole.LR[name],
+                "images": vgg19_whole.IMAGES[name],
                 "cycles": ImageWholes.cycles,
             },
         },

@@ -13,11 +13,18 @@ from vgg19_head import ImageHeads
 from vgg19_training import BATCH_SIZE, Data, loss, measured, mixed
 from wholes import Wholes
 
-SPARSITIES = (0.5, 0.8, 0.9)  # of convolutions
-ROWS = ((0.001, 0.8), (0.001, 0.9))  # what the linear layers keep, and a sparsity of convolutions
+SPARSITIES = {"mnist": (0.5, 0.8, 0.9), "cifar10": (0.5, 0.7, 0.8)}  # of convolutions
+# What the linear layers keep, and a sparsity of convolutions.
+ROWS = {"mnist": ((0.001, 0.8), (0.001, 0.9)), "cifar10": ((0.001, 0.7), (0.001, 0.8))}
 # More and longer than in first trials, whose test errors had been seen.
-IMAGES = {"pruning": 2_560, "learning": 20_480}
-LR = {"pruning": 3e-4, "learning": 5e-4}
+IMAGES = {
+    "mnist": {"pruning": 2_560, "learning": 20_480},
+    "cifar10": {"pruning": 12_800, "learning": 46_080},
+}
+LR = {
+    "mnist": {"pruning": 3e-4, "learning": 5e-4},
+    "cifar10": {"pruning": 3e-4, "learning": 4e-4},
+}
 
 
 class ImageWholes(Wholes):
@@ -28,19 +35,19 @@ class ImageWholes(Wholes):
 
     def __init__(self, net: VGG, heads: ImageHeads, data: Data) -> None:
         """Begin with the trained network and its pruned heads."""
-        super().__init__(net, heads, SPARSITIES, ROWS)
+        super().__init__(net, heads, SPARSITIES[data.name], ROWS[data.name])
         self.data = data
 
     def train(self, model: nn.Module, what: str, seed: int) -> None:
         """Train all of a network on some images."""
-        steps = IMAGES[what] // BATCH_SIZE
+        steps = IMAGES[self.data.name][what] // BATCH_SIZE
         with mixed():
             stepwise.train(
                 model,
                 list(islice(self.data.batches(seed), steps)),
                 steps=steps,
                 optimizer=torch.optim.Adam(model.parameters(), fused=True),
-                lr=LR[what],
+                lr=LR[self.data.name][what],
                 loss=loss,
                 seed=seed,
             )
