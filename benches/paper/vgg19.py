@@ -63,7 +63,7 @@ def begin(name: str, cache: Cache, advance: Progress) -> Evaluation:
             "wholes": {
                 "lr": vgg19_whole.LR[name],
                 "images": vgg19_whole.IMAGES[name],
-                "cycles": ImageWholes.cycles,
+                "cycles": vgg19_whole.CYCLES[name],
             },
         },
         data=f"{len(data.train[0])} images for training, of which the linear layers see {FEATURES}, "

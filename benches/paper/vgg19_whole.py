@@ -26,17 +26,18 @@ LR = {
     "cifar10": {"pruning": 3e-4, "learning": 4e-4},
 }
 
+CYCLES = {"mnist": 2, "cifar10": 3}
+
 
 class ImageWholes(Wholes):
     """The rows of one data set's whole networks."""
 
     fc = "classifier"
-    cycles = 2
 
     def __init__(self, net: VGG, heads: ImageHeads, data: Data) -> None:
         """Begin with the trained network and its pruned heads."""
         super().__init__(net, heads, SPARSITIES[data.name], ROWS[data.name])
-        self.data = data
+        self.data, self.cycles = data, CYCLES[data.name]
 
     def train(self, model: nn.Module, what: str, seed: int) -> None:
         """Train all of a network on some images."""
