@@ -25,7 +25,6 @@ LR = {
     "mnist": {"pruning": 3e-4, "learning": 5e-4},
     "cifar10": {"pruning": 3e-4, "learning": 4e-4},
 }
-
 CYCLES = {"mnist": 2, "cifar10": 3}
 
 
