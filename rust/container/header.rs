@@ -133,10 +133,10 @@ pub struct Header {
 }
 
 impl Header {
-    /// The number of values of a codebook.
-    pub fn k(&self, number: usize) -> usize {
-        let section = &self.codebook_sections[self.codebooks[number]];
-        section.sizes[number - section.first]
+    /// The number of values of a codebook, where there is one of that number.
+    pub fn k(&self, number: usize) -> Option<usize> {
+        let section = self.codebook_sections.get(*self.codebooks.get(number)?)?;
+        section.sizes.get(number.checked_sub(section.first)?).copied()
     }
 
     /// Parses the header's bytes, whose checksum was found right.

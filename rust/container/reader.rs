@@ -224,7 +224,7 @@ impl Reader {
                 layout: matrix.layout,
                 coder: matrix.coder,
                 nnz: matrix.nnz,
-                k: matrix.codebook.map(|number| self.header.k(number)),
+                k: matrix.codebook.and_then(|number| self.header.k(number)),
             }),
             _ => None,
         };
