@@ -34,18 +34,23 @@ def interleaved(
     return {n: {"best_ms": min(t), "median_ms": float(np.median(t))} for n, t in times.items()}
 
 
+def cpu_name() -> str:
+    """Return what the maker calls this machine's processor, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def environment() -> dict[str, Any]:
     """Return the CPU, the instruction set, the versions and the commit."""
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
     )
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "simd": _core.SIMD,
         "threads": torch.get_num_threads(),
         "versions": {

@@ -28,7 +28,8 @@ class Shifted:
     def __init__(self, images: Tensor, classes: Tensor, *, batch_size: int, seed: int) -> None:
         """Keep the images, on the device where they are wanted."""
         self._batches = TensorBatches(images, classes, batch_size=batch_size, seed=seed)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(images.device).manual_seed(seed)
+        self._device = images.device
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -38,13 +39,13 @@ class Shifted:
         """Iterate over (images, classes) of each batch."""
         for images, classes in self._batches:
             count = len(images)
-            down, right = torch.randint(0, 9, (2, count, 1), generator=self._generator)
-            is_mirrored = torch.rand(count, 1, generator=self._generator) < 0.5
-            pixels = torch.arange(32)
+            drawn = {"generator": self._generator, "device": self._device}
+            down, right = torch.randint(0, 9, (2, count, 1), **drawn)
+            is_mirrored = torch.rand(count, 1, **drawn) < 0.5
+            pixels = torch.arange(32, device=self._device)
+            rows = down + pixels
             columns = right + torch.where(is_mirrored, 31 - pixels, pixels)
-            rows = (down + pixels)[:, None, :, None].to(images.device)
-            columns = columns[:, None, None, :].to(images.device)
             padded = F.pad(images, (4, 4, 4, 4))
-            number = torch.arange(count, device=images.device)[:, None, None, None]
-            channel = torch.arange(3, device=images.device)[None, :, None, None]
-            yield padded[number, channel, rows, columns], classes
+            number = torch.arange(count, device=self._device)[:, None, None, None]
+            channel = torch.arange(3, device=self._device)[None, :, None, None]
+            yield padded[number, channel, rows[:, None, :, None], columns[:, None, None]], classes

@@ -31,6 +31,7 @@ import heads
 import timing
 import torch
 from cache import Cache
+from devices import CPU
 from heads import Heads, Row, learnt_name
 from stepwise import said
 from torch import nn
@@ -95,14 +96,15 @@ class Evaluation:
 
     def files(self) -> dict[str, tuple[nn.Module, Path]]:
         """Return the plain networks and the files of what is claimed, "head" and "whole"."""
-        nets, wholes = {}, self.wholes
+        nets: dict[str, nn.Module] = {}
+        wholes = self.wholes
         if head := self.chosen_head():
             net = wholes.with_head(copy.deepcopy(self.net), self.heads.learnt(*head).fc)
             nets["head"] = wholes.plain(net)
         if whole := self.chosen_whole():
             nets["whole"] = wholes.learnt(*whole)
         folder = self.heads.cache.folder
-        return {what: (net, folder / f"{what}.terse") for what, net in nets.items()}
+        return {what: (net.to(CPU), folder / f"{what}.terse") for what, net in nets.items()}
 
     def speed(self) -> dict[str, Row]:
         """Return bytes and milliseconds of the files of what is claimed."""
@@ -235,6 +237,7 @@ class Evaluation:
                 "figures": found,
                 "chosen": {"head": self.chosen_head(), "whole": self.chosen_whole()},
                 "speed": self.speed(),
+                "devices": sorted({row["device"] for row in self.rows}),
                 "rows": [
                     {"seconds" if key == "stage_cpu_seconds" else key: v for key, v in row.items()}
                     for row in self.rows
@@ -244,7 +247,12 @@ class Evaluation:
 
 
 def run(
-    begin: Callable[[str, Cache, Progress], Evaluation], what: str, names: Iterable[str], page: str
+    begin: Callable[[str, Cache, Progress], Evaluation],
+    what: str,
+    names: Iterable[str],
+    page: str,
+    *,
+    takes_device: bool = False,
 ) -> None:
     """Run the stages that the command line names, or all, of what `begin` makes of a data set.
 
@@ -253,17 +261,21 @@ def run(
         what: the network's name, before the data set's in the cache.
         names: the data sets that there are.
         page: the first line says what it is.
+        takes_device: whether `begin` trains on the device of its cache.
     """
     parser = argparse.ArgumentParser(description=page.splitlines()[0])
     parser.add_argument("name", choices=sorted(names))
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="stage")
     parser.add_argument("--threads", type=int, default=1, help="that train (1)")
+    if takes_device:
+        parser.add_argument("--device", type=torch.device, help="that trains (cpu)")
+    parser.set_defaults(device=CPU)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     root = Path(os.environ.get("TERSENET_CACHE") or ".cache", f"{what}_{arguments.name}")
     with progress() as bars:
-        evaluation = begin(arguments.name, Cache(root), said(bars))
+        evaluation = begin(arguments.name, Cache(root, arguments.device), said(bars))
         works: dict[str, Callable[[], object]] = {
             "dense": lambda: None,
             "heads": evaluation.heads.rows,

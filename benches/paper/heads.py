@@ -28,6 +28,7 @@ import numpy as np
 import stepwise
 import torch
 from cache import Cache
+from devices import CPU
 from torch import Tensor, nn
 
 import tersenet
@@ -164,8 +165,9 @@ class Heads(abc.ABC):
         plain.fc = self.full(plain.fc)
         dense = dense_nbytes(plain.fc)
         kept = sum(int(layer.weight.count_nonzero()) for layer in linears(plain.fc).values())
+        measured = self.measure(plain)
         level: Level = "best" if "units" in method else "fast"
-        nbytes = dense if method == "dense" else fc_nbytes(plain.fc, level)
+        nbytes = dense if method == "dense" else fc_nbytes(plain.fc.to(CPU), level)
         return {
             "method": method,
             "scope": scope,
@@ -173,7 +175,7 @@ class Heads(abc.ABC):
             "k": k,
             "nbytes": nbytes,
             "occupancy": nbytes / dense,
-            **self.measure(plain),
+            **measured,
         }
 
     def pruned(self, scope: str, sparsity: float) -> nn.Module:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import trained
+from devices import CPU
 from torch import Tensor
 
 from tersenet.training import TensorBatches
@@ -28,15 +29,15 @@ class Mnist:
     test: Images
 
 
-def load() -> Mnist:
+def load(device: torch.device = CPU) -> Mnist:
     """Read the four files; the last 5,000 training images are for validation.
 
     Raises:
         FileNotFoundError: if the folder that TERSENET_DATA names does not hold them.
     """
-    images, labels = _part("train")
+    images, labels = _part("train", device)
     cut = len(images) - _VALIDATION
-    return Mnist((images[:cut], labels[:cut]), (images[cut:], labels[cut:]), _part("t10k"))
+    return Mnist((images[:cut], labels[:cut]), (images[cut:], labels[cut:]), _part("t10k", device))
 
 
 class WarpedBatches:
@@ -54,8 +55,10 @@ class WarpedBatches:
     ) -> None:
         """Keep the images, and the most by which one is turned, scaled and shifted."""
         self._batches = TensorBatches(*images, batch_size=batch_size, seed=seed)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._most = torch.tensor([degrees * torch.pi / 180, scale, *[pixels / 14] * 2])
+        device = images[0].device
+        self._generator = torch.Generator(device).manual_seed(seed)
+        most = [degrees * torch.pi / 180, scale, *[pixels / 14] * 2]
+        self._most = torch.tensor(most, device=device)
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -64,7 +67,8 @@ class WarpedBatches:
     def __iter__(self) -> Iterator[Images]:
         """Iterate over (images, labels) of each batch."""
         for images, labels in self._batches:
-            drawn = torch.rand(len(images), 4, generator=self._generator) * 2 - 1
+            drawn = torch.empty(len(images), 4, device=images.device)
+            drawn.uniform_(-1, 1, generator=self._generator)
             turn, scale, right, down = (drawn * self._most).unbind(1)
             cosine, sine = (1 + scale) * turn.cos(), (1 + scale) * turn.sin()
             rows = torch.stack([cosine, -sine, right, sine, cosine, down], 1).view(-1, 2, 3)
@@ -72,10 +76,12 @@ class WarpedBatches:
             yield F.grid_sample(images, grid, align_corners=False), labels
 
 
-def _part(name: str) -> Images:
+def _part(name: str, device: torch.device) -> Images:
     images = _idx(f"{name}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
     labels = _idx(f"{name}-labels-idx1-ubyte.gz", 8)
-    return torch.from_numpy(images).float() / 255, torch.from_numpy(labels).long()
+    return (torch.from_numpy(images).float() / 255).to(device), torch.from_numpy(labels).to(
+        device, torch.int64
+    )
 
 
 def _idx(name: str, head: int) -> np.ndarray:

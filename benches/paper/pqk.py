@@ -46,6 +46,7 @@ import timing
 import torch
 import torch.nn.functional as F
 import trained
+from devices import CPU, name_of
 from networks import LeNet5
 from torch import Tensor, nn
 
@@ -66,6 +67,7 @@ METHODS = ("qat", "pqk")
 WIDTHS = (6, 16, 120)  # of the LeNet-5
 DENSE_EPOCHS = 6
 CHOICES = 10  # of the masks, in the first half
+STEP_RATE = 0.05  # of the learning rate of weights: the steps of the quantizers
 SEED = 0
 KEYWORDS = ((0.0, 32), (0.2, 32), (0.3, 32), (0.4, 32))  # sparsity and values a layer
 CALIBRATION = 200  # keyword features without their labels; the others are tested
@@ -84,9 +86,17 @@ class Task:
     test: int
 
 
-TASKS = {
-    "mnist": Task(((0.9, 4), (0.95, 4), (0.9, 2), (0.95, 2)), 10_000, 6, 128, 2e-3, 5_000, 10_000),
-    "cifar10": Task(((0.9, 4), (0.9, 2)), 2_000, 3, 64, 1e-3, 1_000, 2_000),
+_MNIST = Task(((0.9, 4), (0.95, 4), (0.9, 2), (0.95, 2)), 20_000, 10, 128, 2e-3, 5_000, 10_000)
+_CIFAR10 = ((0.9, 4), (0.9, 2))
+TASKS = {  # by the type of device: an accelerator has time for all images
+    "cpu": {
+        "mnist": _MNIST,
+        "cifar10": Task(_CIFAR10, 2_000, 3, 64, 1e-3, 1_000, 2_000),
+    },
+    "cuda": {
+        "mnist": _MNIST,
+        "cifar10": Task((*_CIFAR10, (0.95, 2)), 45_000, 10, 256, 1e-3, 5_000, 10_000),
+    },
 }
 
 
@@ -108,12 +118,13 @@ class Row:
     teacher: float | None
     file_nbytes: int
     cpu_seconds: float
+    device: str
 
 
 class Data:
     """Images of one task: for training, for choices, for reports."""
 
-    def __init__(self, task: str, settings: Task) -> None:
+    def __init__(self, task: str, settings: Task, device: torch.device) -> None:
         """Read the images; those for validation are training images that none trains on."""
         self.task, self.settings = task, settings
         if task == "mnist":
@@ -122,9 +133,9 @@ class Data:
         else:
             train = cifar10.load("train", settings.images + settings.validation)
             validation, test = _from(train, settings.images), cifar10.load("test", settings.test)
-        self.train = _first(train, settings.images)
-        self.validation = _first(validation, settings.validation)
-        self.test = _first(test, settings.test)
+        self.train = _first(train, settings.images, device)
+        self.validation = _first(validation, settings.validation, device)
+        self.test = _first(test, settings.test, device)
 
     def batches(self, seed: int) -> Iterable[Batch]:
         """Return the batches of training, those of CIFAR-10 shifted and mirrored."""
@@ -137,10 +148,12 @@ class Data:
 class Bench:
     """The trainings of a run, those that are done in a folder."""
 
-    def __init__(self, tasks: dict[str, Task], folder: Path, advance: Advance) -> None:
+    def __init__(
+        self, tasks: dict[str, Task], folder: Path, device: torch.device, advance: Advance
+    ) -> None:
         """Make the folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.tasks, self.folder, self.advance = tasks, folder, advance
+        self.tasks, self.folder, self.device, self.advance = tasks, folder, device, advance
         self._data: dict[str, Data] = {}
 
     def row(self, task: str, sparsity: float, bits: int, seed: int, method: str) -> Row:
@@ -169,12 +182,12 @@ class Bench:
     def start(self, task: str) -> nn.Module:
         """Return the network that every training of a task begins with."""
         if task == "cifar10":
-            return trained.resnet(20)
+            return trained.resnet(20).to(self.device)
         torch.manual_seed(SEED)
-        model = LeNet5(WIDTHS)
+        model = LeNet5(WIDTHS).to(self.device)
         path = self.folder / "mnist.pt"
         if path.exists():
-            model.load_state_dict(torch.load(path, weights_only=True))
+            model.load_state_dict(torch.load(path, weights_only=True, map_location=CPU))
         else:
             adam = torch.optim.Adam(model.parameters(), 2e-3)
             batches = self.data(task).batches(SEED)
@@ -186,7 +199,7 @@ class Bench:
     def data(self, task: str) -> Data:
         """Return the images of a task."""
         if task not in self._data:
-            self._data[task] = Data(task, self.tasks[task])
+            self._data[task] = Data(task, self.tasks[task], self.device)
         return self._data[task]
 
     def _trained(
@@ -205,7 +218,7 @@ class Bench:
         else:
             prepare_qat(model, plan)
             callback = SoftPruning(model, plan, steps=steps, every=every, criterion="magnitude")
-        adam = torch.optim.Adam(model.parameters(), settings.lr)
+        adam = torch.optim.Adam(_groups(model, settings.lr))
         _fit(model, batches, adam, settings.epochs, [callback], seed)
         seconds = time.process_time() - cpu
         teacher = None
@@ -214,10 +227,11 @@ class Bench:
             with callback.teacher():
                 teacher = evaluate(model, _parts(data.test), accuracy)
         check(model, sparsity, bits)
-        file_nbytes = export(model, data.test[0][:2], path)
+        file_nbytes = export(model.to(CPU), data.test[0][:2].to(CPU), path)
         network = tersenet.Network.load(path)
         found = [file_accuracy(network, images) for images in (data.validation, data.test)]
-        return Row(task, sparsity, bits, seed, method, *found, teacher, file_nbytes, seconds)
+        which = (task, sparsity, bits, seed, method)
+        return Row(*which, *found, teacher, file_nbytes, seconds, name_of(self.device))
 
 
 def check(model: nn.Module, sparsity: float, bits: int) -> None:
@@ -241,7 +255,8 @@ def export(model: nn.Module, example: Tensor, path: Path) -> int:
 
 def file_accuracy(network: tersenet.Network, images: Images) -> float:
     """Return the accuracy of an exported network, run from its compressed weights."""
-    found = [network.run(x.numpy()).argmax(1) == y.numpy() for x, y in _parts(images)]
+    parts = _parts((images[0].to(CPU), images[1].to(CPU)))
+    found = [network.run(x.numpy()).argmax(1) == y.numpy() for x, y in parts]
     return float(np.concatenate(found).mean())
 
 
@@ -388,8 +403,18 @@ def _fit(
     )
 
 
-def _first(images: Images, count: int) -> Images:
-    return images[0][:count], images[1][:count]
+def _groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
+    """Return all parameters with their rates: steps are small, and as many weights hang on each."""
+    named = dict(model.named_parameters())
+    steps = {name: named.pop(name) for name in list(named) if name.endswith(".step")}
+    return [
+        {"params": list(named.values()), "lr": lr},
+        {"params": list(steps.values()), "lr": lr * STEP_RATE},
+    ]
+
+
+def _first(images: Images, count: int, device: torch.device) -> Images:
+    return images[0][:count].to(device), images[1][:count].to(device)
 
 
 def _from(images: Images, start: int) -> Images:
@@ -407,11 +432,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="to train on, in a trial")
     parser.add_argument("--epochs", type=int, help="of each training, in a trial")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", type=torch.device, default=CPU, help="that trains (cpu)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     trial = {n: getattr(options, n) for n in ("images", "epochs") if getattr(options, n)}
-    tasks = {name: Task(**asdict(task) | trial) for name, task in TASKS.items()}
+    device = options.device.type
+    tasks = {name: Task(**asdict(task) | trial) for name, task in TASKS[device].items()}
     part = "-".join(f"{name}-{value}" for name, value in trial.items()) or "whole"
     folder = Path(os.environ.get("TERSENET_CACHE") or ".cache", "pqk", part)
     with progress() as bars:
@@ -421,7 +448,7 @@ def main() -> None:
             if not sys.stderr.isatty():
                 print(f"{time.strftime('%X')} {what}: {done} of {total}", file=sys.stderr)
 
-        bench = Bench(tasks, folder, advance)
+        bench = Bench(tasks, folder, options.device, advance)
         rows: list[Row] = []
         spotted: list[dict[str, Any]] = []
         for stage in options.stages or [*tasks, "keywords"]:

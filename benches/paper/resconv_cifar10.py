@@ -18,10 +18,10 @@ layers gives 2 x. All behind it can be rescaled to compute the same from x, as n
 convolution and ReLU is homogeneous, so nn.Identity takes its place; while factors are trained, a
 block's output is divided by 1 + (1 - s)^2, which is 1 at first and 2 at the end.
 
-Training is short, some hundred steps of 64 images, which is what one core does in half an hour. A
-factor pulls by what a small change of it loses, not by what the block's absence loses. So most of them
-stay near 1 until the strength is such that they fall together within some steps, and beyond the first
-block the order is near to a draw. More layers may go than a count asks for.
+Training is short on a processor, some hundred steps of 64 images, which is what one core does in half an
+hour. A factor pulls by what a small change of it loses, not by what the block's absence loses. So most
+of them stay near 1 until the strength is such that they fall together within some steps, and beyond the
+first two blocks the order is near to a draw: of those that fall in one step the first of the network go.
 
 The trained network has seen all 50,000 training images. So the first 1,000 test images decide, and the
 other 9,000 report. They decide one thing: the row of `figures` is the one that removes most layers
@@ -58,6 +58,7 @@ import torch
 import torch.nn.functional as F
 import trained
 from cache import Cache
+from devices import CPU, mixed
 from networks import CifarBlock
 from stepwise import Advance, Shown, said, train
 from teaching import Taught
@@ -71,16 +72,29 @@ from tersenet.training import TensorBatches, accuracy, evaluate, fit
 Images = tuple[Tensor, Tensor]
 
 FRACTIONS = (0.2, 0.42, 0.6)  # of the convertible layers
-STEPS = (40, 600, 150)  # of training on, after each
-BATCH, CHOOSING_BATCH = 64, 32
-LR = 0.01
-FACTORS_LR = 0.03
-STRENGTH, GROWTH = 0.3, 1.015  # of the L1 at first, and its growth a step
+CHOOSING_BATCH = 64
+FACTORS_LR = 0.006
+STRENGTH, GROWTH = 1.2, 1.003  # of the L1 at first, and its growth a step
 VALIDATION = 1_000
 SHAPES = {"batch 1": 1, "batch 32": 32}
 WITHIN = 0.5  # points
 GOAL = 0.4
 SEED = 0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How long a network is trained on, after each fraction of its layers."""
+
+    steps: tuple[int, ...]
+    batch: int
+    lr: float
+
+
+SCALES = {  # by the type of device: an accelerator sees twenty times the images in the same time
+    "cpu": Scale((300, 1_800, 200), 64, 0.01),
+    "cuda": Scale((1_000, 8_000, 2_000), 256, 0.05),
+}
 
 
 @dataclass(frozen=True)
@@ -115,17 +129,22 @@ class Run:
     def __init__(self, settings: Settings, cache: Cache, advance: Advance) -> None:
         """Make the teacher; images are read once they are needed."""
         self.settings, self.cache, self.advance = settings, cache, advance
-        self.teacher = plain(trained.resnet(settings.depth))
+        self.device, self.scale = cache.device, SCALES[cache.device.type]
+        self.teacher = plain(trained.resnet(settings.depth)).to(self.device)
 
     @cached_property
     def train(self) -> Images:
         """The images to train on."""
-        return cifar10.load("train", 50_000 if self.settings.part == 1 else 2_000)
+        return self._loaded("train", 50_000 if self.settings.part == 1 else 2_000)
 
     @cached_property
     def test(self) -> Images:
         """The images that decide, and then those that report."""
-        return cifar10.load("test", VALIDATION + self.settings.images)
+        return self._loaded("test", VALIDATION + self.settings.images)
+
+    def _loaded(self, part: str, count: int) -> Images:
+        images, classes = cifar10.load(part, count)
+        return images.to(self.device), classes.to(self.device)
 
     def chosen(self) -> list[dict[str, Any]]:
         """Return the layers that go, each with the least count at which it does."""
@@ -133,8 +152,8 @@ class Run:
         return self.cache.rows("chosen", partial(self._choose, net, self.counts()))
 
     def counts(self) -> list[int]:
-        """Return how many layers go at least, for each row."""
-        return [round(fraction * self.total()) for fraction in FRACTIONS]
+        """Return how many layers go, for each row: those of whole blocks."""
+        return [2 * round(fraction * self.total() / 2) for fraction in FRACTIONS]
 
     def total(self) -> int:
         """Return the number of convertible layers."""
@@ -142,12 +161,12 @@ class Run:
 
     def rows(self) -> list[Row]:
         """Return a row for the whole network and for each count of layers."""
-        net = trained.resnet(self.settings.depth)
+        net = trained.resnet(self.settings.depth).to(self.device)
         gone: list[str] = []
         models = [plain(net)]
         facts = [self._facts("whole", models[0], gone, {})]
         chosen = self.chosen()
-        for count, steps in zip(self.counts(), STEPS, strict=True):
+        for count, steps in zip(self.counts(), self.scale.steps, strict=True):
             name = f"{count}"
             layers = [row["layer"] for row in chosen if row["count"] == count]
             if not layers:
@@ -160,7 +179,7 @@ class Run:
             seconds = {"training_cpu": cpu, "training_wall": wall}
             models.append(plain(net))
             facts.append(self._facts(name, models[-1], gone, seconds))
-        times = latencies(models)
+        times = latencies([model.to(CPU) for model in models])
         return [Row(**fact, times=time) for fact, time in zip(facts, times, strict=True)]
 
     def _facts(
@@ -184,7 +203,9 @@ class Run:
             "blocks_removed": sum(a[:-1] == b[:-1] for a, b in pairwise(sorted(gone))),
             **{part: found[part] for part in ("validation", "test")},
             "weights": sum(p.numel() for p in model.parameters() if p.dim() > 1),
-            "multiply_adds": tersenet.report(model, torch.zeros(1, 3, 32, 32)).multiply_adds,
+            "multiply_adds": tersenet.report(
+                copy.deepcopy(model).to(CPU), torch.zeros(1, 3, 32, 32)
+            ).multiply_adds,
             "seconds": seconds,
         }
 
@@ -196,7 +217,7 @@ class Run:
         """Return the layers whose factor became 0, and with which count each of them goes."""
         model = copy.deepcopy(net)
         convert(model)
-        model.to(memory_format=torch.channels_last).requires_grad_(False)
+        model.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
         for block in model.modules():
             if isinstance(block, CifarBlock):
                 if isinstance(block.conv1, ResConv2d):
@@ -214,11 +235,12 @@ class Run:
             strength = STRENGTH * GROWTH**step
             callbacks = [LayerL1(model, strength), taught]
             loss = F.cross_entropy
-            fit(model, [batch], epochs=1, optimizer=sgd, loss=loss, callbacks=callbacks)
-            count = next(count for count in counts if len(rows) < count)
+            with mixed(self.device):
+                fit(model, [batch], epochs=1, optimizer=sgd, loss=loss, callbacks=callbacks)
             for name, factor in factors.items():
-                if factor.item() == 0 and name not in rows:
+                if factor.item() == 0 and name not in rows and len(rows) < counts[-1]:
                     factor.requires_grad_(False)
+                    count = next(count for count in counts if len(rows) < count)
                     rows[name] = {"layer": name, "count": count, "step": step, "strength": strength}
             self.advance(f"chosen by step {step}", len(rows), counts[-1])
             if len(rows) >= counts[-1]:
@@ -229,18 +251,24 @@ class Run:
     def _train(self, net: nn.Module, name: str, steps: int) -> None:
         net.to(memory_format=torch.channels_last)
         taught = Taught(net, self.teacher)
-        train(
-            net,
-            self._batches(BATCH, int(name)),
-            steps=steps,
-            optimizer=torch.optim.SGD(
-                net.parameters(), LR, momentum=0.9, nesterov=True, weight_decay=1e-4
-            ),
-            lr=LR,
-            loss=F.cross_entropy,
-            seed=SEED,
-            callbacks=[taught, Shown(self.advance, f"{name} layers gone", steps)],
-        )
+        with mixed(self.device):
+            train(
+                net,
+                self._batches(self.scale.batch, int(name)),
+                steps=steps,
+                optimizer=torch.optim.SGD(
+                    net.parameters(),
+                    self.scale.lr,
+                    momentum=0.9,
+                    nesterov=True,
+                    weight_decay=1e-4,
+                    fused=True,
+                ),
+                lr=self.scale.lr,
+                loss=F.cross_entropy,
+                seed=SEED,
+                callbacks=[taught, Shown(self.advance, f"{name} layers gone", steps)],
+            )
         taught.close()
 
 
@@ -350,11 +378,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in asdict(usual).items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
-    settings = Settings(**vars(parser.parse_args()))
+    parser.add_argument("--device", type=torch.device, default=CPU, help="that trains (cpu)")
+    arguments = vars(parser.parse_args())
+    device = arguments.pop("device")
+    settings = Settings(**arguments)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     root = Path(os.environ.get("TERSENET_CACHE") or ".cache", "resconv_cifar10")
-    cache = Cache(root / "-".join(map(str, asdict(settings).values())))
+    cache = Cache(root / "-".join(map(str, asdict(settings).values())), device)
     with progress() as bars:
         run = Run(settings, cache, said(bars))
         rows = run.rows()
@@ -368,8 +399,8 @@ def main() -> None:
     print(found)
     if settings != usual:
         return
-    fixed = ("STEPS", "BATCH", "LR", "CHOOSING_BATCH", "FACTORS_LR", "STRENGTH", "GROWTH", "SEED")
-    constants = {name.lower(): globals()[name] for name in fixed}
+    fixed = ("CHOOSING_BATCH", "FACTORS_LR", "STRENGTH", "GROWTH", "SEED")
+    constants = {name.lower(): globals()[name] for name in fixed} | asdict(run.scale)
     timing.write(
         "resconv_cifar10",
         timing.environment()

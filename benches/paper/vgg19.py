@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import vgg19_training
-import vgg19_whole
 from cache import Cache
+from devices import has_bfloat16
 from evaluation import Benchmark, Evaluation, run
 from vgg19_head import FEATURES, ImageHeads
+from vgg19_scale import SCALES
 from vgg19_training import load, make, train_dense
 from vgg19_whole import ImageWholes
 
@@ -50,27 +50,21 @@ BENCHMARKS = {
 
 def begin(name: str, cache: Cache, advance: Progress) -> Evaluation:
     """Load a data set, and train the dense network."""
-    data, net = load(name), make(name)
+    device = cache.device
+    scale = SCALES[name, device.type]
+    data, net = load(name, device), make(name, device)
     path = cache.folder / "dense-parts.pt"
-    seconds = cache.stage("dense", net, lambda: train_dense(net, data, path))
+    seconds = cache.stage("dense", net, lambda: train_dense(net, data, scale, path, device))
     net.eval()
     heads = ImageHeads(net, data, cache, advance)
     benchmark = dataclasses.replace(
         BENCHMARKS[name],
-        settings={
-            "dense": {"lr": vgg19_training.LR[name], "images": vgg19_training.IMAGES[name]},
-            "bfloat16": vgg19_training.has_bfloat16(),
-            "wholes": {
-                "lr": vgg19_whole.LR[name],
-                "images": vgg19_whole.IMAGES[name],
-                "cycles": vgg19_whole.CYCLES[name],
-            },
-        },
+        settings=scale.settings() | {"bfloat16": has_bfloat16(device)},
         data=f"{len(data.train[0])} images for training, of which the linear layers see {FEATURES}, "
         f"{len(data.validation[0])} to decide, {len(data.test[0])} reported",
     )
-    return Evaluation(benchmark, net, seconds.tolist(), heads, ImageWholes(net, heads, data))
+    return Evaluation(benchmark, net, seconds.tolist(), heads, ImageWholes(net, heads, data, scale))
 
 
 if __name__ == "__main__":
-    run(begin, "vgg19", BENCHMARKS, __doc__)
+    run(begin, "vgg19", BENCHMARKS, __doc__, takes_device=True)

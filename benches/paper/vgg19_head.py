@@ -11,11 +11,12 @@ import functools
 
 import torch
 from cache import Cache
+from devices import CPU, mixed
 from heads import SEED, Heads, Row, Settings
 from lenet5 import distillation
 from networks import VGG
 from torch import Tensor, nn
-from vgg19_training import HIDDEN, Data, Images, mixed
+from vgg19_training import HIDDEN, Data, Images
 
 from tersenet.pruning.stages import Progress
 from tersenet.replacing import Replacing
@@ -62,11 +63,12 @@ def with_mixtures(teacher: nn.Sequential, read: Tensor, labels: Tensor) -> Tenso
     """Return batches of features [2 n, 512], and of the teacher's scores and labels [2 n, 11]."""
     generator = torch.Generator().manual_seed(SEED)
     two = torch.randint(len(read), (2, len(read)), generator=generator)
-    mixtures = torch.lerp(*read[two], torch.rand(len(read), 1, generator=generator))
+    weight = torch.rand(len(read), 1, generator=generator)
+    mixtures = torch.lerp(*read[two.to(read.device)], weight.to(read.device))
     with in_mode(teacher, training=False):
-        scores, mixed = teacher(read), teacher(mixtures)
-    known = torch.cat([labels, mixed.argmax(1)])[:, None].float()
-    targets = torch.cat([torch.cat([scores, mixed]), known], 1)
+        scores, of_mixtures = teacher(read), teacher(mixtures)
+    known = torch.cat([labels, of_mixtures.argmax(1)])[:, None].float()
+    targets = torch.cat([torch.cat([scores, of_mixtures]), known], 1)
     return TensorBatches(torch.cat([read, mixtures]), targets, batch_size=_BATCH_SIZE, seed=SEED)
 
 
@@ -87,7 +89,8 @@ class ImageHeads(Heads):
             if not path.exists():
                 with Replacing(path) as file:
                     torch.save(features_of(net, images, advance), file)
-            self.parts[name] = torch.load(path, weights_only=True), labels
+            read = torch.load(path, weights_only=True, map_location=CPU)
+            self.parts[name] = read.to(cache.device), labels
 
     @functools.cached_property
     def batches(self) -> TensorBatches:
@@ -96,11 +99,11 @@ class ImageHeads(Heads):
 
     def layers(self, widths: tuple[int, ...] | None = None) -> nn.Sequential:
         """Return new layers of these hidden widths, or of the full ones."""
-        return VGG((), widths or HIDDEN, channels=512).classifier
+        return VGG((), widths or HIDDEN, channels=512).classifier.to(self.cache.device)
 
     def train(self, head: nn.Module, what: str) -> None:
         """Train a head for the steps of a stage."""
-        with mixed():
+        with mixed(self.cache.device):
             super().train(head, what)
 
     def measure(self, head: nn.Module) -> Row:

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import stepwise
 import torch
+from devices import CPU, mixed
 from heads import Row
 from networks import VGG
 from torch import Tensor, nn
 from vgg19_head import ImageHeads
-from vgg19_training import BATCH_SIZE, Data, loss, measured, mixed
+from vgg19_scale import Scale
+from vgg19_training import Data, loss, measured
 from wholes import Wholes
-
-SPARSITIES = {"mnist": (0.5, 0.8, 0.9), "cifar10": (0.5, 0.7, 0.8)}  # of convolutions
-# What the linear layers keep, and a sparsity of convolutions.
-ROWS = {"mnist": ((0.001, 0.8), (0.001, 0.9)), "cifar10": ((0.001, 0.7), (0.001, 0.8))}
-# More and longer than in first trials, whose test errors had been seen.
-IMAGES = {
-    "mnist": {"pruning": 2_560, "learning": 20_480},
-    "cifar10": {"pruning": 12_800, "learning": 46_080},
-}
-LR = {
-    "mnist": {"pruning": 3e-4, "learning": 5e-4},
-    "cifar10": {"pruning": 3e-4, "learning": 4e-4},
-}
-CYCLES = {"mnist": 2, "cifar10": 3}
 
 
 class ImageWholes(Wholes):
@@ -33,28 +19,28 @@ class ImageWholes(Wholes):
 
     fc = "classifier"
 
-    def __init__(self, net: VGG, heads: ImageHeads, data: Data) -> None:
+    def __init__(self, net: VGG, heads: ImageHeads, data: Data, scale: Scale) -> None:
         """Begin with the trained network and its pruned heads."""
-        super().__init__(net, heads, SPARSITIES[data.name], ROWS[data.name])
-        self.data, self.cycles = data, CYCLES[data.name]
+        super().__init__(net, heads, scale.sparsities, scale.rows)
+        self.data, self.scale, self.cycles = data, scale, scale.cycles
 
     def train(self, model: nn.Module, what: str, seed: int) -> None:
         """Train all of a network on some images."""
-        steps = IMAGES[self.data.name][what] // BATCH_SIZE
-        with mixed():
+        size = self.scale.batch_size
+        with mixed(self.cache.device):
             stepwise.train(
                 model,
-                list(islice(self.data.batches(seed), steps)),
-                steps=steps,
+                self.data.batches(size, seed),
+                steps=self.scale.images[what] // size,
                 optimizer=torch.optim.Adam(model.parameters(), fused=True),
-                lr=LR[self.data.name][what],
+                lr=self.scale.lr[what],
                 loss=loss,
                 seed=seed,
             )
 
     def examples(self, count: int) -> tuple[Tensor, ...]:
         """Return the first test images."""
-        return (self.data.test[0][:count],)
+        return (self.data.test[0][:count].to(CPU),)
 
     def measure(self, net: nn.Module) -> Row:
         """Return the accuracies of a network."""

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import timing
 import torch
+from devices import CPU
 from heads import SEED, Heads, Row, dense_nbytes, linears, nbytes_of
 from torch import Tensor, nn
 
@@ -74,7 +75,7 @@ class Wholes(abc.ABC):
 
     @abc.abstractmethod
     def examples(self, count: int) -> tuple[Tensor, ...]:
-        """Return inputs of the first test examples."""
+        """Return inputs of the first test examples, on the processor."""
 
     @abc.abstractmethod
     def measure(self, net: nn.Module) -> Row:
@@ -146,8 +147,9 @@ class Wholes(abc.ABC):
     def row(self, kept: float, sparsity: float) -> Row:
         """Measure a whole network and its file."""
         net = self.learnt(kept, sparsity)
+        measured = self.measure(net)
         path = self.cache.folder / f"whole-{kept:g}-{sparsity:g}.terse"
-        nbytes = self.export(net, path)
+        nbytes = self.export(net.to(CPU), path)
         fc = self.head_of(net)
         names = [f"{self.fc}.{name}.weight" for name in linears(fc)]
         return {
@@ -159,7 +161,7 @@ class Wholes(abc.ABC):
             "nbytes": nbytes,
             "occupancy": nbytes / whole_nbytes(net),
             "fc_occupancy": nbytes_of(path, names) / dense_nbytes(fc),
-            **self.measure(net),
+            **measured,
         }
 
     def __len__(self) -> int:

@@ -41,6 +41,9 @@ def test_the_best_row_is_small_enough_and_none_of_those_does_better(rows, most):
             assert small[found] == best(small.values())
 
 
+ON_CPU = SimpleNamespace(cache=SimpleNamespace(device=torch.device("cpu")))
+
+
 def evaluation(benchmark, dense, head, whole):
     """An evaluation whose rows have these values of the metric."""
     times = {
@@ -85,10 +88,10 @@ def test_only_what_the_test_examples_bear_out_is_claimed(
 
 
 def test_the_layers_of_a_vgg19_made_narrower_and_wide_again_compute_the_same():
-    narrow = ImageHeads.layers(None, (5, 7)).eval()
+    narrow = ImageHeads.layers(ON_CPU, (5, 7)).eval()
     with torch.no_grad():
         narrow[1].weight[narrow[1].weight.abs() < 0.02] = 0
-    wide = widened(narrow, ImageHeads.layers(None)).eval()
+    wide = widened(narrow, ImageHeads.layers(ON_CPU)).eval()
     assert [wide[place].out_features for place in (1, 4, 7)] == [4096, 4096, 10]
     x = torch.randn(4, 512)
     torch.testing.assert_close(wide(x), narrow(x))
@@ -96,7 +99,7 @@ def test_the_layers_of_a_vgg19_made_narrower_and_wide_again_compute_the_same():
 
 def test_mixtures_are_answered_as_the_dense_layers_do():
     torch.manual_seed(0)
-    fc = ImageHeads.layers(None, (8, 8)).train()
+    fc = ImageHeads.layers(ON_CPU, (8, 8)).train()
     read, labels = torch.randn(40, 512), torch.randint(10, (40,))
     features, targets = (
         torch.cat(parts) for parts in zip(*with_mixtures(fc, read, labels), strict=True)

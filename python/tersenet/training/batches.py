@@ -50,8 +50,10 @@ class TensorBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over (inputs, targets) of each batch."""
         count = len(self._inputs)
-        order = torch.randperm(count, generator=self._generator) if self._shuffle else None
+        order = None
+        if self._shuffle:
+            order = torch.randperm(count, generator=self._generator).to(self._inputs.device)
         for start in range(0, count, self._batch_size):
             place = slice(start, start + self._batch_size)
-            chosen = place if order is None else order[place].to(self._inputs.device)
+            chosen = place if order is None else order[place]
             yield self._inputs[chosen], self._targets[chosen]
