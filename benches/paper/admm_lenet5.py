@@ -69,14 +69,13 @@ LEVELS = {
 }
 BASELINES = ("magnitude", "admm")
 SETTLED = {"71": 40, "167": 80}  # epochs, of 13,760 images as all are
-SHARED = (("71", 8), ("120", 8), ("167", 8), ("167", 6), ("167", 4))  # levels, and values a layer
+SHARED = (("71", 8), ("120", 8), ("167", 8), ("167", 4))  # levels, and values a layer
 CLAIMED = {"loss_0.1pt": "71", "acc_99.0": "167"}  # settled
 BIAS_STEP = 2.0**-5  # a power of two: short mantissas
 
 NARROWING = 24
 ROUND = {"admm": 14, "retraining": 10}
-# Before biases are on their grid, and after: the fewer weights, the longer they look for their values.
-SHARING = {"71": (30, 8), "120": (30, 8), "167": (150, 40)}
+SHARING = 30, 8  # before biases are on their grid, and after
 LR = {"admm": 1e-3, "retraining": 2e-3}
 RHO, RHO_GROWTH = 3e-3, 1.25
 
@@ -149,11 +148,11 @@ def retrain(net: LeNet5, trainer: Trainer, epochs: int, *, tidies: bool = True) 
     train(net, [], Stage(0, 0, "retraining", SEED))
 
 
-def share(net: LeNet5, k: int, trainer: Trainer, epochs: tuple[int, int]) -> None:
+def share(net: LeNet5, k: int, trainer: Trainer) -> None:
     """Share k values a layer, and biases on a grid; leave plain weights."""
     prune(net, Plan.of(threshold=0.0))  # what cannot matter was set to zero
     prepare_qat(net, Plan.of(quantizer="cws", k=k, seed=SEED))
-    before, after = epochs
+    before, after = SHARING
     retrain(net, trainer, before, tidies=False)
     for bias in (net.ip1.bias, net.ip2.bias):
         bias.data = (bias.data / BIAS_STEP).round() * BIAS_STEP
@@ -248,8 +247,7 @@ class Bench:
         """Return the network of a level with shared weights, and the seconds that led to it."""
         net, before = self.settled(level)
         unparametrize(net)
-        work = functools.partial(share, net, k, self.trainer, SHARING[level])
-        seconds = self.cache.stage(f"shared-{level}-{k}", net, work)
+        seconds = self.cache.stage(f"shared-{level}-{k}", net, lambda: share(net, k, self.trainer))
         self.advance(f"shared weights, {level}, k = {k}", 1, 1)
         return net, before + seconds
 

@@ -18,7 +18,7 @@ layers gives 2 x. All behind it can be rescaled to compute the same from x, as n
 convolution and ReLU is homogeneous, so nn.Identity takes its place; while factors are trained, a
 block's output is divided by 1 + (1 - s)^2, which is 1 at first and 2 at the end.
 
-Training is short on a processor, some hundred steps of 64 images, which is what one core does in half an
+Training is short on a processor, some thousand steps of 64 images, which is what one core does in half an
 hour. A factor pulls by what a small change of it loses, not by what the block's absence loses. So most
 of them stay near 1 until the strength is such that they fall together within some steps, and beyond the
 first two blocks the order is near to a draw: of those that fall in one step the first of the network go.
@@ -92,7 +92,7 @@ class Scale:
 
 
 SCALES = {  # by the type of device: an accelerator sees twenty times the images in the same time
-    "cpu": Scale((300, 1_800, 200), 64, 0.01),
+    "cpu": Scale((1_000, 6_000, 500), 64, 0.02),
     "cuda": Scale((1_000, 8_000, 2_000), 256, 0.05),
 }
 
