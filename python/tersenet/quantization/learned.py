@@ -50,6 +50,7 @@ from tersenet.pruning.masking import Masked
 from tersenet.quantization import QUANTIZERS, layer_seed, quantize_arrays
 from tersenet.quantization.kept import Quantized
 from tersenet.quantization.lookup import Lookup
+from tersenet.quantization.nearest import nearest
 
 Values = npt.NDArray[Any]
 
@@ -130,7 +131,8 @@ class LearnedCodebook(LearnedQuantizer):
         symbols = self.symbols(original)
         counts = None
         if self.normalize_gradient:
-            counts = torch.bincount(symbols[self.mask], minlength=self.codebook.numel())
+            kept = self.mask.reshape(-1).to(torch.float64)
+            counts = torch.bincount(symbols.reshape(-1), kept, minlength=self.codebook.numel())
         values = Lookup.apply(self.codebook, symbols, self.mask, counts)
         weight: Tensor = _Through.apply(
             values.to(original.dtype), original, None if self.is_soft else self.mask
@@ -138,11 +140,12 @@ class LearnedCodebook(LearnedQuantizer):
         return weight
 
     def symbols(self, original: Tensor) -> Tensor:
-        """Return which value is the nearest to each original, int64 in its shape."""
+        """Return which value is the nearest to each original, int32 in its shape."""
         with torch.no_grad():
             codebook, order = self.codebook.sort()
             middles = (codebook[1:] + codebook[:-1]) / 2
-            return order[torch.bucketize(original.to(codebook.dtype).contiguous(), middles)]
+            found = nearest(original.to(codebook.dtype), middles)
+            return order.to(torch.int32).index_select(0, found.reshape(-1)).view(found.shape)
 
     def refit(self, original: Tensor) -> None:
         """Set the codebook to what the quantizer gives for what is kept."""

@@ -17,7 +17,7 @@ from torch import Tensor
 class Lookup(torch.autograd.Function):
     """The weight of `symbols` (in its shape) from a codebook [k], zero where the mask is False.
 
-    `counts`, int64 [k], divides the gradient of each value; None leaves the sum.
+    `counts` [k] divides the gradient of each value; None leaves the sum.
     """
 
     @staticmethod

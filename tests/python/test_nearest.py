@@ -1,0 +1,38 @@
+"""Nearest values on a grid, against a binary search."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from tersenet.quantization.nearest import nearest
+
+floats = st.floats(width=32)
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(
+    arrays.arrays(np.float32, st.integers(0, 300), elements=floats),
+    st.lists(finite, min_size=0, max_size=40),
+)
+def test_symbols_are_those_of_a_binary_search(weights, middles):
+    middles = np.sort(np.array(middles, np.float32))
+    weights = np.concatenate([weights, middles, np.nextafter(middles, np.float32(np.inf))])
+    found = nearest(torch.from_numpy(weights), torch.from_numpy(middles))
+    assert found.dtype == torch.int32
+    assert np.array_equal(found.numpy(), np.searchsorted(middles, weights))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [2, 3, 16, 256, 5000])
+@pytest.mark.parametrize("power", [1, 9])
+def test_large_weights_take_their_parts_of_values_that_crowd(dtype, k, power):
+    generator = torch.Generator().manual_seed(k)
+    values = torch.randn(k, generator=generator, dtype=dtype).pow(power).sort().values
+    middles = (values[1:] + values[:-1]) / 2
+    weights = torch.randn(3, 50_000, generator=generator, dtype=dtype).pow(power)
+    found = nearest(weights, middles)
+    assert torch.equal(found, torch.bucketize(weights, middles, out_int32=True))
+    assert torch.equal(nearest(weights.T, middles), found.T)
