@@ -67,6 +67,7 @@ METHODS = ("qat", "pqk")
 WIDTHS = (6, 16, 120)  # of the LeNet-5
 DENSE_EPOCHS = 6
 CHOICES = 10  # of the masks, in the first half
+FADE = 0.05  # of weights that are pruned in the first half, a step
 STEP_RATE = 0.05  # of the learning rate of weights: the steps of the quantizers
 SEED = 0
 KEYWORDS = ((0.0, 32), (0.2, 32), (0.3, 32), (0.4, 32))  # sparsity and values a layer
@@ -214,10 +215,12 @@ class Bench:
         )
         every = max(steps // CHOICES, 1)
         if method == "pqk":
-            callback: PQK | SoftPruning = PQK(model, plan, steps=steps, every=every)
+            callback: PQK | SoftPruning = PQK(model, plan, steps=steps, every=every, fade=FADE)
         else:
             prepare_qat(model, plan)
-            callback = SoftPruning(model, plan, steps=steps, every=every, criterion="magnitude")
+            callback = SoftPruning(
+                model, plan, steps=steps, every=every, criterion="magnitude", fade=FADE
+            )
         adam = torch.optim.Adam(_groups(model, settings.lr))
         _fit(model, batches, adam, settings.epochs, [callback], seed)
         seconds = time.process_time() - cpu

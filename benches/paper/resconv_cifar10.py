@@ -92,7 +92,7 @@ class Scale:
 
 
 SCALES = {  # by the type of device: an accelerator sees twenty times the images in the same time
-    "cpu": Scale((1_000, 6_000, 500), 64, 0.02),
+    "cpu": Scale((1_000, 2_000, 200), 64, 0.02),
     "cuda": Scale((1_000, 8_000, 2_000), 256, 0.05),
 }
 

@@ -51,6 +51,7 @@ def prune_and_quantize(
     initial: float = 0.0,
     criterion: str = "taylor",
     by: str = "weight",
+    fade: float = 0.0,
     normalize_gradient: bool = True,
 ) -> PipelineReport:
     """Prune and quantize a trained model in place, as the plan says; `compress` then packs it.
@@ -65,6 +66,7 @@ def prune_and_quantize(
         initial: as `SoftPruning`.
         criterion: as `SoftPruning`.
         by: as `SoftPruning`.
+        fade: as `SoftPruning`.
         normalize_gradient: as `quantize`.
 
     Raises:
@@ -73,7 +75,14 @@ def prune_and_quantize(
     if all(rule.quantizer is None for rule in plan.layers.values()):
         raise ValueError("pipeline: the plan quantizes no layer, expected a quantizer for one")
     soft = SoftPruning(
-        model, plan, steps=steps, every=every, initial=initial, criterion=criterion, by=by
+        model,
+        plan,
+        steps=steps,
+        every=every,
+        initial=initial,
+        criterion=criterion,
+        by=by,
+        fade=fade,
     )
     train(model, [soft], "pruning")
     pruned = soft.finish()

@@ -103,6 +103,7 @@ class PQK(Callback):
         initial: float = 0.0,
         criterion: str = "magnitude",
         by: str = "weight",
+        fade: float = 0.0,
         loss: Loss = F.cross_entropy,
         temperature: float = 2.0,
         weight: float = 3.0,
@@ -120,6 +121,7 @@ class PQK(Callback):
             initial: as `SoftPruning`.
             criterion: as `SoftPruning`.
             by: as `SoftPruning`.
+            fade: as `SoftPruning`.
             loss: outputs and targets to a scalar, for the teacher, and in `loss()` for the student;
                 the one that is given to `fit`.
             temperature: T of the softened scores, above 0.
@@ -139,7 +141,14 @@ class PQK(Callback):
         sparsified(model, plan, "pqk")
         ready = prepared(model, plan, normalize_gradient=normalize_gradient)
         self._soft = SoftPruning(
-            model, plan, steps=steps, every=every, initial=initial, criterion=criterion, by=by
+            model,
+            plan,
+            steps=steps,
+            every=every,
+            initial=initial,
+            criterion=criterion,
+            by=by,
+            fade=fade,
         )
         attach_all(ready)
         chosen = {target.name: target for target, _ in ready}

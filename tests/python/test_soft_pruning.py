@@ -63,6 +63,39 @@ def test_the_gradient_reaches_what_a_soft_mask_hides():
         assert (original.grad[~kept] != 0).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_is_pruned_fades_until_the_masks_are_final(dtype):
+    model = network().to(dtype)
+    plan = Plan.of(sparsity=0.8)
+    soft = SoftPruning(model, plan, steps=4, every=9, initial=0.8, criterion="magnitude", fade=0.25)
+    kept = masks(model)
+    originals = [model[index].parametrizations.weight.original for index in (0, 2)]
+    before = [original.detach().clone() for original in originals]
+    for step in range(1, 7):
+        soft.step()
+        for index, original, first in zip((0, 2), originals, before, strict=True):
+            mask = kept[str(index)]
+            assert torch.equal(original[mask], first[mask])
+            faded = first[~mask] * 0.75 ** min(step, 4)
+            torch.testing.assert_close(original[~mask], faded, rtol=0.02, atol=0)
+
+
+def test_what_fades_does_not_wander():
+    # A gradient that nothing answers moves a weight without end, but for the part that fades.
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.data = torch.tensor([[5.0, 0.1]])
+    soft = SoftPruning(model, Plan.of(sparsity=0.5), steps=1000, every=1000, initial=0.5, fade=0.1)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(200):
+        sgd.zero_grad()
+        (-model(torch.tensor([0.0, 1.0]))).backward()
+        soft.step()
+        sgd.step()
+    original = model.parametrizations.weight.original[0].detach()
+    assert original[0] == 5.0
+    assert original[1] == pytest.approx(0.01 / 0.1, rel=1e-3)  # where step and fading are even
+
+
 def test_a_soft_mask_hides_a_nan():
     model = nn.Linear(4, 1)
     SoftPruning(model, Plan.of(sparsity=0.5), steps=10, initial=0.5)
@@ -325,6 +358,8 @@ def test_two_stages_end_pruned_quantized_and_trained():
         (Plan.of(sparsity=0.5), {"every": 0}, "every is 0"),
         (Plan.of(sparsity=0.5), {"criterion": "luck"}, "expected one of taylor, magnitude"),
         (Plan.of(sparsity=0.5), {"by": "row"}, "expected one of weight, kernel, filter"),
+        (Plan.of(sparsity=0.5), {"fade": 1.0}, r"fade is 1.0, expected a number in \[0, 1\)"),
+        (Plan.of(sparsity=0.5), {"fade": float("nan")}, "fade is nan"),
         (Plan.of(sparsity=0.5), {"initial": 0.6}, "initial is 0.6, the sparsity of layer '0' 0.5"),
         (Plan.of(threshold=0.5), {}, "layer '0' gets threshold 0.5, expected a sparsity"),
         (Plan.of(quantizer="uq", k=2), {}, "prunes no layer"),

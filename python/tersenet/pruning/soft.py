@@ -8,6 +8,7 @@
         mask   = the largest scores, among all weights
     forward    where(mask, original, 0)
     backward   the gradient of the masked weight, to all of the original
+    then       original *= 1 - fade, where it is pruned
     at t = steps: the masks of the plan's own sparsity, and hard from then on
 
 Why this way: a mask that is chosen once can only be wrong later. The gradient of a pruned weight says
@@ -15,11 +16,17 @@ what it would do if it came back, so it goes on training at no cost and returns 
 among the largest. The cubic schedule prunes fast while there is much to choose from, and slowly when
 what is left matters. At the end the masks are as `prune` makes them, and no optimizer moves them.
 
+Nothing answers what a pruned weight does, so without a bound it drifts: it goes on in whatever direction
+its gradient points to, until it is large enough to return, and the masks are those of a random walk.
+`fade` holds it back. The longer the training and the fewer weights are kept, the more it matters.
+
 Price: for the Taylor score one float32 a weight and one pass over the weights a step; a ranking every
-`every` steps. Weight decay pulls what is pruned as well, so that it fades unless its gradient acts.
+`every` steps; for `fade` another pass.
 
 Source: schedule: Zhu and Gupta 2018, "To prune, or not to prune"; gradients straight through the
-mask: Lin et al. 2020, "Dynamic model pruning with feedback"; score: see `taylor`.
+mask: Lin et al. 2020, "Dynamic model pruning with feedback"; fading: Zhou et al. 2021, "Learning N:M
+fine-grained structured sparse neural networks from scratch" (there by a term of the gradient); score: see
+`taylor`.
 """
 
 from __future__ import annotations
@@ -76,6 +83,7 @@ class SoftPruning(Callback):
         initial: float = 0.0,
         criterion: str = "taylor",
         by: str = "weight",
+        fade: float = 0.0,
     ) -> None:
         """Put soft masks on the layers that the plan prunes, by magnitude at first.
 
@@ -87,6 +95,8 @@ class SoftPruning(Callback):
             initial: the sparsity to begin with, in [0, 1), at most that of any rule.
             criterion: what is ranked, "taylor" or "magnitude".
             by: what stays or goes whole: "weight", "kernel" or "filter".
+            fade: the part of itself that a pruned weight loses in each step, in [0, 1); a few
+                thousandths where training is long.
 
         Raises:
             ValueError: if an option is out of its range, the plan prunes nothing or by a threshold,
@@ -99,6 +109,8 @@ class SoftPruning(Callback):
             if choice not in choices:
                 words = ", ".join(choices)
                 raise ValueError(f"soft pruning: {name} is {choice!r}, expected one of {words}")
+        if not 0 <= fade < 1:
+            raise ValueError(f"soft pruning: fade is {fade}, expected a number in [0, 1)")
         self._targets = sparsified(model, plan, "soft pruning")
         for target in self._targets:
             sparsity = target.rule.sparsity
@@ -108,7 +120,7 @@ class SoftPruning(Callback):
                 raise ValueError(f"soft pruning: {found}, expected at least 0 and no more than it")
         self._model, self._plan = model, plan
         self._steps, self._every, self._initial = steps, every, initial
-        self._criterion, self._by = criterion, by
+        self._criterion, self._by, self._fade = criterion, by, fade
         self._sums: dict[str, Tensor] = {}  # since the step after the last choice
         self._is_used = False  # by the last choice
         self._taken = 0
@@ -215,11 +227,21 @@ class SoftPruning(Callback):
     def _advance(self) -> None:
         if not self.is_soft:
             return
+        self._fade_out()
         self._taken += 1
         if self._taken == self._steps:
             self.finish()
         elif self._taken % self._every == 0:
             self._choose(self._scores())
+
+    def _fade_out(self) -> None:
+        if self._fade == 0:
+            return
+        with torch.no_grad():
+            for target in self._targets:
+                assert isinstance(target.parametrization, Masked)
+                mask, original = target.parametrization.mask, target.original
+                original.copy_(torch.where(mask, original, original * (1 - self._fade)))
 
     def _choose(self, scores: dict[str, Weights]) -> None:
         """Choose the masks anew, for the sparsity of this step."""
