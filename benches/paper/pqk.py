@@ -4,7 +4,7 @@
 
     start: a small LeNet-5 trained here, or the trained ResNet-20
     for each setting (sparsity of all layers together, bits), seed and method, from the start anew:
-        half of the steps: soft masks by magnitude, learned steps                 # both the same
+        half of the steps: soft masks by magnitude, what is pruned fades, learned steps   # both the same
         the other half: hard masks; "pqk" with the teacher that has all weights, "qat" alone
         export; accuracy of the file by Network, on validation and test images
     beside: keyword spotting, pruned and shared without training, batch norms calibrated
@@ -444,8 +444,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     trial = {n: getattr(options, n) for n in ("images", "epochs") if getattr(options, n)}
-    device = options.device.type
-    tasks = {name: Task(**asdict(task) | trial) for name, task in TASKS[device].items()}
+    tasks = {
+        name: Task(**asdict(task) | trial) for name, task in TASKS[options.device.type].items()
+    }
     part = "-".join(f"{name}-{value}" for name, value in trial.items()) or "whole"
     folder = Path(os.environ.get("TERSENET_CACHE") or ".cache", "pqk", part)
     with progress() as bars:
@@ -488,6 +489,8 @@ def main() -> None:
         timing.environment()
         | {
             "settings": {task: asdict(settings) for task, settings in tasks.items()},
+            "fade": FADE,
+            "step_rate": STEP_RATE,
             "figures": found,
             "spread": "of the larger of both methods' largest less least test accuracy over seeds",
             "start_test": {

@@ -91,7 +91,7 @@ class Scale:
     lr: float
 
 
-SCALES = {  # by the type of device: an accelerator sees twenty times the images in the same time
+SCALES = {  # by the type of device: an accelerator sees forty times the images in the same time
     "cpu": Scale((1_000, 2_000, 200), 64, 0.02),
     "cuda": Scale((1_000, 8_000, 2_000), 256, 0.05),
 }

@@ -1,7 +1,7 @@
 """VGG19 for small images: the data it is trained on here, and training that goes on after a stop.
 
 The network has batch norms and three linear layers, 512-4096-4096-10, the sizes of the authors' files.
-MNIST has 28 × 28 pixels and is padded to 32 × 32. An epoch takes an accelerator a second and two cores
+MNIST has 28 × 28 pixels and is padded to 32 × 32. An epoch takes an accelerator seconds and two cores
 from six minutes to the better part of an hour, so training is counted in images and leaves a checkpoint
 now and then.
 

@@ -121,7 +121,7 @@ class PQK(Callback):
             initial: as `SoftPruning`.
             criterion: as `SoftPruning`.
             by: as `SoftPruning`.
-            fade: as `SoftPruning`.
+            fade: as `SoftPruning`; what has faded the teacher begins without.
             loss: outputs and targets to a scalar, for the teacher, and in `loss()` for the student;
                 the one that is given to `fit`.
             temperature: T of the softened scores, above 0.

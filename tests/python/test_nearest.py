@@ -36,3 +36,10 @@ def test_large_weights_take_their_parts_of_values_that_crowd(dtype, k, power):
     found = nearest(weights, middles)
     assert torch.equal(found, torch.bucketize(weights, middles, out_int32=True))
     assert torch.equal(nearest(weights.T, middles), found.T)
+
+
+@pytest.mark.parametrize("width", [1e-45, 1e-40, 1e-36])
+def test_middles_that_hardly_differ_are_told_apart(width):
+    middles = torch.tensor([0.0, width])
+    weights = torch.tensor([-1.0, 0.0, width / 2, width, 1.0])
+    assert torch.equal(nearest(weights, middles), torch.bucketize(weights, middles, out_int32=True))

@@ -18,8 +18,6 @@ where the graph is compiled, it is torch.bucketize.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -39,7 +37,7 @@ def nearest(weights: Tensor, middles: Tensor) -> Tensor:
     if weights.device.type == "cpu" and len(middles) > 1 and not torch.compiler.is_compiling():
         width = float(middles[-1] - middles[0])
     scale = _CELLS / width if width else 0.0
-    if not 0 < scale < math.inf:
+    if not 0 < scale < torch.finfo(middles.dtype).max:
         return torch.bucketize(weights.contiguous(), middles, out_int32=True)
     low = float(middles[0])
     held = torch.bincount(_cells(middles, low, scale), minlength=_CELLS)
