@@ -3,7 +3,7 @@
 ::
 
     dense training; the maps and hidden units that score most, trained as a narrower network
-    for each level, sparser than the last:
+    for each level, from the one that it follows:
         prune_admm of all layers, in rounds                          # progressive
     beside, to the first level in as many epochs: one-shot magnitude pruning, and one round of ADMM
     levels settled: trained on
@@ -19,7 +19,8 @@ allow; each is null where the test images do not bear it out.
 
 Finished stages stay in TERSENET_CACHE and are not run again. With names of stages (level-71,
 settled-71, baseline-magnitude, baseline-admm, shared-71-8, …) only these are run, and nothing is
-written: processes can share the work.
+written: processes can share the work. The level 141 trains far longer than the others, an hour or
+two on a processor: `--device` names one for it.
 
 Source: Ye et al. 2018, "Progressive weight pruning of deep neural networks using ADMM"; Zhang et
 al. 2018, "A systematic DNN weight pruning framework using alternating direction method of
@@ -28,11 +29,13 @@ multipliers".
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ import numpy as np
 import timing
 import torch
 from cache import Cache
+from devices import CPU
 from lenet5 import SEED, Trainer, fold_biases, train_dense
 from lenet5_width import narrowed, widened
 from networks import LeNet5
@@ -65,19 +69,44 @@ WIDTHS = (12, 30, 100)  # maps of conv1 and conv2, hidden units
 LEVELS = {
     "71": ((130, 3_000, 8_000, 500), (115, 2_500, 5_400, 420), (100, 2_000, 3_600, 340)),
     "120": ((90, 1_450, 1_800, 240),),
+    "141": ((95, 1_650, 2_500, 280), (90, 1_450, 1_900, 245), (85, 1_250, 1_500, 215)),
     "167": ((80, 1_000, 1_300, 190),),
 }
+FOLLOWS = {"120": "71", "141": "71", "167": "120"}
 BASELINES = ("magnitude", "admm")
-SETTLED = {"71": 40, "167": 80}  # epochs, of 13,760 images as all are
-SHARED = (("71", 8), ("120", 8), ("167", 8), ("167", 4))  # levels, and values a layer
+SETTLED = {"71": 40, "120": 200, "141": 500, "167": 80}  # epochs, of 13,760 images as all are
+SHARED = (
+    ("71", 8),
+    ("120", 8),
+    ("120", 5),
+    ("141", 5),
+    ("141", 4),
+    ("167", 8),
+    ("167", 4),
+)  # levels, and values a layer
 CLAIMED = {"loss_0.1pt": "71", "acc_99.0": "167"}  # settled
 BIAS_STEP = 2.0**-5  # a power of two: short mantissas
 
 NARROWING = 24
-ROUND = {"admm": 14, "retraining": 10}
-SHARING = 30, 8  # before biases are on their grid, and after
-LR = {"admm": 1e-3, "retraining": 2e-3}
 RHO, RHO_GROWTH = 3e-3, 1.25
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a level is trained, in epochs."""
+
+    round: Mapping[str, int]
+    sharing: tuple[int, int]  # before biases are on their grid, and after
+    lr: Mapping[str, float]
+    copies: int  # of the training images, warped
+    batch_size: int
+
+
+SHORT = Scale({"admm": 14, "retraining": 10}, (30, 8), {"admm": 1e-3, "retraining": 2e-3}, 2, 64)
+LONG = Scale(
+    {"admm": 80, "retraining": 60}, (300, 100), {"admm": 1e-3, "retraining": 4e-3}, 11, 256
+)
+LONG_LEVELS = ("141",)
 
 
 @dataclass(frozen=True)
@@ -107,12 +136,18 @@ def kept(net: nn.Module) -> dict[str, int]:
     return {name: int(net.get_submodule(name).weight.count_nonzero()) for name in SIZES}
 
 
+def scale_of(level: str) -> Scale:
+    """Return how a level is trained."""
+    return LONG if level in LONG_LEVELS else SHORT
+
+
 def prune_to(level: str, net: LeNet5, trainer: Trainer, folder: Path, advance: Progress) -> None:
     """Prune a network to a level by ADMM in rounds."""
+    scale = scale_of(level)
     prune_admm(
         net,
         [keep(net, counts) for counts in LEVELS[level]],
-        train=trainer.train(ROUND, LR),
+        train=trainer.train(scale.round, scale.lr),
         validate=trainer.validate,
         rho=RHO,
         rho_growth=RHO_GROWTH,
@@ -125,16 +160,16 @@ def prune_to(level: str, net: LeNet5, trainer: Trainer, folder: Path, advance: P
 def prune_at_once(baseline: str, net: LeNet5, trainer: Trainer) -> None:
     """Prune a network to the first level in one step, in as many epochs."""
     rounds = LEVELS["71"]
-    epochs = {phase: count * len(rounds) for phase, count in ROUND.items()}
+    epochs = {phase: count * len(rounds) for phase, count in SHORT.round.items()}
     plan = keep(net, rounds[-1])
     if baseline == "magnitude":
         prune(net, plan)
-        retrain(net, trainer, sum(epochs.values()))
+        retrain(net, trainer, sum(epochs.values()), SHORT)
     else:
         prune_admm(
             net,
             [plan],
-            train=trainer.train(epochs, LR),
+            train=trainer.train(epochs, SHORT.lr),
             validate=trainer.validate,
             rho=RHO,
             rho_growth=RHO_GROWTH ** (1 / len(rounds)),
@@ -142,22 +177,24 @@ def prune_at_once(baseline: str, net: LeNet5, trainer: Trainer) -> None:
         )
 
 
-def retrain(net: LeNet5, trainer: Trainer, epochs: int, *, tidies: bool = True) -> None:
+def retrain(
+    net: LeNet5, trainer: Trainer, epochs: int, scale: Scale, *, tidies: bool = True
+) -> None:
     """Train what is left of a network."""
-    train = trainer.train({"retraining": epochs}, LR, tidies=tidies)
+    train = trainer.train({"retraining": epochs}, scale.lr, tidies=tidies)
     train(net, [], Stage(0, 0, "retraining", SEED))
 
 
-def share(net: LeNet5, k: int, trainer: Trainer) -> None:
+def share(net: LeNet5, k: int, trainer: Trainer, scale: Scale) -> None:
     """Share k values a layer, and biases on a grid; leave plain weights."""
     prune(net, Plan.of(threshold=0.0))  # what cannot matter was set to zero
     prepare_qat(net, Plan.of(quantizer="cws", k=k, seed=SEED))
-    before, after = SHARING
-    retrain(net, trainer, before, tidies=False)
+    before, after = scale.sharing
+    retrain(net, trainer, before, scale, tidies=False)
     for bias in (net.ip1.bias, net.ip2.bias):
         bias.data = (bias.data / BIAS_STEP).round() * BIAS_STEP
         bias.requires_grad_(False)
-    retrain(net, trainer, after, tidies=False)
+    retrain(net, trainer, after, scale, tidies=False)
     unparametrize(net)
 
 
@@ -198,38 +235,60 @@ class Bench:
 
     @functools.cached_property
     def trainer(self) -> Trainer:
-        """What all networks but the dense one are trained by."""
+        """What all networks but the dense one are trained by, and those of the long levels."""
         return Trainer(self.data, copy.deepcopy(self.dense))
+
+    @functools.cached_property
+    def long_trainer(self) -> Trainer:
+        """What the networks of the long levels are trained by, on the device."""
+        device = self.cache.device
+        teacher = copy.deepcopy(self.dense).to(device)
+        of = {"copies": LONG.copies, "batch_size": LONG.batch_size}
+        return Trainer(mnist.load(device), teacher, **of)
+
+    def stage(
+        self, name: str, level: str, net: LeNet5, work: Callable[[Trainer], None]
+    ) -> np.ndarray:
+        """Do a stage of a level, where its levels are trained; return the seconds."""
+
+        def there() -> None:
+            if level in LONG_LEVELS:
+                net.to(self.cache.device)
+                work(self.long_trainer)
+                net.to(CPU)
+            else:
+                work(self.trainer)
+
+        return self.cache.stage(name, net, there)
 
     def narrow(self) -> tuple[LeNet5, np.ndarray]:
         """Return the trained narrower network that all pruning begins with."""
         scores = self.trainer.scores(self.dense)
         net = narrowed(self.dense, scores, WIDTHS)
         seconds = self.cache.stage(
-            "narrow", net, lambda: retrain(net, self.trainer, NARROWING, tidies=False)
+            "narrow", net, lambda: retrain(net, self.trainer, NARROWING, SHORT, tidies=False)
         )
         self.advance("narrowed", 1, 1)
         return net, seconds
 
     def level(self, level: str) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a level, and the seconds of pruning to it, all levels before too."""
-        net, seconds = self.narrow()
-        for name in list(LEVELS)[: list(LEVELS).index(level) + 1]:
-            seconds = seconds + self.cache.stage(
-                f"level-{name}",
-                net,
-                lambda name=name: prune_to(
-                    name, net, self.trainer, self.cache.folder, self.advance
-                ),
-            )
+        net, seconds = self.level(FOLLOWS[level]) if level in FOLLOWS else self.narrow()
+        seconds = seconds + self.stage(
+            f"level-{level}",
+            level,
+            net,
+            lambda trainer: prune_to(level, net, trainer, self.cache.folder, self.advance),
+        )
         return net, seconds
 
     def settled(self, level: str) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a level, trained on where it is one that settles."""
         net, seconds = self.level(level)
         if level in SETTLED:
-            seconds = seconds + self.cache.stage(
-                f"settled-{level}", net, lambda: retrain(net, self.trainer, SETTLED[level])
+            epochs, scale = SETTLED[level], scale_of(level)
+            seconds = seconds + self.stage(
+                f"settled-{level}", level, net, lambda to: retrain(net, to, epochs, scale)
             )
             self.advance(f"settled, {level}", 1, 1)
         return net, seconds
@@ -247,7 +306,9 @@ class Bench:
         """Return the network of a level with shared weights, and the seconds that led to it."""
         net, before = self.settled(level)
         unparametrize(net)
-        seconds = self.cache.stage(f"shared-{level}-{k}", net, lambda: share(net, k, self.trainer))
+        seconds = self.stage(
+            f"shared-{level}-{k}", level, net, lambda to: share(net, k, to, scale_of(level))
+        )
         self.advance(f"shared weights, {level}, k = {k}", 1, 1)
         return net, before + seconds
 
@@ -357,9 +418,14 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     """Run the stages that are named, or all of them and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*", metavar="stage")
+    parser.add_argument("--device", type=torch.device, default=CPU, help="of level 141 (cpu)")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    cache = Cache(Path(os.environ.get("TERSENET_CACHE") or ".cache", "admm_lenet5"))
+    root = Path(os.environ.get("TERSENET_CACHE") or ".cache", "admm_lenet5")
+    cache = Cache(root, arguments.device)
     with progress() as bars:
 
         def advance(what: str, done: int, total: int) -> None:
@@ -368,11 +434,11 @@ def main() -> None:
                 print(f"{time.strftime('%X')} {what}: {done} of {total}", file=sys.stderr)
 
         bench = Bench(cache, advance)
-        for stage in sys.argv[1:]:
+        for stage in arguments.stages:
             work, *which = stage.split("-")
             found = STAGES[work](bench, *which)
             print(bench.row(stage, *found))
-        if sys.argv[1:]:
+        if arguments.stages:
             return
         rows = bench.rows(cache.folder)
     shown = table("network", "kept", "factor", "validation", "test", "payload", "file", "seconds")

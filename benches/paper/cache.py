@@ -43,6 +43,10 @@ class Cache:
                 torch.save(state, file)
         return np.array(list(state["seconds"].values()))
 
+    def has_stage(self, name: str) -> bool:
+        """Return whether what a stage left is there."""
+        return (self.folder / f"{name}.pt").exists()
+
     def rows(self, name: str, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Return the rows that the work gives, or gave once; with its CPU seconds and device in each."""
         path = self.folder / f"{name}.json"

@@ -38,7 +38,6 @@ from torch import nn
 from wholes import BATCHES, Wholes
 
 from tersenet.console import progress, show, table
-from tersenet.pruning.stages import Progress
 
 STAGES = ("dense", "heads", "wholes", "speed", "record")
 LARGEST_FILE = 1_500_000  # bytes that are kept beside a record
@@ -247,7 +246,7 @@ class Evaluation:
 
 
 def run(
-    begin: Callable[[str, Cache, Progress], Evaluation],
+    begin: Callable[..., Evaluation],
     what: str,
     names: Iterable[str],
     page: str,
@@ -261,7 +260,8 @@ def run(
         what: the network's name, before the data set's in the cache.
         names: the data sets that there are.
         page: the first line says what it is.
-        takes_device: whether `begin` trains on the device of its cache.
+        takes_device: whether `begin` trains on the device of its cache, for as long as its argument
+            `like` says.
     """
     parser = argparse.ArgumentParser(description=page.splitlines()[0])
     parser.add_argument("name", choices=sorted(names))
@@ -269,13 +269,16 @@ def run(
     parser.add_argument("--threads", type=int, default=1, help="that train (1)")
     if takes_device:
         parser.add_argument("--device", type=torch.device, help="that trains (cpu)")
+        kinds = ("cpu", "cuda")
+        parser.add_argument("--scale", choices=kinds, help="of which device (that which trains)")
     parser.set_defaults(device=CPU)
     arguments = parser.parse_args()
+    like = {"like": arguments.scale or arguments.device.type} if takes_device else {}
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     root = Path(os.environ.get("TERSENET_CACHE") or ".cache", f"{what}_{arguments.name}")
     with progress() as bars:
-        evaluation = begin(arguments.name, Cache(root, arguments.device), said(bars))
+        evaluation = begin(arguments.name, Cache(root, arguments.device), said(bars), **like)
         works: dict[str, Callable[[], object]] = {
             "dense": lambda: None,
             "heads": evaluation.heads.rows,

@@ -3,7 +3,7 @@
 The network is Caffe's: 430,500 weights, no activation after a convolution, so that the biases of
 the convolutions fold into those of ip1. Inputs are pixels / 255.
 
-The pruned networks train on the training images and two slightly warped copies of them; the loss is
+The pruned networks train on the training images and slightly warped copies of them; the loss is
 half the cross-entropy of the labels and half that of the dense network's softened scores (Hinton et
 al. 2015).
 """
@@ -27,7 +27,6 @@ SEED = 0
 DENSE_EPOCHS = 8
 EPOCH = 13_760  # images between two updates of ADMM, a quarter of the training images
 
-_COPIES = 3
 _BATCH_SIZE = 64
 _SCORED = 5_000  # images
 _TEMPERATURE = 3.0
@@ -70,7 +69,7 @@ class Batches:
         """Keep the tensors, whose first dimensions count the examples."""
         self._inputs, self._targets = inputs, targets
         self._batch_size = batch_size
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(inputs.device).manual_seed(seed)
         self._stream = self._endless()
 
     def __len__(self) -> int:
@@ -85,7 +84,9 @@ class Batches:
 
     def _endless(self) -> Iterator[Tensor]:
         while True:
-            order = torch.randperm(len(self._inputs), generator=self._generator)
+            order = torch.randperm(
+                len(self._inputs), generator=self._generator, device=self._inputs.device
+            )
             yield from order[: len(order) // self._batch_size * self._batch_size].split(
                 self._batch_size
             )
@@ -112,9 +113,11 @@ def distillation(outputs: Tensor, targets: Tensor) -> Tensor:
 class Trainer:
     """Trains a LeNet-5 by what a dense one says."""
 
-    def __init__(self, data: mnist.Mnist, teacher: LeNet5) -> None:
-        """Warp the training images, and ask the teacher about them."""
-        self.validation = data.validation
+    def __init__(
+        self, data: mnist.Mnist, teacher: LeNet5, *, copies: int = 2, batch_size: int = _BATCH_SIZE
+    ) -> None:
+        """Warp copies of the training images, and ask the teacher about all."""
+        self.validation, self._batch_size = data.validation, batch_size
         plain = TensorBatches(*data.train, batch_size=1000, shuffle=False)
         warped = mnist.WarpedBatches(
             data.train, batch_size=1000, seed=SEED, degrees=4, scale=0.04, pixels=0.7
@@ -122,7 +125,7 @@ class Trainer:
         with torch.no_grad():
             pairs = [
                 (x, torch.cat([teacher(x), y[:, None].float()], 1))
-                for batches in (plain, *[warped] * (_COPIES - 1))
+                for batches in (plain, *[warped] * copies)
                 for x, y in batches
             ]
         self.inputs, self.targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
@@ -137,7 +140,7 @@ class Trainer:
         """Return what trains a network, for as many epochs in each phase."""
 
         def train(model: nn.Module, callbacks: Sequence[Callback], stage: Stage) -> None:
-            batches = Batches(self.inputs, self.targets, _BATCH_SIZE, stage.seed)
+            batches = Batches(self.inputs, self.targets, self._batch_size, stage.seed)
             _train(model, batches, epochs[stage.phase], lr[stage.phase], callbacks, stage)
             if tidies:
                 tidy(model)

@@ -7,7 +7,9 @@ decide everything. Goals are 0.2 % (MNIST) and 0.4 % (CIFAR-10) of the linear la
     writes benches/record/paper_vgg19_mnist.{json,svg}, and .terse if that is small; likewise cifar10
 
 Finished parts of stages stay in TERSENET_CACHE and are not run again. With names of stages only these
-are run, and nothing is written but by `record`, which takes the rows that are finished.
+are run, and nothing is written but by `record`, which takes the rows that are finished. `--device` names
+what trains, `--scale` the type of device for which the training is meant: with a cache that an
+accelerator filled, `--scale cuda` goes on, measures and records on a processor.
 
 Source: as of `evaluation` and `vgg19_training`.
 """
@@ -48,10 +50,10 @@ BENCHMARKS = {
 }
 
 
-def begin(name: str, cache: Cache, advance: Progress) -> Evaluation:
-    """Load a data set, and train the dense network."""
+def begin(name: str, cache: Cache, advance: Progress, like: str = "cpu") -> Evaluation:
+    """Load a data set, and train the dense network, for as long as on a type of device."""
     device = cache.device
-    scale = SCALES[name, device.type]
+    scale = SCALES[name, like]
     data, net = load(name, device), make(name, device)
     path = cache.folder / "dense-parts.pt"
     seconds = cache.stage("dense", net, lambda: train_dense(net, data, scale, path, device))
@@ -59,7 +61,7 @@ def begin(name: str, cache: Cache, advance: Progress) -> Evaluation:
     heads = ImageHeads(net, data, cache, advance)
     benchmark = dataclasses.replace(
         BENCHMARKS[name],
-        settings=scale.settings() | {"bfloat16": has_bfloat16(device)},
+        settings=scale.settings() | {"scale": like, "bfloat16": has_bfloat16(device)},
         data=f"{len(data.train[0])} images for training, of which the linear layers see {FEATURES}, "
         f"{len(data.validation[0])} to decide, {len(data.test[0])} reported",
     )

@@ -16,6 +16,7 @@ class Scale:
     """What a network trains on, in images, and the rates; by the stages of `wholes` but for dense."""
 
     batch_size: int
+    whole_batch_size: int  # of whole networks after the dense one
     dense_images: int
     dense_optimizer: partial[Optimizer]
     sparsities: tuple[float, ...]  # of convolutions, one after the other
@@ -23,6 +24,7 @@ class Scale:
     images: Mapping[str, int]
     lr: Mapping[str, float]
     cycles: int  # of learning values
+    rounds: bool = False  # the dense network's weights to bfloat16, which halves what has to travel
 
     def settings(self) -> dict[str, Any]:
         """Return what a record says of this."""
@@ -37,6 +39,7 @@ _SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_dec
 SCALES = {
     ("mnist", "cpu"): Scale(
         batch_size=64,
+        whole_batch_size=64,
         dense_images=32_000,
         dense_optimizer=_ADAMW,
         sparsities=(0.5, 0.8, 0.9),
@@ -47,6 +50,7 @@ SCALES = {
     ),
     ("cifar10", "cpu"): Scale(
         batch_size=64,
+        whole_batch_size=64,
         dense_images=300_000,
         dense_optimizer=_ADAMW,
         sparsities=(0.5, 0.7, 0.8),
@@ -57,22 +61,26 @@ SCALES = {
     ),
     ("mnist", "cuda"): Scale(
         batch_size=256,
-        dense_images=1_100_000,
+        whole_batch_size=64,
+        dense_images=800_000,
         dense_optimizer=_SGD,
-        sparsities=(0.5, 0.8, 0.9, 0.95),
-        rows=((0.001, 0.9), (0.001, 0.95)),
-        images={"pruning": 110_000, "learning": 220_000},
-        lr={"pruning": 5e-4, "learning": 5e-4},
+        sparsities=(0.7, 0.8, 0.9),
+        rows=((0.001, 0.8), (0.001, 0.9)),
+        images={"pruning": 19_200, "learning": 38_400},
+        lr={"pruning": 3e-4, "learning": 4e-4},
         cycles=2,
+        rounds=True,
     ),
     ("cifar10", "cuda"): Scale(
         batch_size=256,
-        dense_images=2_700_000,
+        whole_batch_size=64,
+        dense_images=2_500_000,
         dense_optimizer=_SGD,
-        sparsities=(0.5, 0.7, 0.8, 0.9),
-        rows=((0.001, 0.7), (0.001, 0.8), (0.001, 0.9)),
-        images={"pruning": 225_000, "learning": 450_000},
-        lr={"pruning": 5e-4, "learning": 5e-4},
+        sparsities=(0.7, 0.8, 0.9),
+        rows=((0.001, 0.8), (0.001, 0.9)),
+        images={"pruning": 19_200, "learning": 38_400},
+        lr={"pruning": 3e-4, "learning": 4e-4},
         cycles=2,
+        rounds=True,
     ),
 }

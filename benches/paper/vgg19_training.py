@@ -127,3 +127,7 @@ def train_dense(net: nn.Module, data: Data, scale: Scale, path: Path, device: to
         state = {part: of.state_dict() for part, of in parts.items()}
         with Replacing(path) as file:
             torch.save({**state, "done": done}, file)
+    if scale.rounds:
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.copy_(parameter.bfloat16())

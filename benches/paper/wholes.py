@@ -69,6 +69,10 @@ class Wholes(abc.ABC):
         """Return the network of what was trained."""
         return model
 
+    def plan(self, sparsity: float) -> Plan:
+        """Return what prunes the convolutions."""
+        return Plan({"conv:*": Rule(sparsity=sparsity)})
+
     @abc.abstractmethod
     def train(self, model: nn.Module, what: str, seed: int) -> None:
         """Train all of a network after a step of "pruning", or for a cycle of "learning" values."""
@@ -103,7 +107,7 @@ class Wholes(abc.ABC):
         for step in [each for each in self.sparsities if each <= sparsity]:
 
             def work(step: float = step) -> None:
-                prune(model, Plan({"conv:*": Rule(sparsity=step)}))
+                prune(model, self.plan(step))
                 self.train(model, "pruning", SEED)
 
             self.cache.stage(f"whole-{kept:g}-{step:g}", model, work)
@@ -111,10 +115,17 @@ class Wholes(abc.ABC):
 
     def learnt(self, kept: float, sparsity: float) -> nn.Module:
         """Return the plain network with values that were learnt for all layers."""
-        model = self.pruned(kept, sparsity)
+        names = [f"whole-{kept:g}-{sparsity:g}-{K}"]
+        names += [f"{names[0]}-{cycle}" for cycle in range(2, self.cycles + 1)]
+        if self.cache.has_stage(names[-1]):
+            model = self.model(copy.deepcopy(self.net))
+            self.with_head(self.net_of(model), self.heads.rung(kept).fc)
+            names = names[-1:]
+        else:
+            model = self.pruned(kept, sparsity)
         unparametrize(model)
 
-        for cycle in range(self.cycles):
+        for cycle, name in enumerate(names):
 
             def work(cycle: int = cycle) -> None:
                 rule = Rule(quantizer="cws", k=K)
@@ -122,8 +133,7 @@ class Wholes(abc.ABC):
                 self.train(model, "learning", SEED + cycle)
                 unparametrize(model)
 
-            name = f"whole-{kept:g}-{sparsity:g}-{K}"
-            self.cache.stage(f"{name}-{cycle + 1}" if cycle else name, model, work)
+            self.cache.stage(name, model, work)
         return self.plain(self.net_of(model))
 
     def export(self, net: nn.Module, path: Path) -> int:
