@@ -22,7 +22,7 @@ Training is short on a processor, some thousand steps of 64 images, which is wha
 hour; an accelerator does ten thousand of 512 in five minutes. A factor pulls by what a small change of it loses, not by what the block's absence loses. So most
 of them stay near 1 until the strength is such that they fall together within some steps, and beyond the
 first two blocks the order is near to a draw: of those that fall in one step the first of the network go.
-The factors are trained on a processor for either scale.
+Those of the record fell on a processor, before an accelerator trained what stayed.
 
 The trained network has seen all 50,000 training images. So the first 1,000 test images decide, and the
 other 9,000 report. They decide one thing: the row of `figures` is the one that removes most layers
