@@ -276,7 +276,8 @@ def run(
     like = {"like": arguments.scale or arguments.device.type} if takes_device else {}
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
-    root = Path(os.environ.get("TERSENET_CACHE") or ".cache", f"{what}_{arguments.name}")
+    folder = f"{what}_{arguments.name}" + ("_long" if like.get("like") == "cuda" else "")
+    root = Path(os.environ.get("TERSENET_CACHE") or ".cache", folder)
     with progress() as bars:
         evaluation = begin(arguments.name, Cache(root, arguments.device), said(bars), **like)
         works: dict[str, Callable[[], object]] = {

@@ -108,6 +108,15 @@ pub(super) fn dense_is_faster(
     density >= crossing
 }
 
+/// The density from which on 3 × 3 kernels are multiplied as `winograd.rs` says, where shapes allow it.
+const WINOGRAD_DENSITY: f64 = 0.6;
+
+/// Whether kernels are dense enough to be transformed.
+pub(super) fn winograd_is_faster(kernels: &dyn Kernels, matrix: &CompressedMatrix) -> bool {
+    let density = matrix.nnz() as f64 / matrix.shape().entries().max(1) as f64;
+    kernels.shares_inputs() && density >= WINOGRAD_DENSITY
+}
+
 /// Whether a batch of vectors takes less time as a convolution of one place with dense rows, and
 /// can be one.
 pub(crate) fn batch_is_faster_dense(

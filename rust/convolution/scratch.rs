@@ -15,6 +15,9 @@ pub(super) struct Scratch {
     pub(super) taps: Taps,
     pub(super) unfolded: Lines,
     pub(super) sums: Lines,
+    /// Of [`super::winograd`].
+    pub(super) kernels: Taps,
+    pub(super) products: Lines,
     pub(super) runs: Vec<[usize; 4]>,
 }
 

@@ -16,7 +16,8 @@ use super::scalar::Scalar;
 use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
-use super::{Kernels, Lanes, SymbolRows, TileProduct};
+use super::winograd::{self, POINTS};
+use super::{Finish, Kernels, Lanes, SymbolRows, TileProduct};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
@@ -240,6 +241,47 @@ impl Kernels for Avx2 {
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
         unsafe { add_scaled_saturating(to, from, scale) }
     }
+
+    fn transform_kernels(&self, kernels: &[f32], out: &mut [&mut [f32]; POINTS], at: usize) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { transform_kernels(kernels, out, at) }
+    }
+
+    fn transform_inputs(&self, rows: [&[f32]; 4], out: &mut [f32], plane: usize) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { transform_inputs(rows, out, plane) }
+    }
+
+    fn transform_products(
+        &self,
+        products: &[f32],
+        plane: usize,
+        finish: (&Finish<'_>, usize),
+        outputs: [&mut [f32]; 2],
+    ) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { transform_products(products, plane, finish, outputs) }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn transform_kernels(kernels: &[f32], out: &mut [&mut [f32]; POINTS], at: usize) {
+    winograd::transform_kernels(kernels, out, at);
+}
+
+#[target_feature(enable = "avx2")]
+fn transform_inputs(rows: [&[f32]; 4], out: &mut [f32], plane: usize) {
+    winograd::transform_inputs(rows, out, plane);
+}
+
+#[target_feature(enable = "avx2")]
+fn transform_products(
+    products: &[f32],
+    plane: usize,
+    finish: (&Finish<'_>, usize),
+    outputs: [&mut [f32]; 2],
+) {
+    winograd::transform_products(products, plane, finish, outputs);
 }
 
 #[target_feature(enable = "avx2,popcnt")]

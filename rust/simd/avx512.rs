@@ -15,7 +15,8 @@ use super::avx2::Avx2;
 use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
-use super::{Kernels, Lanes, SymbolRows, TileProduct};
+use super::winograd::POINTS;
+use super::{Finish, Kernels, Lanes, SymbolRows, TileProduct};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
 pub struct Avx512 {
@@ -245,6 +246,24 @@ impl Kernels for Avx512 {
 
     fn add_scaled_saturating(&self, to: &mut [i16], from: &[i16], scale: i16) {
         self.avx2.add_scaled_saturating(to, from, scale);
+    }
+
+    fn transform_kernels(&self, kernels: &[f32], out: &mut [&mut [f32]; POINTS], at: usize) {
+        self.avx2.transform_kernels(kernels, out, at);
+    }
+
+    fn transform_inputs(&self, rows: [&[f32]; 4], out: &mut [f32], plane: usize) {
+        self.avx2.transform_inputs(rows, out, plane);
+    }
+
+    fn transform_products(
+        &self,
+        products: &[f32],
+        plane: usize,
+        finish: (&Finish<'_>, usize),
+        outputs: [&mut [f32]; 2],
+    ) {
+        self.avx2.transform_products(products, plane, finish, outputs);
     }
 }
 

@@ -20,6 +20,7 @@ mod scalar;
 mod shifts;
 pub mod tans;
 mod tiles;
+mod winograd;
 
 use crate::error::{Error, Result};
 use alike::{ACTIVE, Planes};
@@ -37,6 +38,7 @@ pub use shifts::{MAX_MOVE, MAX_SHIFTS, Shift};
 pub use tiles::{
     Decoded, Finish, LARGEST_TILE, Places, SMALLEST_TILE, Start, Strip, Taps, TileProduct,
 };
+pub use winograd::{POINTS, TAPS};
 
 /// Rows of kept weights as they are stored: the value of each is `codebook[symbol]`.
 #[derive(Clone, Copy)]
@@ -240,6 +242,39 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// # Panics
     /// When the width is odd, x is not whole pairs of rows, or `out` not a quarter as long.
     fn greatest_of_four(&self, width: usize, x: &[f32], out: &mut [f32]);
+
+    /// Transforms 3 × 3 kernels, one after the other: number `p` of 16 of kernel `i` to place `at + i`
+    /// of `out[p]` ([`winograd`]).
+    ///
+    /// # Panics
+    /// When there is no such place.
+    fn transform_kernels(&self, kernels: &[f32], out: &mut [&mut [f32]; POINTS], at: usize) {
+        winograd::transform_kernels(kernels, out, at);
+    }
+
+    /// Transforms a row of tiles, four by four inputs that overlap by two: number `p` of 16 of tile
+    /// `i` at `p · plane + i`.
+    ///
+    /// # Panics
+    /// When rows differ in length or have less than two numbers, or `out` has no such place.
+    fn transform_inputs(&self, rows: [&[f32]; 4], out: &mut [f32], plane: usize) {
+        winograd::transform_inputs(rows, out, plane);
+    }
+
+    /// Transforms 16 planes of products of a row of tiles to two rows of finished outputs of a row of
+    /// the matrix. The lower one may be empty.
+    ///
+    /// # Panics
+    /// When a tile has no products, or the row no scale or shift.
+    fn transform_products(
+        &self,
+        products: &[f32],
+        plane: usize,
+        finish: (&Finish<'_>, usize),
+        outputs: [&mut [f32]; 2],
+    ) {
+        winograd::transform_products(products, plane, finish, outputs);
+    }
 
     /// Adds to each key, whose low 16 bits are a place in `lines` and whose upper ones a penalty, how
     /// unlike that line is to `line`: 7 for each entry that one of the two keeps, 4 for each that

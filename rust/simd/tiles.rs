@@ -290,6 +290,12 @@ impl Taps {
         self.nrows = nrows;
     }
 
+    /// The memory of dense rows, which are gone.
+    pub fn take_dense(&mut self) -> Vec<f32> {
+        self.nrows = 0;
+        std::mem::take(&mut self.dense.weights)
+    }
+
     /// Gives back the memory that only [`Taps::fill`] needs.
     pub fn shrink(&mut self) {
         self.sorting = Sorting::default();

@@ -257,7 +257,8 @@ fn any_number_of_images_of_one_place_is_a_product() {
     }
 }
 
-/// Most weights kept, so that dense rows are multiplied; and what must not come of it.
+/// Most weights kept, so that dense rows are multiplied, or transformed kernels; and what must not come
+/// of it.
 #[test]
 fn a_hardly_pruned_convolution_is_the_definition_and_keeps_pruned_weights_out() {
     let three = Geometry { kernel: [3, 3], padding: [[1, 1]; 2], ..Geometry::POINT };
@@ -267,6 +268,11 @@ fn a_hardly_pruned_convolution_is_the_definition_and_keeps_pruned_weights_out() 
         ([2, 5, 12, 17], Geometry { stride: [2, 2], ..three }, 65),
         ([70, 90, 1, 1], Geometry::POINT, 67),
         ([300, 33, 1, 1], Geometry::POINT, 9),
+        // Enough for transformed kernels: whole images, rows of tiles, and cut tiles of each.
+        ([9, 33, 9, 11], three, 40),
+        ([1, 32, 33, 35], Geometry { padding: [[2, 0], [0, 1]], ..three }, 33),
+        ([2, 35, 24, 32], Geometry { padding: [[0, 3], [4, 0]], ..three }, 32),
+        ([130, 32, 3, 1], three, 36),
     ];
     let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
     for (shape, geometry, nrows) in cases {

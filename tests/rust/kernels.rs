@@ -1,7 +1,7 @@
 //! Inner loops of every instruction set against their definitions.
 
 use proptest::prelude::*;
-use tersenet::simd;
+use tersenet::simd::{self, Finish, POINTS, TAPS};
 
 proptest! {
     #[test]
@@ -39,6 +39,53 @@ fn rows_that_are_no_pairs_panic() {
                 kernels.greatest_of_four(width, &vec![0.0; len], &mut vec![0.0; nout]);
             });
             assert!(run.is_err(), "{}: {len} numbers in rows of {width}", kernels.name());
+        }
+    }
+}
+
+/// Small whole numbers, so that every sum is exact.
+fn whole(len: usize, seed: u64) -> Vec<f32> {
+    (0..len as u64)
+        .map(|i| ((i + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as f32 - 7.0)
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn transformed_tiles_multiplied_are_a_convolution(
+        tiles in 1usize..70, nkernels in 1usize..20, is_odd in any::<bool>(), has_bottom in any::<bool>(),
+        seed in any::<u32>(),
+    ) {
+        let (width, outputs) = (2 * tiles + 2, 2 * tiles - usize::from(is_odd));
+        let x = whole(4 * width, u64::from(seed));
+        let kernels = whole(TAPS * nkernels, u64::from(seed) + 4321);
+        let finish = Finish { scale: Some(&[1.0, 2.0]), shift: Some(&[0.0, 3.0]), floor: -300.0, ceiling: 500.0 };
+        for set in simd::available() {
+            let mut planes = vec![f32::NAN; POINTS * nkernels];
+            let mut chunks = planes.chunks_exact_mut(nkernels);
+            let mut out = std::array::from_fn(|_| chunks.next().unwrap());
+            set.transform_kernels(&kernels, &mut out, 0);
+            let plane = tiles + 3;
+            let mut inputs = vec![f32::NAN; POINTS * plane];
+            let rows = std::array::from_fn(|row| &x[row * width..(row + 1) * width]);
+            set.transform_inputs(rows, &mut inputs, plane);
+            for (number, kernel) in kernels.chunks_exact(TAPS).enumerate() {
+                let mut products = inputs.clone();
+                for (point, products) in products.chunks_exact_mut(plane).enumerate() {
+                    let by = planes[point * nkernels + number];
+                    products.iter_mut().for_each(|x| *x *= by);
+                }
+                let (mut top, mut bottom) = (vec![f32::NAN; outputs], vec![f32::NAN; outputs]);
+                bottom.truncate(if has_bottom { outputs } else { 0 });
+                set.transform_products(&products, plane, (&finish, 1), [&mut top, &mut bottom]);
+                for (row, y) in [top, bottom].into_iter().enumerate() {
+                    for (at, y) in y.into_iter().enumerate() {
+                        let terms = (0..TAPS).map(|tap| kernel[tap] * x[(row + tap / 3) * width + at + tap % 3]);
+                        let expected = (2.0 * terms.sum::<f32>() + 3.0).clamp(-300.0, 500.0);
+                        prop_assert_eq!(y, expected, "{} at {} of row {}", set.name(), at, row);
+                    }
+                }
+            }
         }
     }
 }
