@@ -109,7 +109,7 @@ pub(super) fn dense_is_faster(
 }
 
 /// The density from which on 3 × 3 kernels are multiplied as `winograd.rs` says, where shapes allow it.
-const WINOGRAD_DENSITY: f64 = 0.6;
+const WINOGRAD_DENSITY: f64 = 0.7;
 
 /// Whether kernels are dense enough to be transformed.
 pub(super) fn winograd_is_faster(kernels: &dyn Kernels, matrix: &CompressedMatrix) -> bool {

@@ -269,10 +269,10 @@ fn a_hardly_pruned_convolution_is_the_definition_and_keeps_pruned_weights_out() 
         ([70, 90, 1, 1], Geometry::POINT, 67),
         ([300, 33, 1, 1], Geometry::POINT, 9),
         // Enough for transformed kernels: whole images, rows of tiles, and cut tiles of each.
-        ([9, 33, 9, 11], three, 40),
-        ([1, 32, 33, 35], Geometry { padding: [[2, 0], [0, 1]], ..three }, 33),
-        ([2, 35, 24, 32], Geometry { padding: [[0, 3], [4, 0]], ..three }, 32),
-        ([130, 32, 3, 1], three, 36),
+        ([9, 65, 9, 11], three, 70),
+        ([1, 64, 33, 35], Geometry { padding: [[2, 0], [0, 1]], ..three }, 66),
+        ([2, 67, 24, 32], Geometry { padding: [[0, 3], [4, 0]], ..three }, 64),
+        ([130, 64, 3, 1], three, 68),
     ];
     let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
     for (shape, geometry, nrows) in cases {
