@@ -129,11 +129,23 @@ pub(crate) fn batch_is_faster_dense(
     inputs < 1 << 31 && dense_is_faster(kernels, matrix, batch, true, Decoding::EachRun)
 }
 
+/// The exponent of a number that is infinite or NaN.
+const EXPONENT: u32 = f32::INFINITY.to_bits();
+/// From here on sums of inputs may not be finite where sums of products are.
+const LARGE: f32 = 1e30;
+
 /// Whether no number is infinite or NaN.
 pub(super) fn all_finite(x: &[f32]) -> bool {
-    const EXPONENT: u32 = 0x7f80_0000;
+    all_under(x, EXPONENT)
+}
+
+/// Whether numbers may be added to each other before they are multiplied.
+pub(super) fn all_moderate(x: &[f32]) -> bool {
+    all_under(x, LARGE.to_bits() & EXPONENT)
+}
+
+fn all_under(x: &[f32], exponent: u32) -> bool {
     // In parts without a branch, for wide registers.
-    x.chunks(1 << 12).all(|x| {
-        x.iter().fold(true, |is_finite, x| is_finite & (x.to_bits() & EXPONENT != EXPONENT))
-    })
+    x.chunks(1 << 12)
+        .all(|x| x.iter().fold(true, |is_under, x| is_under & (x.to_bits() & EXPONENT < exponent)))
 }

@@ -45,16 +45,16 @@ impl Plan {
         let [height, width] = self.unfolding.outputs();
         let outputs = self.input[0] * height * width;
         let work = self.nnz.saturating_mul(outputs) / THREAD_PRODUCTS;
-        // A pruned weight contributes nothing, so it must not meet what is not finite.
-        let may_be_dense = self.is_dense() && density::all_finite(x);
-        if let (Some(winograd), Weights::Stored(matrix), true) =
-            (&self.winograd, weights, may_be_dense)
+        if let (Some(winograd), Weights::Stored(matrix)) = (&self.winograd, weights)
+            && density::all_moderate(x)
         {
             let threads = threads.min(work).max(1);
             return winograd.run(kernels, matrix, x, y, epilogue, threads);
         }
-        let is_stored = matches!(weights, Weights::Stored(_));
-        let dense = self.dense.as_ref().filter(|_| is_stored && may_be_dense);
+        let dense = self.dense.as_ref().filter(|_| {
+            // A pruned weight contributes nothing, so it must not meet what is not finite.
+            matches!(weights, Weights::Stored(_)) && density::all_finite(x)
+        });
         let places = dense.map_or(&self.places, |(places, _)| places);
         let (is_dense, threads) = (dense.is_some(), threads.min(work).max(1));
         let call = Call { kernels, weights, places, is_dense, epilogue, threads };

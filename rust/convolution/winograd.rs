@@ -16,8 +16,7 @@
 //! before they are multiplied, which takes two more bits than the definition's sums in the worst
 //! case and about half a bit in networks.
 //!
-//! Time over that of dense rows or taps; one Zen 4 core, AVX-512,
-//! beside other work, with the limits below lowered:
+//! Time over that of dense rows or taps; one Zen 4 core, AVX-512, with the limits below lowered:
 //!
 //! ```text
 //!   kept                                100 %   80 %   60 %
@@ -131,7 +130,7 @@ impl Winograd {
         Some(Self { input, nrows, output, tiles, before, images, rows, width })
     }
 
-    /// Computes the output `y` from the input `x`, whose numbers are all finite.
+    /// Computes the output `y` from the input `x`, whose numbers are all moderate.
     ///
     /// # Errors
     /// `LimitExceeded` when memory cannot be had; `Io` when no thread can be made.
