@@ -249,7 +249,7 @@ class Bench:
     def stage(
         self, name: str, level: str, net: LeNet5, work: Callable[[Trainer], None]
     ) -> np.ndarray:
-        """Do a stage of a level, where its levels are trained; return the seconds."""
+        """Do a stage of a level, on the device if it is a long one; return the seconds."""
 
         def there() -> None:
             if level in LONG_LEVELS:

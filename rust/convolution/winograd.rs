@@ -1,7 +1,7 @@
 //! Dense 3 × 3 kernels by 16 products of matrices, which take 16 multiply–adds where 36 are usual.
 //!
 //! ```text
-//!   kernels of all rows, transformed             [nrows][16][channels]       once a call
+//!   kernels of all rows, transformed             [16][nrows][channels]       once a call
 //!   for each block of tiles, two by two outputs each:                        threads share the blocks
 //!     inputs, transformed                        [16][channels][tiles]
 //!     products, one of matrices for each of 16   [16][nrows][tiles]
@@ -13,8 +13,8 @@
 //! cache, while the kernels are read once for each block.
 //!
 //! The numbers are those of the definition but for rounding: inputs and kernels are added to each other
-//! before they are multiplied, which takes two more bits than the definition's sums in the worst
-//! case and about half a bit in networks.
+//! before they are multiplied, so errors are somewhat larger than those of the definition's sums, and
+//! inputs so large that their sums may overflow go the other way.
 //!
 //! Time over that of dense rows or taps; one Zen 4 core, AVX-512, with the limits below lowered:
 //!
