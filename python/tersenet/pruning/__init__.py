@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tersenet.pruning.iterative import IterativeReport, Round, prune_iteratively
     from tersenet.pruning.masking import Masked, PrunedLayer, PruningReport, prune
     from tersenet.pruning.progressive import Candidate, ProgressiveReport, prune_admm
+    from tersenet.pruning.rate import RatePruning
     from tersenet.pruning.restarting import reinitialize, reset_parameters, rewind
     from tersenet.pruning.soft import SoftPruning
     from tersenet.pruning.stages import Stage
@@ -37,6 +38,7 @@ __all__ = [
     "ProgressiveReport",
     "PrunedLayer",
     "PruningReport",
+    "RatePruning",
     "Round",
     "SoftPruning",
     "Stage",
@@ -66,6 +68,7 @@ _MODULES = {  # of what needs torch
     "ProgressiveReport": "pruning.progressive",
     "PrunedLayer": "pruning.masking",
     "PruningReport": "pruning.masking",
+    "RatePruning": "pruning.rate",
     "Round": "pruning.iterative",
     "SoftPruning": "pruning.soft",
     "Stage": "pruning.stages",
