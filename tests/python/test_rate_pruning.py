@@ -94,6 +94,17 @@ def test_the_bytes_are_met_and_what_is_pruned_stays_zero(seed, nbytes):
         assert int(weight.count_nonzero()) == layer.nnz == int(masks(model)[layer.name].sum())
 
 
+def test_weights_with_channels_last():
+    plain = network()
+    lasting = network().to(memory_format=torch.channels_last)
+    for model in (plain, lasting):
+        rate = RatePruning(model, nbytes=100, steps=2, every=1)
+        for _ in range(2):
+            backward(model)
+            rate.step()
+    assert rate.nbytes <= 100
+
+
 def test_so_many_bytes_that_nothing_has_to_go():
     model = network()
     rate = RatePruning(model, nbytes=1e6, steps=8, every=2)

@@ -192,7 +192,7 @@ def _mask(target: Target) -> Tensor:
 def _above(log_threshold: float, ratio: Tensor) -> Tensor:
     """Return which weights stay: a layer's best one always, or the network would be cut through."""
     stays = ratio > math.exp(log_threshold)
-    stays.view(-1)[ratio.argmax()] = True
+    stays[torch.unravel_index(ratio.argmax(), ratio.shape)] = True
     return stays
 
 
