@@ -21,6 +21,9 @@ loss gains without the weight, where the Hessian is the Fisher matrix and F its 
 for each weight is too noisy to rank by. Kept weights gather in rows and columns as training goes on, since
 soft masks let what is cheap return.
 
+Positions cost most where half of the weights are kept, and nothing where all are. So the first choice
+prunes about half at once, which the rest of a training makes good.
+
 The bytes are an estimate from densities. What `goal="size"` makes of the layer depends on how many values
 are shared and how they lie; measure a first file, and ask for more or less.
 
