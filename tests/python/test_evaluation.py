@@ -41,6 +41,18 @@ def test_the_best_row_is_small_enough_and_none_of_those_does_better(rows, most):
             assert small[found] == best(small.values())
 
 
+@given(st.integers(1, 10_000), st.sampled_from([1, 20, 100, 128, 1000]))
+def test_as_many_right_are_no_worse_however_they_were_averaged(right, size):
+    answers = torch.arange(10_000) < right
+    whole = float(answers.float().mean())
+    parts = [float(part.float().mean()) * len(part) for part in answers.split(size)]
+    in_parts = sum(parts) / len(answers)
+    assert not ACCURACIES.is_worse(in_parts, whole)
+    assert not ACCURACIES.is_worse(whole, in_parts)
+    assert ACCURACIES.is_worse(in_parts - 1e-4, whole)
+    assert ERRORS.is_worse(in_parts + 1e-4, whole)
+
+
 ON_CPU = SimpleNamespace(cache=SimpleNamespace(device=torch.device("cpu")))
 
 
