@@ -1,4 +1,4 @@
-"""Progressive ADMM on LeNet-5 and MNIST, to a file of a few kilobytes.
+"""Progressive ADMM, and pruning by rate, on LeNet-5 and MNIST, to a file of a few kilobytes.
 
 ::
 
@@ -6,8 +6,9 @@
     for each level, from the one that it follows:
         prune_admm of all layers, in rounds                          # progressive
     beside, to the first level in as many epochs: one-shot magnitude pruning, and one round of ADMM
-    levels settled: trained on
-    levels with shared weights and biases, trained by moving between the values; export
+    for each number of bytes, from the narrower network: RatePruning of all layers together
+    both settled: trained on
+    with shared weights and biases, trained by moving between the values; export
 
 Factors count the weights of the full network, 430,500, whose units left out are zeros in the file.
 The last 5,000 training images decide everything, the test images are only reported. A factor is
@@ -18,9 +19,8 @@ allow; each is null where the test images do not bear it out.
     writes benches/record/admm_lenet5.{json,svg,terse}
 
 Finished stages stay in TERSENET_CACHE and are not run again. With names of stages (level-71,
-settled-71, baseline-magnitude, baseline-admm, shared-71-8, …) only these are run, and nothing is
-written: processes can share the work. The level 141 trains far longer than the others, an hour or
-two on a processor: `--device` names one for it.
+settled-71, baseline-magnitude, baseline-admm, shared-71-8, rate-2350, sharedrate-2350, …) only these are
+run, and nothing is written: processes can share the work.
 
 Source: Ye et al. 2018, "Progressive weight pruning of deep neural networks using ADMM"; Zhang et
 al. 2018, "A systematic DNN weight pruning framework using alternating direction method of
@@ -35,7 +35,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,6 @@ import numpy as np
 import timing
 import torch
 from cache import Cache
-from devices import CPU
 from lenet5 import SEED, Trainer, fold_biases, train_dense
 from lenet5_width import narrowed, widened
 from networks import LeNet5
@@ -55,7 +54,7 @@ import tersenet
 from tersenet.console import progress, show, table
 from tersenet.parametrization import unparametrize
 from tersenet.plan import Plan, Rule
-from tersenet.pruning import Stage, prune, prune_admm
+from tersenet.pruning import RatePruning, Stage, prune, prune_admm
 from tersenet.pruning.stages import Progress
 from tersenet.quantization import prepare_qat
 from tersenet.training import accuracy, evaluate
@@ -69,22 +68,18 @@ WIDTHS = (12, 30, 100)  # maps of conv1 and conv2, hidden units
 LEVELS = {
     "71": ((130, 3_000, 8_000, 500), (115, 2_500, 5_400, 420), (100, 2_000, 3_600, 340)),
     "120": ((90, 1_450, 1_800, 240),),
-    "141": ((95, 1_650, 2_500, 280), (90, 1_450, 1_900, 245), (85, 1_250, 1_500, 215)),
     "167": ((80, 1_000, 1_300, 190),),
 }
-FOLLOWS = {"120": "71", "141": "71", "167": "120"}
+FOLLOWS = {"120": "71", "167": "120"}
 BASELINES = ("magnitude", "admm")
-SETTLED = {"71": 40, "120": 200, "141": 500, "167": 80}  # epochs, of 13,760 images as all are
-SHARED = (
-    ("71", 8),
-    ("120", 8),
-    ("120", 5),
-    ("141", 5),
-    ("141", 4),
-    ("167", 8),
-    ("167", 4),
-)  # levels, and values a layer
-CLAIMED = {"loss_0.1pt": "71", "acc_99.0": "167"}  # settled
+SETTLED = {"71": 40, "167": 80}  # epochs, of 13,760 images as all are
+SHARED = (("71", 8), ("120", 8), ("167", 8), ("167", 4))  # levels, and values a layer
+RATES = (2_250,)  # estimated bytes
+RATE_VALUES = {"conv1": 8, "conv2": 6, "ip1": 6, "ip2": 6}
+RATE_SETTLING = 100
+SETTLING_LR = 2e-3
+RATE_OPTIONS = {"symbol_bits": 2.0, "fade": 2e-4}
+CLAIMED = {"loss_0.1pt": "progressive 71, settled", "acc_99.0": "progressive 167, settled"}
 BIAS_STEP = 2.0**-5  # a power of two: short mantissas
 
 NARROWING = 24
@@ -93,20 +88,21 @@ RHO, RHO_GROWTH = 3e-3, 1.25
 
 @dataclass(frozen=True)
 class Scale:
-    """How a level is trained, in epochs."""
+    """How networks are trained, in epochs."""
 
-    round: Mapping[str, int]
+    pruning: Mapping[str, int]  # by phase
     sharing: tuple[int, int]  # before biases are on their grid, and after
     lr: Mapping[str, float]
     copies: int  # of the training images, warped
-    batch_size: int
 
 
-SHORT = Scale({"admm": 14, "retraining": 10}, (30, 8), {"admm": 1e-3, "retraining": 2e-3}, 2, 64)
-LONG = Scale(
-    {"admm": 80, "retraining": 60}, (300, 100), {"admm": 1e-3, "retraining": 4e-3}, 11, 256
+LEVEL = Scale(
+    {"admm": 14, "retraining": 10},
+    (30, 8),
+    {"admm": 1e-3, "retraining": SETTLING_LR, "sharing": 2e-3},
+    copies=2,
 )
-LONG_LEVELS = ("141",)
+RATE = Scale({"rate": 180}, (50, 20), {"rate": 2e-3, "sharing": 1e-3}, copies=4)
 
 
 @dataclass(frozen=True)
@@ -136,18 +132,12 @@ def kept(net: nn.Module) -> dict[str, int]:
     return {name: int(net.get_submodule(name).weight.count_nonzero()) for name in SIZES}
 
 
-def scale_of(level: str) -> Scale:
-    """Return how a level is trained."""
-    return LONG if level in LONG_LEVELS else SHORT
-
-
 def prune_to(level: str, net: LeNet5, trainer: Trainer, folder: Path, advance: Progress) -> None:
     """Prune a network to a level by ADMM in rounds."""
-    scale = scale_of(level)
     prune_admm(
         net,
         [keep(net, counts) for counts in LEVELS[level]],
-        train=trainer.train(scale.round, scale.lr),
+        train=trainer.train(LEVEL.pruning, LEVEL.lr),
         validate=trainer.validate,
         rho=RHO,
         rho_growth=RHO_GROWTH,
@@ -160,16 +150,16 @@ def prune_to(level: str, net: LeNet5, trainer: Trainer, folder: Path, advance: P
 def prune_at_once(baseline: str, net: LeNet5, trainer: Trainer) -> None:
     """Prune a network to the first level in one step, in as many epochs."""
     rounds = LEVELS["71"]
-    epochs = {phase: count * len(rounds) for phase, count in SHORT.round.items()}
+    epochs = {phase: count * len(rounds) for phase, count in LEVEL.pruning.items()}
     plan = keep(net, rounds[-1])
     if baseline == "magnitude":
         prune(net, plan)
-        retrain(net, trainer, sum(epochs.values()), SHORT)
+        retrain(net, trainer, sum(epochs.values()), SETTLING_LR)
     else:
         prune_admm(
             net,
             [plan],
-            train=trainer.train(epochs, SHORT.lr),
+            train=trainer.train(epochs, LEVEL.lr),
             validate=trainer.validate,
             rho=RHO,
             rho_growth=RHO_GROWTH ** (1 / len(rounds)),
@@ -177,24 +167,32 @@ def prune_at_once(baseline: str, net: LeNet5, trainer: Trainer) -> None:
         )
 
 
-def retrain(
-    net: LeNet5, trainer: Trainer, epochs: int, scale: Scale, *, tidies: bool = True
-) -> None:
+def prune_by_rate(nbytes: int, net: LeNet5, trainer: Trainer) -> None:
+    """Prune a network to a number of bytes, and train what is left."""
+    steps = sum(RATE.pruning.values()) * trainer.steps
+    rate = RatePruning(net, nbytes=nbytes, steps=steps, **RATE_OPTIONS)
+    trainer.train(RATE.pruning, RATE.lr, tidies=False)(net, [rate], Stage(0, 0, "rate", SEED))
+    retrain(net, trainer, RATE_SETTLING, SETTLING_LR)
+
+
+def retrain(net: LeNet5, trainer: Trainer, epochs: int, lr: float, *, tidies: bool = True) -> None:
     """Train what is left of a network."""
-    train = trainer.train({"retraining": epochs}, scale.lr, tidies=tidies)
+    train = trainer.train({"retraining": epochs}, {"retraining": lr}, tidies=tidies)
     train(net, [], Stage(0, 0, "retraining", SEED))
 
 
-def share(net: LeNet5, k: int, trainer: Trainer, scale: Scale) -> None:
-    """Share k values a layer, and biases on a grid; leave plain weights."""
+def share(net: LeNet5, values: Mapping[str, int], trainer: Trainer, scale: Scale) -> None:
+    """Share so many values in each layer, and biases on a grid; leave plain weights."""
     prune(net, Plan.of(threshold=0.0))  # what cannot matter was set to zero
-    prepare_qat(net, Plan.of(quantizer="cws", k=k, seed=SEED))
+    rules = {name: Rule(quantizer="cws", k=k) for name, k in values.items()}
+    prepare_qat(net, Plan(rules, seed=SEED))
     before, after = scale.sharing
-    retrain(net, trainer, before, scale, tidies=False)
+    rate = scale.lr["sharing"]
+    retrain(net, trainer, before, rate, tidies=False)
     for bias in (net.ip1.bias, net.ip2.bias):
         bias.data = (bias.data / BIAS_STEP).round() * BIAS_STEP
         bias.requires_grad_(False)
-    retrain(net, trainer, after, scale, tidies=False)
+    retrain(net, trainer, after, rate, tidies=False)
     unparametrize(net)
 
 
@@ -235,38 +233,20 @@ class Bench:
 
     @functools.cached_property
     def trainer(self) -> Trainer:
-        """What all networks but the dense one are trained by, and those of the long levels."""
-        return Trainer(self.data, copy.deepcopy(self.dense))
+        """What all networks but the dense one and those pruned by rate are trained by."""
+        return Trainer(self.data, copy.deepcopy(self.dense), copies=LEVEL.copies)
 
     @functools.cached_property
-    def long_trainer(self) -> Trainer:
-        """What the networks of the long levels are trained by, on the device."""
-        device = self.cache.device
-        teacher = copy.deepcopy(self.dense).to(device)
-        of = {"copies": LONG.copies, "batch_size": LONG.batch_size}
-        return Trainer(mnist.load(device), teacher, **of)
-
-    def stage(
-        self, name: str, level: str, net: LeNet5, work: Callable[[Trainer], None]
-    ) -> np.ndarray:
-        """Do a stage of a level, on the device if it is a long one; return the seconds."""
-
-        def there() -> None:
-            if level in LONG_LEVELS:
-                net.to(self.cache.device)
-                work(self.long_trainer)
-                net.to(CPU)
-            else:
-                work(self.trainer)
-
-        return self.cache.stage(name, net, there)
+    def rate_trainer(self) -> Trainer:
+        """What networks that are pruned by rate are trained by: on more copies."""
+        return Trainer(self.data, copy.deepcopy(self.dense), copies=RATE.copies)
 
     def narrow(self) -> tuple[LeNet5, np.ndarray]:
         """Return the trained narrower network that all pruning begins with."""
         scores = self.trainer.scores(self.dense)
         net = narrowed(self.dense, scores, WIDTHS)
         seconds = self.cache.stage(
-            "narrow", net, lambda: retrain(net, self.trainer, NARROWING, SHORT, tidies=False)
+            "narrow", net, lambda: retrain(net, self.trainer, NARROWING, SETTLING_LR, tidies=False)
         )
         self.advance("narrowed", 1, 1)
         return net, seconds
@@ -274,11 +254,10 @@ class Bench:
     def level(self, level: str) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a level, and the seconds of pruning to it, all levels before too."""
         net, seconds = self.level(FOLLOWS[level]) if level in FOLLOWS else self.narrow()
-        seconds = seconds + self.stage(
+        seconds = seconds + self.cache.stage(
             f"level-{level}",
-            level,
             net,
-            lambda trainer: prune_to(level, net, trainer, self.cache.folder, self.advance),
+            lambda: prune_to(level, net, self.trainer, self.cache.folder, self.advance),
         )
         return net, seconds
 
@@ -286,9 +265,10 @@ class Bench:
         """Return the network of a level, trained on where it is one that settles."""
         net, seconds = self.level(level)
         if level in SETTLED:
-            epochs, scale = SETTLED[level], scale_of(level)
-            seconds = seconds + self.stage(
-                f"settled-{level}", level, net, lambda to: retrain(net, to, epochs, scale)
+            seconds = seconds + self.cache.stage(
+                f"settled-{level}",
+                net,
+                lambda: retrain(net, self.trainer, SETTLED[level], SETTLING_LR),
             )
             self.advance(f"settled, {level}", 1, 1)
         return net, seconds
@@ -306,10 +286,30 @@ class Bench:
         """Return the network of a level with shared weights, and the seconds that led to it."""
         net, before = self.settled(level)
         unparametrize(net)
-        seconds = self.stage(
-            f"shared-{level}-{k}", level, net, lambda to: share(net, k, to, scale_of(level))
+        values = dict.fromkeys(SIZES, k)
+        seconds = self.cache.stage(
+            f"shared-{level}-{k}", net, lambda: share(net, values, self.trainer, LEVEL)
         )
         self.advance(f"shared weights, {level}, k = {k}", 1, 1)
+        return net, before + seconds
+
+    def rate(self, nbytes: int) -> tuple[LeNet5, np.ndarray]:
+        """Return the network of a number of bytes, settled, and the seconds that led to it."""
+        net, before = self.narrow()
+        seconds = self.cache.stage(
+            f"rate-{nbytes}", net, lambda: prune_by_rate(nbytes, net, self.rate_trainer)
+        )
+        self.advance(f"rate, {nbytes}", 1, 1)
+        return net, before + seconds
+
+    def shared_rate(self, nbytes: int) -> tuple[LeNet5, np.ndarray]:
+        """Return the network of a number of bytes with shared weights."""
+        net, before = self.rate(nbytes)
+        unparametrize(net)
+        seconds = self.cache.stage(
+            f"sharedrate-{nbytes}", net, lambda: share(net, RATE_VALUES, self.rate_trainer, RATE)
+        )
+        self.advance(f"shared weights, rate, {nbytes}", 1, 1)
         return net, before + seconds
 
     def row(self, name: str, net: nn.Module, seconds: np.ndarray, path: Path | None = None) -> Row:
@@ -344,7 +344,12 @@ class Bench:
         ]
         for level, k in SHARED:
             name = f"progressive {level}, k = {k}"
-            rows.append(self.row(name, *self.shared(level, k), folder / f"{level}-{k}.terse"))
+            rows.append(self.row(name, *self.shared(level, k), folder / f"{name}.terse"))
+        for nbytes in RATES:
+            name = f"rate, {nbytes:,} B"
+            rows.append(self.row(name, *self.rate(nbytes)))
+            name = f"{name}, shared"
+            rows.append(self.row(name, *self.shared_rate(nbytes), folder / f"{name}.terse"))
         return rows
 
 
@@ -353,6 +358,8 @@ STAGES = {
     "settled": Bench.settled,
     "baseline": Bench.baseline,
     "shared": lambda bench, level, k: bench.shared(level, int(k)),
+    "rate": lambda bench, nbytes: bench.rate(int(nbytes)),
+    "sharedrate": lambda bench, nbytes: bench.shared_rate(int(nbytes)),
 }
 
 
@@ -364,7 +371,7 @@ def figures(rows: list[Row]) -> dict[str, Any]:
     def loses(found: float, before: float, points: float) -> bool:
         return found < before - points / 100 - 1e-9
 
-    first, second = (named[f"progressive {level}, settled"] for level in CLAIMED.values())
+    first, second = (named[name] for name in CLAIMED.values())
     found: dict[str, Any] = {
         "pruning_factor_loss_0.1pt": None if loses(first.test, dense.test, 0.1) else first.factor,
         "pruning_factor_acc_99.0": second.factor if second.test >= 0.99 else None,
@@ -400,6 +407,8 @@ def plot(rows: list[Row], path: Path) -> None:
             [r for r in others if r.name.startswith("pro") and not r.file_nbytes],
         ),
     }
+    by_rate = [row for row in others if row.name.startswith("rate") and not row.file_nbytes]
+    kinds["by rate"] = ("D", by_rate)
     kinds["with shared weights"] = ("s", [row for row in others if row.file_nbytes])
     for label, (style, points) in kinds.items():
         axes.plot(
@@ -420,12 +429,11 @@ def main() -> None:
     """Run the stages that are named, or all of them and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", metavar="stage")
-    parser.add_argument("--device", type=torch.device, default=CPU, help="of level 141 (cpu)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     root = Path(os.environ.get("TERSENET_CACHE") or ".cache", "admm_lenet5")
-    cache = Cache(root, arguments.device)
+    cache = Cache(root)
     with progress() as bars:
 
         def advance(what: str, done: int, total: int) -> None:
@@ -459,8 +467,7 @@ def main() -> None:
     record = timing.HERE / "record"
     files = [row for row in rows if row.file_nbytes]
     chosen = smallest(rows) or max(files, key=lambda row: row.validation)
-    export_of = chosen.name.removeprefix("progressive ").replace(", k = ", "-")
-    (record / "admm_lenet5.terse").write_bytes((cache.folder / f"{export_of}.terse").read_bytes())
+    (record / "admm_lenet5.terse").write_bytes((cache.folder / f"{chosen.name}.terse").read_bytes())
     plot(rows, record / "admm_lenet5.svg")
     timing.write(
         "admm_lenet5",

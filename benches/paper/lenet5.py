@@ -113,11 +113,9 @@ def distillation(outputs: Tensor, targets: Tensor) -> Tensor:
 class Trainer:
     """Trains a LeNet-5 by what a dense one says."""
 
-    def __init__(
-        self, data: mnist.Mnist, teacher: LeNet5, *, copies: int = 2, batch_size: int = _BATCH_SIZE
-    ) -> None:
+    def __init__(self, data: mnist.Mnist, teacher: LeNet5, *, copies: int) -> None:
         """Warp copies of the training images, and ask the teacher about all."""
-        self.validation, self._batch_size = data.validation, batch_size
+        self.validation = data.validation
         plain = TensorBatches(*data.train, batch_size=1000, shuffle=False)
         warped = mnist.WarpedBatches(
             data.train, batch_size=1000, seed=SEED, degrees=4, scale=0.04, pixels=0.7
@@ -130,6 +128,11 @@ class Trainer:
             ]
         self.inputs, self.targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
 
+    @property
+    def steps(self) -> int:
+        """The optimizer's steps of an epoch."""
+        return EPOCH // _BATCH_SIZE
+
     def scores(self, net: LeNet5) -> dict[str, np.ndarray]:
         """Return the Taylor scores of a network's weights, on some of the images."""
         chosen = slice(_SCORED)
@@ -140,7 +143,7 @@ class Trainer:
         """Return what trains a network, for as many epochs in each phase."""
 
         def train(model: nn.Module, callbacks: Sequence[Callback], stage: Stage) -> None:
-            batches = Batches(self.inputs, self.targets, self._batch_size, stage.seed)
+            batches = Batches(self.inputs, self.targets, _BATCH_SIZE, stage.seed)
             _train(model, batches, epochs[stage.phase], lr[stage.phase], callbacks, stage)
             if tidies:
                 tidy(model)
@@ -162,7 +165,7 @@ def _train(
 ) -> None:
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    if stage.phase == "admm":
+    if stage.phase in ("admm", "rate"):
         scheduler = None
     else:
         steps = epochs * len(batches)
