@@ -6,8 +6,8 @@
 
 `rate` is what a kept weight costs where there are many, `fixed` what no weight can change: copies of inputs,
 starting a row of a strip, sums that leave the registers, the epilogue. The dense rate is that of torch's
-fastest form, which is near what the multiply-add unit can do. With the measured line, the last column says
-how many times as fast as torch a tenth of the weights could be at most: at the dense rate and nothing fixed.
+fastest form, which is near what the multiply-add unit can do. The last two columns are measured, at a tenth of
+the weights: what part of the time is fixed, and how many times as fast as torch it is.
 
     PYTHONPATH=benches python benches/binding.py [avx512]     reads benches/record, prints a table
 """

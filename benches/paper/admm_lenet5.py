@@ -19,8 +19,8 @@ allow; each is null where the test images do not bear it out.
     writes benches/record/admm_lenet5.{json,svg,terse}
 
 Finished stages stay in TERSENET_CACHE and are not run again. With names of stages (level-71,
-settled-71, baseline-magnitude, baseline-admm, shared-71-8, rate-2350, sharedrate-2350, …) only these are
-run, and nothing is written: processes can share the work.
+settled-71, baseline-magnitude, baseline-admm, shared-71-8, rate-2250, sharedrate-2250, …) only these
+are run, and nothing is written: processes can share the work.
 
 Source: Ye et al. 2018, "Progressive weight pruning of deep neural networks using ADMM"; Zhang et
 al. 2018, "A systematic DNN weight pruning framework using alternating direction method of
@@ -35,7 +35,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,14 @@ BASELINES = ("magnitude", "admm")
 SETTLED = {"71": 40, "167": 80}  # epochs, of 13,760 images as all are
 SHARED = (("71", 8), ("120", 8), ("167", 8), ("167", 4))  # levels, and values a layer
 RATES = (2_250,)  # estimated bytes
-RATE_VALUES = {"conv1": 8, "conv2": 6, "ip1": 6, "ip2": 6}
-RATE_SETTLING = 100
-SETTLING_LR = 2e-3
 RATE_OPTIONS = {"symbol_bits": 2.0, "fade": 2e-4}
+RATE_SETTLING = 100  # epochs
+RATE_VALUES = {"conv1": 8, "conv2": 6, "ip1": 6, "ip2": 6}  # most for the fewest weights
 CLAIMED = {"loss_0.1pt": "progressive 71, settled", "acc_99.0": "progressive 167, settled"}
 BIAS_STEP = 2.0**-5  # a power of two: short mantissas
 
-NARROWING = 24
+NARROWING = 24  # epochs
+SETTLING_LR = 2e-3
 RHO, RHO_GROWTH = 3e-3, 1.25
 
 
@@ -284,14 +284,12 @@ class Bench:
 
     def shared(self, level: str, k: int) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a level with shared weights, and the seconds that led to it."""
-        net, before = self.settled(level)
-        unparametrize(net)
         values = dict.fromkeys(SIZES, k)
-        seconds = self.cache.stage(
-            f"shared-{level}-{k}", net, lambda: share(net, values, self.trainer, LEVEL)
+        return self._shared(
+            f"shared-{level}-{k}",
+            self.settled(level),
+            lambda net: share(net, values, self.trainer, LEVEL),
         )
-        self.advance(f"shared weights, {level}, k = {k}", 1, 1)
-        return net, before + seconds
 
     def rate(self, nbytes: int) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a number of bytes, settled, and the seconds that led to it."""
@@ -304,12 +302,19 @@ class Bench:
 
     def shared_rate(self, nbytes: int) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a number of bytes with shared weights."""
-        net, before = self.rate(nbytes)
-        unparametrize(net)
-        seconds = self.cache.stage(
-            f"sharedrate-{nbytes}", net, lambda: share(net, RATE_VALUES, self.rate_trainer, RATE)
+        return self._shared(
+            f"sharedrate-{nbytes}",
+            self.rate(nbytes),
+            lambda net: share(net, RATE_VALUES, self.rate_trainer, RATE),
         )
-        self.advance(f"shared weights, rate, {nbytes}", 1, 1)
+
+    def _shared(
+        self, name: str, pruned: tuple[LeNet5, np.ndarray], work: Callable[[LeNet5], None]
+    ) -> tuple[LeNet5, np.ndarray]:
+        net, before = pruned
+        unparametrize(net)
+        seconds = self.cache.stage(name, net, lambda: work(net))
+        self.advance(name, 1, 1)
         return net, before + seconds
 
     def row(self, name: str, net: nn.Module, seconds: np.ndarray, path: Path | None = None) -> Row:

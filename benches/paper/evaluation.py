@@ -40,9 +40,7 @@ from wholes import BATCHES, Wholes
 from tersenet.console import progress, show, table
 
 STAGES = ("dense", "heads", "wholes", "speed", "record")
-ROUNDING = (
-    1e-6  # of a mean of float32, in parts or at once; one example of 10,000 counts 100 times that
-)
+ROUNDING = 1e-6  # of a mean of float32; one example of 10,000 counts 100 times that
 LARGEST_FILE = 1_500_000  # bytes that are kept beside a record
 
 Key = TypeVar("Key")
