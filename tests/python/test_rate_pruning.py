@@ -242,3 +242,18 @@ def test_no_gradient_and_no_finite_weight_are_errors():
     backward(model)
     with pytest.raises(ValueError, match=r"rate pruning: layer '.*' .*not finite"):
         rate.step()
+
+
+def test_one_string_is_no_list_of_patterns():
+    with pytest.raises(TypeError, match=r"rate pruning: layers is 'fc:\*', expected a list"):
+        RatePruning(network(), nbytes=10, steps=3, layers="fc:*")
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_weights_has_none_to_prune():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 0))
+    rate = RatePruning(model, nbytes=3, steps=1)
+    model(torch.ones(2, 6)).sum().backward()
+    model[0].parametrizations.weight.original.grad = torch.ones(4, 6)
+    rate.step()
+    assert [layer.name for layer in rate.finish().layers] == ["0"]

@@ -96,7 +96,7 @@ class RatePruning(SoftMasks):
             nbytes: of positions and symbols of all these layers, estimated; above 0.
             steps: after how many steps the masks are final, at least 1.
             every: after how many steps they are chosen again, at least 1.
-            layers: patterns of layer names, as of a plan.
+            layers: patterns of layer names, as of a plan; a layer without weights is left alone.
             symbol_bits: what a kept weight's value takes: about log2 k where k values are shared; at
                 least 0.
             fade: the part of itself that a pruned weight loses in each step, in [0, 1); a few
@@ -104,13 +104,17 @@ class RatePruning(SoftMasks):
 
         Raises:
             ValueError: if an option is out of its range, a pattern matches nothing, or as `prune`.
+            TypeError: if `layers` is one string.
         """
         for name, number, least in (("nbytes", nbytes, "above"), ("symbol_bits", symbol_bits, "")):
             if not (0 < number < math.inf or (number == 0 and not least)):
                 words = f"a number {least or 'of at least'} 0"
                 raise ValueError(f"{_METHOD}: {name} is {number}, expected {words}")
+        if isinstance(layers, str):
+            raise TypeError(f"{_METHOD}: layers is {layers!r}, expected a list of patterns")
         plan = Plan({pattern: Rule(sparsity=0.0) for pattern in layers})
-        super().__init__(_METHOD, sparsified(model, plan, _METHOD), steps, every, fade)
+        targets = [each for each in sparsified(model, plan, _METHOD) if each.original.numel()]
+        super().__init__(_METHOD, targets, steps, every, fade)
         self._wanted, self._symbol_bits = nbytes, symbol_bits
         for target in self._targets:
             mask = torch.ones(target.original.shape, dtype=torch.bool)
