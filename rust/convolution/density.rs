@@ -56,7 +56,7 @@ use crate::simd::{Kernels, LARGEST_TILE};
 
 /// How the weights of a layer come to a product that does not take dense rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Decoding {
+pub enum Decoding {
     /// Block by block, each time.
     EachRun,
     /// Before, once.

@@ -1,5 +1,7 @@
 //! Where outputs go.
 
+use std::ops::Range;
+
 /// The outputs of the images of a group, some rows of each.
 pub(super) struct Maps<'y> {
     images: Images<'y>,
@@ -34,5 +36,32 @@ impl<'y> Maps<'y> {
             Images::Parts(parts) => parts.get_mut(number)?,
         };
         image.get_mut(self.first * self.area..)
+    }
+
+    /// A part of each of some images from `start` on, from row `first` on.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub(super) fn some<const N: usize>(
+        &mut self,
+        start: usize,
+        part: Range<usize>,
+    ) -> [&mut [f32]; N] {
+        let from = self.first * self.area;
+        let part = from + part.start..from + part.end;
+        match &mut self.images {
+            Images::Whole(y, image) => {
+                let mut images = y[start * *image..].chunks_exact_mut(*image);
+                std::array::from_fn(|_| {
+                    &mut images.next().expect("maps: as many images")[part.clone()]
+                })
+            }
+            Images::Parts(parts) => {
+                let mut parts = parts[start..].iter_mut();
+                std::array::from_fn(|_| {
+                    &mut parts.next().expect("maps: as many images")[part.clone()]
+                })
+            }
+        }
     }
 }

@@ -13,6 +13,9 @@
 //!         finish (scale, shift, activation) and store
 //! ```
 //!
+//! Between layers of a network numbers of a batch may lie interleaved, eight images side by side, which
+//! spares copies and every load that straddles cache lines (`interleaved.rs`).
+//!
 //! Where most weights are kept, blocks are decoded into dense rows instead, a MiB or 64 rows at a
 //! time, and several rows share the loads of their inputs (`density.rs`, `simd/dense_rows.rs`). A
 //! pruned weight is multiplied there, so inputs that are not all finite go the other way. Where 3 × 3
@@ -35,6 +38,7 @@
 //! layer where a schedule is kept.
 
 mod density;
+mod interleaved;
 mod maps;
 mod running;
 mod scratch;
@@ -45,8 +49,10 @@ use crate::error::{Error, Result};
 use crate::matrix::CompressedMatrix;
 use crate::rows::{RowBlock, filled};
 use crate::simd::{self, Finish, Kernels, LARGEST_TILE, Places, SMALLEST_TILE, Taps};
-use density::Decoding;
+pub use density::Decoding;
 pub(crate) use density::batch_is_faster_dense;
+use interleaved::Interleaved;
+pub use interleaved::Sides;
 use unfolding::Unfolding;
 use winograd::Winograd;
 
@@ -115,6 +121,8 @@ pub struct Plan {
     dense: Option<(Places, usize)>,
     /// Where that is faster still.
     winograd: Option<Winograd>,
+    /// How the input is laid out for kept weights, where images are innermost.
+    interleaved: Option<Interleaved>,
     /// `[images, channels, height, width]`.
     input: [usize; 4],
     nrows: usize,
@@ -135,6 +143,12 @@ const SORT_OUTPUTS: usize = 512;
 /// So much longer are strips of a half of the best tile, which does half as much for each weight
 /// and gains less from the first-level cache; those of a quarter twice as long, and so on.
 const SMALL_TILE_STRIPS: usize = 4;
+/// Kept weights of a row from which on interleaved numbers pay.
+const INTERLEAVED_WEIGHTS: usize = 48;
+/// Numbers of an interleaved input that a strip may take.
+const GRID_NUMBERS: usize = 6144;
+/// Kept weights of a row that a strip of it should hold.
+const GRID_WEIGHTS: usize = 14;
 /// Kept weights that are decoded at a time: 1 MiB where offset and symbol are joined, else 2.
 const BLOCK_WEIGHTS: usize = 1 << 18;
 /// Weights of dense rows that are decoded at a time: 1 MiB.
@@ -154,29 +168,22 @@ impl Plan {
         input: [usize; 4],
         geometry: &Geometry,
     ) -> Result<Self> {
-        Self::for_decoding(kernels, matrix, input, geometry, Decoding::EachRun)
+        Self::for_sides(kernels, matrix, input, geometry, Decoding::EachRun, Sides::default())
     }
 
-    /// As [`Plan::new`], where all calls will get scheduled weights, unless they are multiplied as
-    /// dense rows ([`Plan::is_dense`]).
+    /// As [`Plan::new`], where weights may be scheduled for all calls, unless they are multiplied as
+    /// dense rows ([`Plan::is_dense`]), and numbers may be interleaved, if [`Plan::may_interleave`]
+    /// says so.
     ///
     /// # Errors
-    /// As [`Plan::new`].
-    pub fn for_schedule(
-        kernels: &'static dyn Kernels,
-        matrix: &CompressedMatrix,
-        input: [usize; 4],
-        geometry: &Geometry,
-    ) -> Result<Self> {
-        Self::for_decoding(kernels, matrix, input, geometry, Decoding::Once)
-    }
-
-    fn for_decoding(
+    /// As [`Plan::new`]; `InvalidArgument` where numbers cannot be interleaved.
+    pub fn for_sides(
         kernels: &'static dyn Kernels,
         matrix: &CompressedMatrix,
         input: [usize; 4],
         geometry: &Geometry,
         decoding: Decoding,
+        sides: Sides,
     ) -> Result<Self> {
         let (nrows, ncols) = (matrix.shape().nrows, matrix.shape().ncols);
         let (groups, channels) = (geometry.groups, input[1]);
@@ -201,8 +208,21 @@ impl Plan {
             // every block of rows.
             unfolding = Unfolding::new(input, geometry, LARGEST_TILE, false).unwrap_or(unfolding);
         }
+        let winograd = density::winograd_is_faster(kernels, matrix)
+            .then(|| Winograd::new(input, geometry, nrows, unfolding.outputs()))
+            .flatten();
+        let interleaved = (sides != Sides::default() && !is_dense && winograd.is_none())
+            .then(|| Interleaved::new(kernels, input, geometry, unfolding.outputs(), sides))
+            .flatten()
+            .filter(|found| !sides.halves || sides.output && found.may_halve());
+        if sides != Sides::default() && interleaved.is_none() {
+            return Err(Error::invalid(format!(
+                "conv: input {input:?} with {sides:?}, expected plain numbers"
+            )));
+        }
         let pays_for_sorting = decoding == Decoding::Once || outputs >= SORT_OUTPUTS;
-        if !is_dense && pays_for_sorting && matrix.nnz() / nrows.max(1) >= SHIFT_WEIGHTS {
+        let is_plain = !is_dense && interleaved.is_none();
+        if is_plain && pays_for_sorting && matrix.nnz() / nrows.max(1) >= SHIFT_WEIGHTS {
             unfolding = Unfolding::new(input, geometry, kernels.tile(), true)?;
         }
         let tile = tile_size(unfolding.positions(), kernels.tile());
@@ -224,6 +244,7 @@ impl Plan {
             group_step: channels / groups * unfolding.channel,
             end: unfolding.len(),
             shifts: unfolding.shifts().clone(),
+            is_sorted: false,
         };
         let unit = matrix.block_rows();
         let block_rows =
@@ -235,11 +256,47 @@ impl Plan {
             let rows = (DENSE_WEIGHTS / ncols.max(1)).max(unit) / unit * unit;
             (Places { strip, count, ..places.clone() }, rows)
         });
-        let winograd = density::winograd_is_faster(kernels, matrix)
-            .then(|| Winograd::new(input, geometry, nrows, unfolding.outputs()))
-            .flatten();
+        let places = match &interleaved {
+            Some(interleaved) => {
+                let narrowest = (GRID_NUMBERS / interleaved.footprint()).max(1) * taps.unwrap_or(1);
+                let wanted = (GRID_WEIGHTS * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
+                let count = ncols.div_ceil(narrowest.max(wanted)).max(1);
+                Places {
+                    strip: ncols.div_ceil(count).max(1),
+                    count,
+                    taps: interleaved.taps.clone(),
+                    channel: interleaved.channel() as u32,
+                    end: interleaved.len(),
+                    is_sorted: decoding == Decoding::Once,
+                    ..places
+                }
+            }
+            None => places,
+        };
         let nnz = matrix.nnz();
-        Ok(Self { unfolding, places, dense, winograd, input, nrows, nnz, tile, block_rows })
+        Ok(Self {
+            unfolding,
+            places,
+            dense,
+            winograd,
+            interleaved,
+            input,
+            nrows,
+            nnz,
+            tile,
+            block_rows,
+        })
+    }
+
+    /// Which sides of this plan's layer may be interleaved, where that pays.
+    pub fn may_interleave(&self, kernels: &dyn Kernels, geometry: &Geometry) -> Sides {
+        let outputs = self.unfolding.outputs();
+        let new = || Interleaved::new(kernels, self.input, geometry, outputs, Sides::default());
+        let is_worth = !self.is_dense() && self.nnz / self.nrows.max(1) >= INTERLEAVED_WEIGHTS;
+        match is_worth.then(new).flatten() {
+            Some(found) => Sides { input: true, output: true, halves: found.may_halve() },
+            None => Sides::default(),
+        }
     }
 
     /// The shape of the output: `[images, nrows, height, width]`.

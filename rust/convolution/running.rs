@@ -1,14 +1,15 @@
 //! One call of a plan: blocks of rows, groups of images, tiles, strips, and who computes which.
 
+use super::interleaved::Interleaved;
 use super::maps::Maps;
-use super::scratch::{Lent, Scratch, lend};
+use super::scratch::{Lent, Scratch, TileMemory, lend};
 use super::{Epilogue, Plan, Weights, density, tile_size};
 use crate::error::Result;
 use crate::interruption;
 use crate::lines::Lines;
 use crate::matrix::{CompressedMatrix, zip_chunks};
 use crate::rows::RowBlock;
-use crate::simd::{self, Decoded, Finish, Kernels, Places, Start, Taps, TileProduct};
+use crate::simd::{self, Decoded, Grid, Kernels, Places, Start, Taps, TileProduct};
 use crate::threads;
 use std::ops::Range;
 
@@ -18,7 +19,8 @@ const SMALLER_BLOCKS: usize = 4;
 const THREAD_PRODUCTS: usize = 1 << 19;
 
 impl Plan {
-    /// Computes the output `y` `[images, nrows, height, width]` from the input `x`.
+    /// Computes the output `y` `[images, nrows, height, width]` from the input `x`, each interleaved
+    /// where the plan says so.
     ///
     /// # Panics
     /// When `x`, `y`, scale or shift has another length than the plan's.
@@ -38,7 +40,9 @@ impl Plan {
             assert_eq!(vector.len(), self.nrows, "conv: scale and shift");
         }
         assert_eq!(x.len(), self.input.iter().product::<usize>(), "conv: input");
-        assert_eq!(y.len(), self.output().iter().product::<usize>(), "conv: output");
+        let halves = self.interleaved.as_ref().is_some_and(|interleaved| interleaved.sides.halves);
+        let outputs = self.output().iter().product::<usize>() / if halves { 4 } else { 1 };
+        assert_eq!(y.len(), outputs, "conv: output");
         if y.is_empty() {
             return Ok(());
         }
@@ -57,9 +61,10 @@ impl Plan {
         });
         let places = dense.map_or(&self.places, |(places, _)| places);
         let (is_dense, threads) = (dense.is_some(), threads.min(work).max(1));
-        let call = Call { kernels, weights, places, is_dense, epilogue, threads };
+        let interleaved = self.interleaved.as_ref().filter(|_| !is_dense);
+        let call = Call { kernels, weights, places, is_dense, interleaved, epilogue, threads };
         let decoded_rows = dense.map_or(self.block_rows, |&(_, rows)| rows);
-        let groups = self.input[0].div_ceil(self.unfolding.group);
+        let groups = self.input[0].div_ceil(self.group(&call));
         if groups == 1 {
             return self.run_rows(&call, x, y);
         }
@@ -149,13 +154,15 @@ impl Plan {
     fn run_rows(&self, call: &Call<'_>, x: &[f32], y: &mut [f32]) -> Result<()> {
         let mut scratch = lend();
         let unfolded = self.unfold(call, x, &mut scratch.unfolded)?;
-        let area = y.len() / self.input[0] / self.nrows;
+        let images = self.output_images();
+        let area = images * y.len() / self.input[0] / self.nrows;
         let unit = match call.weights {
             Weights::Stored(matrix) => matrix.block_rows(),
             Weights::Scheduled(_) => 8,
         };
         let step = match &self.dense {
             Some((_, rows)) if call.is_dense => *rows,
+            _ if call.interleaved.is_some() => self.block_rows,
             _ => (self.block_rows / SMALLER_BLOCKS).next_multiple_of(unit),
         };
         let work = |rows: Range<usize>, mut maps: Maps<'_>| {
@@ -163,38 +170,39 @@ impl Plan {
             let matrix = match call.weights {
                 Weights::Stored(matrix) => matrix,
                 Weights::Scheduled(taps) => {
-                    let Scratch { sums, runs, .. } = &mut *scratch;
+                    let memory = &mut scratch.tiles;
                     let segment = Segment { taps, first: 0, rows };
-                    return self.tiles(call, &[segment], unfolded, (sums, runs), &mut maps);
+                    return self.tiles(call, &[segment], unfolded, memory, &mut maps);
                 }
             };
             for start in rows.clone().step_by(step) {
                 let mine = start..rows.end.min(start + step);
                 self.decode(call, matrix, mine.clone(), &mut scratch)?;
-                let Scratch { taps, sums, runs, .. } = &mut *scratch;
+                let Scratch { taps, tiles: memory, .. } = &mut *scratch;
                 let segment = Segment { taps, first: start, rows: 0..mine.len() };
                 maps.first = start - rows.start;
-                self.tiles(call, &[segment], unfolded, (sums, runs), &mut maps)?;
+                self.tiles(call, &[segment], unfolded, memory, &mut maps)?;
             }
             Ok(())
         };
         if call.threads == 1 {
             return work(0..self.nrows, Maps::whole(y, self.nrows * area, area));
         }
-        let items = self.share_rows(&threads::split(self.nrows, call.threads, unit), y);
+        let ranges = threads::split(self.nrows, call.threads, unit);
+        let items = self.share_rows(&ranges, area, y);
         threads::for_each(call.threads, items, |(rows, maps)| work(rows, maps))
     }
 
-    /// The outputs of each range of rows, one slice an image.
+    /// The outputs of each range of rows, `area` numbers a row, one slice for each image or for those
+    /// whose outputs lie together.
     fn share_rows<'y>(
         &self,
         ranges: &[Range<usize>],
+        area: usize,
         y: &'y mut [f32],
     ) -> Vec<(Range<usize>, Maps<'y>)> {
         let mut items: Vec<_> = ranges.iter().map(|rows| (rows.clone(), Vec::new())).collect();
-        let [_, nrows, height, width] = self.output();
-        let area = height * width;
-        for mut y in y.chunks_exact_mut(nrows * area) {
+        for mut y in y.chunks_exact_mut(self.nrows * area) {
             let mut at = 0;
             for (rows, maps) in &mut items {
                 let (mine, rest) = y[(rows.start - at) * area..].split_at_mut(rows.len() * area);
@@ -205,8 +213,21 @@ impl Plan {
         items.into_iter().map(|(rows, maps)| (rows, Maps::parts(maps, area))).collect()
     }
 
-    /// Unfolds one group of images; threads share the channels.
-    fn unfold<'s>(&self, call: &Call<'_>, x: &[f32], lines: &'s mut Lines) -> Result<&'s [f32]> {
+    /// Images whose outputs lie together.
+    fn output_images(&self) -> usize {
+        self.interleaved.as_ref().map_or(1, |interleaved| interleaved.sides.output_images())
+    }
+
+    /// Images of a group.
+    fn group(&self, call: &Call<'_>) -> usize {
+        call.interleaved.map_or(self.unfolding.group, |interleaved| interleaved.group)
+    }
+
+    /// Unfolds one group of images, unless bands are laid out later; threads share the channels.
+    fn unfold<'s>(&self, call: &Call<'_>, x: &'s [f32], lines: &'s mut Lines) -> Result<&'s [f32]> {
+        if call.interleaved.is_some() {
+            return Ok(x);
+        }
         let unfolded = lines.at_least(self.unfolding.len())?;
         let len = unfolded.len() - simd::LARGEST_TILE;
         if call.threads == 1 {
@@ -230,19 +251,20 @@ impl Plan {
         x: &[f32],
         y: &mut [f32],
     ) -> Result<()> {
-        let (images, group) = (self.input[0], self.unfolding.group);
+        let (images, group) = (self.input[0], self.group(call));
         let (x_image, y_image) = (x.len() / images, y.len() / images);
         let area = y_image / self.nrows;
         let first = segments[0].first + segments[0].rows.start;
         let alone = Call { threads: 1, ..*call };
         let work = |(number, y): (usize, &mut [f32])| {
             let mut scratch = lend();
-            let Scratch { unfolded, sums, runs, .. } = &mut *scratch;
+            let Scratch { unfolded, tiles: memory, .. } = &mut *scratch;
             let x = &x[number * group * x_image..][..y.len() / y_image * x_image];
             let unfolded = self.unfold(&alone, x, unfolded)?;
-            let mut maps = Maps::whole(y, y_image, area);
+            let together = self.output_images();
+            let mut maps = Maps::whole(y, together * y_image, together * area);
             maps.first = first;
-            self.tiles(call, segments, unfolded, (sums, runs), &mut maps)
+            self.tiles(call, segments, unfolded, memory, &mut maps)
         };
         let mut items = y.chunks_mut(group * y_image).enumerate();
         match call.threads {
@@ -259,8 +281,9 @@ impl Plan {
         x: &[f32],
         y: &mut [f32],
     ) -> Result<()> {
-        let (images, group) = (self.input[0], self.unfolding.group);
+        let (images, group) = (self.input[0], self.group(call));
         let (x_image, y_image) = (x.len() / images, y.len() / images);
+        let area = self.output_images() * y_image / self.nrows;
         let mut scratch = lend();
         let ranges: Vec<Range<usize>> = segments
             .iter()
@@ -273,15 +296,15 @@ impl Plan {
         for (number, y) in y.chunks_mut(group * y_image).enumerate() {
             let x = &x[number * group * x_image..][..y.len() / y_image * x_image];
             let unfolded = self.unfold(call, x, &mut scratch.unfolded)?;
-            let items = self.share_rows(&ranges, y);
+            let items = self.share_rows(&ranges, area, y);
             threads::for_each(call.threads, items, |(rows, mut maps)| {
                 let mut scratch = lend();
-                let Scratch { sums, runs, .. } = &mut *scratch;
+                let memory = &mut scratch.tiles;
                 let holds = |s: &&Segment<'_>| s.first + s.rows.start <= rows.start;
                 let segment = segments.iter().rev().find(holds).unwrap_or(&segments[0]);
                 let within = rows.start - segment.first..rows.end - segment.first;
                 let segment = Segment { rows: within, ..*segment };
-                self.tiles(call, &[segment], unfolded, (sums, runs), &mut maps)
+                self.tiles(call, &[segment], unfolded, memory, &mut maps)
             })?;
         }
         Ok(())
@@ -294,9 +317,14 @@ impl Plan {
         call: &Call<'_>,
         segments: &[Segment<'_>],
         unfolded: &[f32],
-        (sums, runs): (&mut Lines, &mut Vec<[usize; 4]>),
+        memory: &mut TileMemory,
         maps: &mut Maps<'_>,
     ) -> Result<()> {
+        if let Some(interleaved) = call.interleaved {
+            let of = (call.kernels as &dyn Kernels, call.places, call.epilogue);
+            return interleaved.multiply(of, segments, unfolded, memory, maps);
+        }
+        let TileMemory { sums, runs, .. } = memory;
         let [height, width] = self.unfolding.outputs();
         let area = height * width;
         let nrows: usize = segments.iter().map(|segment| segment.rows.len()).sum();
@@ -316,12 +344,7 @@ impl Plan {
                     let rows = &segment.rows;
                     let (first, len) = (segment.first + rows.start, rows.len());
                     let mine = &mut sums[done * size..(done + len) * size];
-                    let finish = call.epilogue.finish;
-                    let finish = Finish {
-                        scale: finish.scale.map(|scale| &scale[first..first + len]),
-                        shift: finish.shift.map(|shift| &shift[first..first + len]),
-                        ..finish
-                    };
+                    let finish = call.epilogue.finish.rows(first..first + len);
                     let product = TileProduct {
                         strip: segment.taps.strip(strip, rows.start, rows.end),
                         size,
@@ -329,6 +352,7 @@ impl Plan {
                         start: if strip == 0 { Start::Zero } else { Start::Output },
                         finish: is_last.then_some(finish),
                         stride: size,
+                        grid: Grid::LINE,
                     };
                     if is_last && is_direct {
                         let from = if strip == 0 { Start::Zero } else { Start::Sums(mine) };
@@ -394,15 +418,17 @@ struct Call<'a> {
     places: &'a Places,
     /// Whether stored weights are decoded into dense rows.
     is_dense: bool,
+    /// How the input is laid out, where images are innermost.
+    interleaved: Option<&'a Interleaved>,
     epilogue: &'a Epilogue<'a>,
     threads: usize,
 }
 
 /// Rows that follow one another.
-struct Segment<'a> {
-    taps: &'a Taps,
+pub(super) struct Segment<'a> {
+    pub(super) taps: &'a Taps,
     /// The matrix' row that is the first one of `taps`.
-    first: usize,
+    pub(super) first: usize,
     /// Of `taps`.
-    rows: Range<usize>,
+    pub(super) rows: Range<usize>,
 }

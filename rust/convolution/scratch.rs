@@ -14,11 +14,20 @@ pub(super) struct Scratch {
     pub(super) weights: Vec<f32>,
     pub(super) taps: Taps,
     pub(super) unfolded: Lines,
-    pub(super) sums: Lines,
+    pub(super) tiles: TileMemory,
     /// Of [`super::winograd`].
     pub(super) kernels: Taps,
     pub(super) products: Lines,
+}
+
+/// What tiles are computed in.
+#[derive(Debug, Default)]
+pub(super) struct TileMemory {
+    pub(super) sums: Lines,
     pub(super) runs: Vec<[usize; 4]>,
+    /// Of [`super::interleaved`]: a band's input and outputs.
+    pub(super) cells: Lines,
+    pub(super) outputs: Lines,
 }
 
 static IDLE: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());

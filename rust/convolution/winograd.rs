@@ -39,7 +39,8 @@ use crate::lines::Lines;
 use crate::matrix::CompressedMatrix;
 use crate::rows::filled;
 use crate::simd::{
-    Finish, Kernels, POINTS, Places, SMALLEST_TILE, Start, TAPS, Taps, TileProduct, dense_rows,
+    Finish, Grid, Kernels, POINTS, Places, SMALLEST_TILE, Start, TAPS, Taps, TileProduct,
+    dense_rows,
 };
 use crate::threads;
 use std::ops::Range;
@@ -247,6 +248,7 @@ impl Winograd {
             group_step: 0,
             end: channels * self.width,
             shifts: Arc::default(),
+            is_sorted: false,
         };
         taps.fill_dense(kernels, &mut transformed, [POINTS * self.nrows, channels], &places);
         Ok(())
@@ -267,7 +269,8 @@ impl Winograd {
         scratch: &mut Scratch,
     ) -> Result<()> {
         let channels = self.input[1];
-        let Scratch { unfolded: inputs, products, sums: padded, .. } = scratch;
+        let Scratch { unfolded: inputs, products, tiles, .. } = scratch;
+        let padded = &mut tiles.sums;
         let [plane, out] = self.planes();
         let inputs = inputs.at_least::<f32>(POINTS * plane)?;
         self.transform_inputs(kernels, x, block, padded, inputs)?;
@@ -287,6 +290,7 @@ impl Winograd {
                         start: if strip == 0 { Start::Zero } else { Start::Output },
                         finish: None,
                         stride: self.width,
+                        grid: Grid::LINE,
                     };
                     kernels.add_strip(&product, &mut products[at..]);
                 }

@@ -9,7 +9,7 @@
 //! over slices or one number, the others count.
 
 use super::activation::Activation;
-use super::operator::{Context, Dims, Operands, Operator, flag};
+use super::operator::{Context, Dims, Interleaving, Operands, Operator, flag};
 use crate::array::Array;
 use crate::error::{Error, Result};
 use crate::simd::maximum;
@@ -141,6 +141,10 @@ fn power(x: Option<&[f32]>, exponent: f32, out: &mut [f32]) {
 struct Unary(Activation);
 
 impl Operator for Unary {
+    fn interleaving(&self, _operands: &[&[usize]], _dims: &[usize]) -> Interleaving {
+        Interleaving::Alike
+    }
+
     fn shape(&self, operands: &[&[usize]], _batch: usize) -> Result<Dims> {
         Ok(operands[0].to_vec())
     }
@@ -176,6 +180,10 @@ struct Scalar {
 }
 
 impl Operator for Scalar {
+    fn interleaving(&self, _operands: &[&[usize]], _dims: &[usize]) -> Interleaving {
+        Interleaving::Alike
+    }
+
     fn shape(&self, operands: &[&[usize]], _batch: usize) -> Result<Dims> {
         Ok(operands[0].to_vec())
     }
@@ -340,6 +348,13 @@ fn merge(axes: &mut [Axis; super::MAX_RANK], dims: &[usize], a: &[usize], b: &[u
 }
 
 impl Operator for Binary {
+    fn interleaving(&self, operands: &[&[usize]], dims: &[usize]) -> Interleaving {
+        match operands.iter().all(|operand| *operand == dims) {
+            true => Interleaving::Alike,
+            false => Interleaving::Plain,
+        }
+    }
+
     fn shape(&self, operands: &[&[usize]], _batch: usize) -> Result<Dims> {
         broadcast(operands[0], operands[1])
     }

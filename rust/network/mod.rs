@@ -350,17 +350,19 @@ impl Network {
             interruption::check()?;
             let node = &self.graph.nodes()[step.node];
             let Part::Operator(operator) = &self.parts[step.node] else { continue };
-            let dims = plan.dims[ninputs + step.node].as_slice();
+            let dims = plan.dims[ninputs + step.halved.unwrap_or(step.node)].as_slice();
             let len = dims.iter().product::<usize>();
             // Out of the way while the operands are read.
             let mut buffer = std::mem::take(&mut slots[step.slot]);
             let operands = Operands {
                 plan,
                 values: &node.inputs,
+                result: ninputs + step.node,
                 arguments,
                 constants: &self.constants,
                 slots,
                 in_place: step.in_place,
+                halves: step.halved.is_some(),
             };
             let mut context = Context { threads, scratch };
             let outcome = match len {
@@ -405,8 +407,13 @@ mod tests {
 
     #[test]
     fn workspaces_that_are_given_back_stay_bounded() {
-        let plan =
-            Plan { dims: Vec::new(), sources: Vec::new(), steps: Vec::new(), slots: Vec::new() };
+        let plan = Plan {
+            dims: Vec::new(),
+            interleaved: Vec::new(),
+            sources: Vec::new(),
+            steps: Vec::new(),
+            slots: Vec::new(),
+        };
         let prepared = Prepared::new(plan);
         // Each time some find nothing to take, as those do that meet at the lock, and give all back.
         let run = |at_once: usize| {

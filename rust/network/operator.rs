@@ -34,6 +34,12 @@ pub(super) trait Operator: Send + Sync {
         false
     }
 
+    /// What interleaved operands are to it, and an interleaved result, for the dimensions of the
+    /// operands and the result.
+    fn interleaving(&self, _operands: &[&[usize]], _dims: &[usize]) -> Interleaving {
+        Interleaving::Plain
+    }
+
     /// Of how many of the first operands the result may take the place, if dimensions are equal.
     fn may_overwrite(&self) -> usize {
         0
@@ -53,6 +59,20 @@ pub(super) trait Operator: Send + Sync {
     fn vector_nbytes(&self) -> usize {
         0
     }
+}
+
+/// In which order an operator takes and gives the numbers of a batch: row-major, or interleaved as
+/// [`crate::convolution::Sides`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interleaving {
+    /// Row-major alone.
+    Plain,
+    /// All operands and the result in one order.
+    Alike,
+    /// As `Alike`; it takes the greatest of each two by two numbers.
+    Halves,
+    /// Each in any order; whether it may give the greatest of each two by two numbers besides.
+    Any(bool),
 }
 
 /// An input of a run: its dimensions and elements.
@@ -109,10 +129,12 @@ impl Constant {
 pub(super) struct Operands<'a> {
     pub plan: &'a Plan,
     pub values: &'a [usize],
+    pub result: usize,
     pub arguments: &'a [Argument<'a>],
     pub constants: &'a [Constant],
     pub slots: &'a [Vec<f32>],
     pub in_place: Option<usize>,
+    pub halves: bool,
 }
 
 impl<'a> Operands<'a> {
@@ -140,6 +162,21 @@ impl<'a> Operands<'a> {
                 Elements::Float32(&self.slots[slot][..len])
             }
         }
+    }
+
+    /// Whether the numbers of operand `i` are interleaved.
+    pub fn is_interleaved(&self, i: usize) -> bool {
+        self.plan.interleaved[self.values[i]]
+    }
+
+    /// Whether the result shall be the greatest of each two by two numbers.
+    pub fn halves(&self) -> bool {
+        self.halves
+    }
+
+    /// Whether those of the result shall be.
+    pub fn gives_interleaved(&self) -> bool {
+        self.plan.interleaved[self.result]
     }
 
     /// The numbers of operand `i`, which is not in the result's place.

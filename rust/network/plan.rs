@@ -10,9 +10,13 @@
 //! operand that nothing reads later, if it may; else the smallest free slot that holds it, else the
 //! largest free one, grown; else a new one. All this is done once; a run allocates nothing for
 //! values.
+//!
+//! Between convolutions of a batch numbers are interleaved ([`Interleaving`]) where all that give and read
+//! a value take it so; and a convolution whose numbers are halved by the node after it alone gives what
+//! becomes of them.
 
-use super::graph::Graph;
-use super::operator::{Argument, Dims, count};
+use super::graph::{Graph, Node};
+use super::operator::{Argument, Dims, Interleaving, count};
 use super::{Part, within};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -36,6 +40,8 @@ pub(super) struct Step {
     pub slot: usize,
     /// The operand that is there already.
     pub in_place: Option<usize>,
+    /// The node after it that takes the greatest of its numbers, whose result this step gives.
+    pub halved: Option<usize>,
 }
 
 /// Shapes and places of all values, for one set of input shapes.
@@ -43,6 +49,8 @@ pub(super) struct Step {
 pub(super) struct Plan {
     /// The dimensions of each value; those of the inputs come first.
     pub dims: Vec<Dims>,
+    /// Whether the numbers of each value are interleaved.
+    pub interleaved: Vec<bool>,
     /// Where each value is.
     pub sources: Vec<Source>,
     /// The nodes to run.
@@ -82,13 +90,17 @@ impl Plan {
             }
             dims.push(result);
         }
-        let mut plan = Self { dims, sources: Vec::new(), steps: Vec::new(), slots: Vec::new() };
-        plan.place(graph, parts);
+        let kinds = kinds(graph, parts, &dims);
+        let interleaved = interleaved(graph, &kinds, dims.len());
+        let halved = halved(graph, &kinds, &interleaved);
+        let (sources, steps, slots) = (Vec::new(), Vec::new(), Vec::new());
+        let mut plan = Self { dims, interleaved, sources, steps, slots };
+        plan.place(graph, parts, &halved);
         Ok(plan)
     }
 
     /// Finds a place for every value.
-    fn place(&mut self, graph: &Graph, parts: &[Part]) {
+    fn place(&mut self, graph: &Graph, parts: &[Part], halved: &[Option<usize>]) {
         let ninputs = graph.inputs().len();
         let last_uses = last_uses(graph, parts);
         // The value whose numbers a value's are.
@@ -111,6 +123,15 @@ impl Plan {
                 }
             };
             roots.push(value);
+            if halved.contains(&Some(number)) {
+                // It is there only as what becomes of it.
+                self.sources.push(Source::Slot(usize::MAX));
+                continue;
+            }
+            let (node, giver) = match halved[number] {
+                Some(giver) => (&graph.nodes()[giver], giver),
+                None => (node, number),
+            };
             let len = self.dims[value].iter().product();
             let in_place = (0..operator.may_overwrite().min(node.inputs.len())).find(|&i| {
                 let root = roots[node.inputs[i]];
@@ -124,7 +145,8 @@ impl Plan {
                 _ => self.take(&mut free, len),
             };
             self.sources.push(Source::Slot(slot));
-            self.steps.push(Step { node: number, slot, in_place });
+            let halved = halved[number].map(|_| number);
+            self.steps.push(Step { node: giver, slot, in_place, halved });
             // What was read here for the last time is free, the result too if nothing reads it.
             let mut done: Vec<usize> = node.inputs.iter().map(|&input| roots[input]).collect();
             done.push(value);
@@ -155,6 +177,67 @@ impl Plan {
         free.retain(|&other| other != slot);
         self.slots[slot] = self.slots[slot].max(len);
         slot
+    }
+}
+
+/// How each node takes and gives numbers.
+fn kinds(graph: &Graph, parts: &[Part], dims: &[Dims]) -> Vec<Interleaving> {
+    let ninputs = graph.inputs().len();
+    let kind = |(number, (node, part)): (usize, (&Node, &Part))| match part {
+        Part::Operator(operator) if !part.is_view() => {
+            let operands: Vec<&[usize]> =
+                node.inputs.iter().map(|&value| dims[value].as_slice()).collect();
+            operator.interleaving(&operands, &dims[ninputs + number])
+        }
+        _ => Interleaving::Plain,
+    };
+    graph.nodes().iter().zip(parts).enumerate().map(kind).collect()
+}
+
+/// For each node that halves what the one before gives to it alone, that one.
+fn halved(graph: &Graph, kinds: &[Interleaving], interleaved: &[bool]) -> Vec<Option<usize>> {
+    let ninputs = graph.inputs().len();
+    let mut readers = vec![0; interleaved.len()];
+    let read = graph.nodes().iter().flat_map(|node| &node.inputs).chain(graph.outputs());
+    read.for_each(|&value| readers[value] += 1);
+    let of = |(number, node): (usize, &Node)| {
+        let giver = number.checked_sub(1)?;
+        let (value, kinds) = (ninputs + giver, (kinds[giver], kinds[number]));
+        let is_pair = kinds == (Interleaving::Any(true), Interleaving::Halves);
+        let is_alone = node.inputs == [value] && interleaved[value] && readers[value] == 1;
+        (is_pair && is_alone).then_some(giver)
+    };
+    graph.nodes().iter().enumerate().map(of).collect()
+}
+
+/// Which of `count` values are interleaved: those between operators that take them so, all of which
+/// agree.
+fn interleaved(graph: &Graph, kinds: &[Interleaving], count: usize) -> Vec<bool> {
+    let ninputs = graph.inputs().len();
+    let mut is = vec![false; count];
+    for (number, kind) in kinds.iter().enumerate() {
+        is[ninputs + number] = *kind != Interleaving::Plain;
+    }
+    for &output in graph.outputs() {
+        is[output] = false;
+    }
+    // What one operator takes in another order is not interleaved, until all agree.
+    loop {
+        let before = is.clone();
+        for (number, (node, kind)) in graph.nodes().iter().zip(kinds).enumerate() {
+            let takes = match kind {
+                Interleaving::Plain => false,
+                Interleaving::Any(_) => continue,
+                Interleaving::Alike | Interleaving::Halves => {
+                    is[ninputs + number] && node.inputs.iter().all(|&value| is[value])
+                }
+            };
+            is[ninputs + number] &= takes;
+            node.inputs.iter().for_each(|&value| is[value] &= takes);
+        }
+        if is == before {
+            return is;
+        }
     }
 }
 

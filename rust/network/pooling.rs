@@ -5,9 +5,11 @@
 //! the padding before it is kept though it ends outside. Bins of an adaptive pool go from
 //! ⌊i · in / out⌋ to ⌈(i + 1) · in / out⌉.
 
-use super::operator::{Context, Dims, Operands, Operator, flag, image, image_dims, size};
+use super::operator::{
+    Context, Dims, Interleaving, Operands, Operator, flag, image, image_dims, size,
+};
 use crate::error::{Error, Result};
-use crate::simd::{self, Kernels, maximum};
+use crate::simd::{self, IMAGES, Kernels, maximum};
 use crate::threads;
 
 /// Builds the operator `name` where it is one of these.
@@ -150,7 +152,27 @@ struct MaxPool {
     kernels: &'static dyn Kernels,
 }
 
+impl MaxPool {
+    /// Whether each output is the greatest of two by two numbers.
+    fn halves(&self, [height, width]: [usize; 2], [out_height, out_width]: [usize; 2]) -> bool {
+        let is_halved = [height, width] == [2 * out_height, 2 * out_width];
+        is_halved && self.rows.are_pairs() && self.cols.are_pairs()
+    }
+}
+
 impl Operator for MaxPool {
+    fn interleaving(&self, operands: &[&[usize]], dims: &[usize]) -> Interleaving {
+        match (operands[0], dims) {
+            (&[_, _, height, width], &[images, _, out_height, out_width])
+                if images.is_multiple_of(IMAGES)
+                    && self.halves([height, width], [out_height, out_width]) =>
+            {
+                Interleaving::Halves
+            }
+            _ => Interleaving::Plain,
+        }
+    }
+
     fn shape(&self, operands: &[&[usize]], _batch: usize) -> Result<Dims> {
         let [images, channels, height, width] = image(operands[0])?;
         let out = [images, channels, self.rows.count(height)?, self.cols.count(width)?];
@@ -168,14 +190,18 @@ impl Operator for MaxPool {
         let window = self.rows.kernel * self.cols.kernel;
         let work = window.saturating_mul(out_height * out_width);
         let [_, _, height, width] = image(operands.dims(0))?;
-        let is_halved = [height, width] == [2 * out_height, 2 * out_width];
-        if is_halved && self.rows.are_pairs() && self.cols.are_pairs() {
+        if self.halves([height, width], [out_height, out_width]) {
             // The windows of all planes follow each other.
-            let (x, area) = (operands.numbers(0), out_height * out_width);
+            let is_interleaved = operands.is_interleaved(0);
+            let images = if is_interleaved { IMAGES } else { 1 };
+            let (x, area) = (operands.numbers(0), images * out_height * out_width);
             let threads = context.useful(work.saturating_mul(out.len() / area.max(1)));
             return threads::for_each_chunk(threads, out, area, |first, out| {
                 let x = &x[4 * first * area..][..4 * out.len()];
-                self.kernels.greatest_of_four(width, x, out);
+                match is_interleaved {
+                    true => self.kernels.greatest_of_four_cells(width, x, out),
+                    false => self.kernels.greatest_of_four(width, x, out),
+                }
                 Ok(())
             });
         }

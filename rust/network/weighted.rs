@@ -17,9 +17,9 @@
 use super::Resident;
 use super::activation::Activation;
 use super::graph::InputType;
-use super::operator::{Context, Dims, Operands, Operator, image, size};
+use super::operator::{Context, Dims, Interleaving, Operands, Operator, image, size};
 use crate::array::Array;
-use crate::convolution::{self, Epilogue, Geometry, Weights};
+use crate::convolution::{self, Decoding, Epilogue, Geometry, Sides, Weights};
 use crate::error::{Error, Result};
 use crate::matrix::CompressedMatrix;
 use crate::rows::RowBlock;
@@ -176,6 +176,7 @@ pub(super) struct Layer {
 /// What one shape of input decides.
 struct Prepared {
     input: [usize; 4],
+    sides: Sides,
     plan: convolution::Plan,
     /// The decoded weights, where they are kept.
     taps: OnceLock<Taps>,
@@ -199,16 +200,31 @@ impl Layer {
         }
     }
 
-    fn prepared(&self, kernels: &'static dyn Kernels, input: [usize; 4]) -> Result<Arc<Prepared>> {
+    fn plan(
+        &self,
+        kernels: &'static dyn Kernels,
+        input: [usize; 4],
+        sides: Sides,
+    ) -> Result<convolution::Plan> {
+        let decoding = if self.is_kept { Decoding::Once } else { Decoding::EachRun };
+        let (matrix, geometry) = (&self.matrix, &self.geometry);
+        convolution::Plan::for_sides(kernels, matrix, input, geometry, decoding, sides)
+    }
+
+    fn prepared(
+        &self,
+        kernels: &'static dyn Kernels,
+        input: [usize; 4],
+        sides: Sides,
+    ) -> Result<Arc<Prepared>> {
+        let is_for = |known: &&Arc<Prepared>| known.input == input && known.sides == sides;
         if let Ok(plans) = self.plans.try_lock()
-            && let Some(known) = plans.iter().rfind(|known| known.input == input)
+            && let Some(known) = plans.iter().rfind(is_for)
         {
             return Ok(known.clone());
         }
-        let new =
-            if self.is_kept { convolution::Plan::for_schedule } else { convolution::Plan::new };
-        let plan = new(kernels, &self.matrix, input, &self.geometry)?;
-        let prepared = Arc::new(Prepared { input, plan, taps: OnceLock::new() });
+        let plan = self.plan(kernels, input, sides)?;
+        let prepared = Arc::new(Prepared { input, sides, plan, taps: OnceLock::new() });
         if let Ok(mut plans) = self.plans.try_lock() {
             if plans.len() == MAX_PLANS {
                 plans.remove(0);
@@ -225,10 +241,23 @@ impl Layer {
 }
 
 impl Operator for Layer {
+    fn interleaving(&self, operands: &[&[usize]], _dims: &[usize]) -> Interleaving {
+        let may = || {
+            let (kernels, input) = (simd::active().ok()?, self.input(operands[0]).ok()?);
+            let plan = self.plan(kernels, input, Sides::default()).ok()?;
+            Some(plan.may_interleave(kernels, &self.geometry))
+        };
+        let is_map = self.form == Form::Conv && operands[0].len() == 4;
+        match is_map.then(may).flatten() {
+            Some(sides) if sides.input => Interleaving::Any(sides.halves),
+            _ => Interleaving::Plain,
+        }
+    }
+
     fn shape(&self, operands: &[&[usize]], _batch: usize) -> Result<Dims> {
         let dims = operands[0];
         let input = self.input(dims)?;
-        let plan = &self.prepared(simd::active()?, input)?.plan;
+        let plan = self.plan(simd::active()?, input, Sides::default())?;
         let [images, nrows, height, width] = plan.output();
         Ok(match (self.form, dims.len()) {
             (Form::Linear, rank) => {
@@ -267,7 +296,12 @@ impl Operator for Layer {
             self.activation.iter().for_each(|activation| activation.apply(out));
             return Ok(());
         }
-        let prepared = self.prepared(kernels, input)?;
+        let sides = Sides {
+            input: operands.is_interleaved(0),
+            output: operands.gives_interleaved(),
+            halves: operands.halves(),
+        };
+        let prepared = self.prepared(kernels, input, sides)?;
         let weights = if self.is_kept && !prepared.plan.is_dense() {
             if prepared.taps.get().is_none() {
                 let taps = prepared.plan.schedule(kernels, &self.matrix)?;

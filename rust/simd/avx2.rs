@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod dense_rows;
+mod interleaving;
 mod panels;
 mod pooling;
 mod symbols;
@@ -17,7 +18,7 @@ use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
 use super::winograd::{self, POINTS};
-use super::{Finish, Kernels, Lanes, SymbolRows, TileProduct};
+use super::{Cells, Finish, IMAGES, Kernels, Lanes, SymbolRows, TileProduct};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
@@ -204,6 +205,21 @@ impl Kernels for Avx2 {
     fn greatest_of_four(&self, width: usize, x: &[f32], out: &mut [f32]) {
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
         unsafe { pooling::greatest_of_four(width, x, out) }
+    }
+
+    fn interleave(&self, maps: [&[f32]; IMAGES], cells: Cells, out: &mut [f32]) {
+        // SAFETY: `self` exists only where `detect` found AVX2.
+        unsafe { interleaving::interleave(maps, cells, out) }
+    }
+
+    fn separate(&self, x: &[f32], cells: Cells, maps: [&mut [f32]; IMAGES]) {
+        // SAFETY: `self` exists only where `detect` found AVX2.
+        unsafe { interleaving::separate(x, cells, maps) }
+    }
+
+    fn greatest_of_four_cells(&self, width: usize, x: &[f32], out: &mut [f32]) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { pooling::greatest_of_four_cells(width, x, out) }
     }
 
     fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]) {
@@ -462,17 +478,19 @@ fn add_strip_of(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, outp
     unsafe {
         let has_shifts = !product.strip.shifts().is_empty();
         match product.size {
+            64 if product.grid.lines == 2 => tiles::add_strip::<8, 1, 2>(product, rows, output),
+            128 if product.grid.lines == 4 => tiles::add_strip::<16, 1, 4>(product, rows, output),
             16 if has_shifts => tiles::add_shifted::<2>(product, rows, output),
             32 if has_shifts => tiles::add_shifted::<4>(product, rows, output),
             64 if has_shifts => tiles::add_shifted::<8>(product, rows, output),
             128 if has_shifts => tiles::add_shifted::<16>(product, rows, output),
             256 if has_shifts => tiles::add_shifted::<32>(product, rows, output),
-            8 => tiles::add_strip::<1, 8>(product, rows, output),
-            16 => tiles::add_strip::<2, 4>(product, rows, output),
-            32 => tiles::add_strip::<4, 2>(product, rows, output),
-            64 => tiles::add_strip::<8, 1>(product, rows, output),
-            128 => tiles::add_strip::<16, 1>(product, rows, output),
-            256 => tiles::add_strip::<32, 1>(product, rows, output),
+            8 => tiles::add_strip::<1, 8, 1>(product, rows, output),
+            16 => tiles::add_strip::<2, 4, 1>(product, rows, output),
+            32 => tiles::add_strip::<4, 2, 1>(product, rows, output),
+            64 => tiles::add_strip::<8, 1, 1>(product, rows, output),
+            128 => tiles::add_strip::<16, 1, 1>(product, rows, output),
+            256 => tiles::add_strip::<32, 1, 1>(product, rows, output),
             size => panic!("add_strip: a tile of {size}"),
         }
     }

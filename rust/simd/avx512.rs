@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod dense_rows;
+mod grids;
 mod panels;
 mod pooling;
 mod symbols;
@@ -16,7 +17,7 @@ use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
 use super::winograd::POINTS;
-use super::{Finish, Kernels, Lanes, SymbolRows, TileProduct};
+use super::{Cells, Finish, IMAGES, Kernels, Lanes, SymbolRows, TileProduct};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
 pub struct Avx512 {
@@ -224,6 +225,18 @@ impl Kernels for Avx512 {
         unsafe { pooling::greatest_of_four(width, x, out) }
     }
 
+    fn interleave(&self, maps: [&[f32]; IMAGES], cells: Cells, out: &mut [f32]) {
+        self.avx2.interleave(maps, cells, out);
+    }
+
+    fn separate(&self, x: &[f32], cells: Cells, maps: [&mut [f32]; IMAGES]) {
+        self.avx2.separate(x, cells, maps);
+    }
+
+    fn greatest_of_four_cells(&self, width: usize, x: &[f32], out: &mut [f32]) {
+        self.avx2.greatest_of_four_cells(width, x, out);
+    }
+
     fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]) {
         self.avx2.add_penalties(line, lines, keys);
     }
@@ -274,16 +287,18 @@ fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output:
     unsafe {
         let has_shifts = !product.strip.shifts().is_empty();
         match product.size {
+            64 if product.grid.lines == 2 => grids::add_strip::<8, 2, 2>(product, rows, output),
+            128 if product.grid.lines == 4 => grids::add_strip::<16, 1, 4>(product, rows, output),
             16 if has_shifts => tiles::add_shifted::<1>(product, rows, output),
             32 if has_shifts => tiles::add_shifted::<2>(product, rows, output),
             64 if has_shifts => tiles::add_shifted::<4>(product, rows, output),
             128 if has_shifts => tiles::add_shifted::<8>(product, rows, output),
             256 if has_shifts => tiles::add_shifted::<16>(product, rows, output),
-            16 => tiles::add_strip::<1, 8>(product, rows, output),
-            32 => tiles::add_strip::<2, 4>(product, rows, output),
-            64 => tiles::add_strip::<4, 2>(product, rows, output),
-            128 => tiles::add_strip::<8, 1>(product, rows, output),
-            256 => tiles::add_strip::<16, 1>(product, rows, output),
+            16 => tiles::add_strip::<1, 8, 1>(product, rows, output),
+            32 => tiles::add_strip::<2, 4, 1>(product, rows, output),
+            64 => tiles::add_strip::<4, 2, 1>(product, rows, output),
+            128 => tiles::add_strip::<8, 1, 1>(product, rows, output),
+            256 => tiles::add_strip::<16, 1, 1>(product, rows, output),
             size => panic!("add_strip: a tile of {size}"),
         }
     }

@@ -118,7 +118,7 @@ pub(super) fn add_rows(product: &TileProduct<'_>, rows: DenseRows<'_>, output: &
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Finish, Kernels, Places, SMALLEST_TILE, SymbolRows, Taps, available};
+    use super::super::{Finish, Grid, Kernels, Places, SMALLEST_TILE, SymbolRows, Taps, available};
     use super::*;
     use proptest::prelude::*;
 
@@ -154,6 +154,7 @@ mod tests {
                 start: if number == 0 { Start::Zero } else { Start::Output },
                 finish: is_last.then_some(finish),
                 stride,
+                grid: Grid::LINE,
             };
             // As the engine does where outputs go to their place at the end.
             let before =
@@ -187,6 +188,7 @@ mod tests {
             let places = Places {
                 taps: taps.clone(), channel: channel as u32, strip, count, group_rows: nrows.max(1),
                 group_step: input.len(), end: input.len(), shifts: Default::default(),
+                is_sorted: false,
             };
             for set in available() {
                 let mut taps = Taps::default();
@@ -269,6 +271,7 @@ mod tests {
             group_step: 0,
             end: 6,
             shifts: Default::default(),
+            is_sorted: false,
         };
         for set in available() {
             let mut taps = Taps::default();

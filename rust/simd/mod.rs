@@ -15,6 +15,7 @@ mod avx2;
 mod avx512;
 pub mod dense;
 pub mod dense_rows;
+mod interleaving;
 mod saturating;
 mod scalar;
 mod shifts;
@@ -33,10 +34,12 @@ pub const LANES: usize = 16;
 /// One panel row: a column's inputs for [`LANES`] members of the batch.
 pub type Lanes = [f32; LANES];
 
+pub use interleaving::{Cells, IMAGES};
 pub use scalar::maximum;
 pub use shifts::{MAX_MOVE, MAX_SHIFTS, Shift};
 pub use tiles::{
-    Decoded, Finish, LARGEST_TILE, Places, SMALLEST_TILE, Start, Strip, Taps, TileProduct,
+    Decoded, Finish, GRID_LINE, Grid, LARGEST_TILE, Places, SMALLEST_TILE, Start, Strip, Taps,
+    TileProduct,
 };
 pub use winograd::{POINTS, TAPS};
 
@@ -243,6 +246,31 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// When the width is odd, x is not whole pairs of rows, or `out` not a quarter as long.
     fn greatest_of_four(&self, width: usize, x: &[f32], out: &mut [f32]);
 
+    /// Puts the numbers of maps side by side into cells; what is between cells stays.
+    ///
+    /// # Panics
+    /// When maps differ in length, rows or cells overlap, or `out` is too short.
+    fn interleave(&self, maps: [&[f32]; IMAGES], cells: Cells, out: &mut [f32]) {
+        interleaving::interleave(maps, cells, out);
+    }
+
+    /// Takes maps out of cells.
+    ///
+    /// # Panics
+    /// As [`Kernels::interleave`].
+    fn separate(&self, x: &[f32], cells: Cells, maps: [&mut [f32]; IMAGES]) {
+        interleaving::separate(x, cells, maps);
+    }
+
+    /// Fills `out` with the greatest of each two by two cells of rows of `width` cells of [`IMAGES`]
+    /// numbers, each number with those of its image: NaN where one is.
+    ///
+    /// # Panics
+    /// When the width is odd, x is not whole pairs of rows, or `out` not a quarter as long.
+    fn greatest_of_four_cells(&self, width: usize, x: &[f32], out: &mut [f32]) {
+        interleaving::greatest_of_four(width, x, out);
+    }
+
     /// Transforms 3 × 3 kernels, one after the other: number `p` of 16 of kernel `i` to place `at + i`
     /// of `out[p]` ([`winograd`]).
     ///
@@ -416,6 +444,7 @@ mod tests {
                     group_step: 0,
                     end: w.len(),
                     shifts: Default::default(),
+                    is_sorted: false,
                 };
                 let indptr = [0, 0, w.len(), w.len()];
                 let (mut all, mut values) = ((0..w.len() as u32).collect(), w.clone());
@@ -437,6 +466,7 @@ mod tests {
                         start: Start::Zero,
                         finish: None,
                         stride: size,
+                        grid: Grid::LINE,
                     };
                     set.add_strip(&first, &mut sums);
                     let before = sums.clone();
@@ -597,6 +627,7 @@ mod tests {
                     group_step: 0,
                     end: 6,
                     shifts: Default::default(),
+                    is_sorted: false,
                 };
                 let mut taps = Taps::default();
                 let decoded = Decoded {
@@ -617,6 +648,7 @@ mod tests {
                             start: Start::Zero,
                             finish: None,
                             stride: size,
+                            grid: Grid::LINE,
                         };
                         set.add_strip(&product, &mut sums)
                     })

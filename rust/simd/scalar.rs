@@ -240,37 +240,48 @@ pub fn maximum(a: f32, b: f32) -> f32 {
 }
 
 fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output: &mut [f32]) {
-    let TileProduct { strip, size, input, start, finish, stride } = *product;
+    let TileProduct { strip, size, input, start, finish, stride, grid } = *product;
+    let len = size / grid.lines;
     let add = |weights: std::ops::Range<usize>, sums: &mut [f32]| {
         for weight in weights {
             // SAFETY: it is in the row's range.
             let (offset, value) = unsafe { rows.get(weight) };
-            for (sum, x) in sums.iter_mut().zip(&input[offset / 4..][..size]) {
-                *sum += value * x;
+            for (line, sums) in sums.chunks_exact_mut(len).enumerate() {
+                let x = &input[offset / 4 + line * grid.pitch..][..len];
+                sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += value * x);
             }
         }
     };
+    let mut tile = [0.0; LARGEST_TILE];
+    let tile = &mut tile[..size];
     for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
-        let output = &mut output[..size];
         match start {
-            Start::Zero => output.fill(0.0),
-            Start::Output => (),
-            Start::Sums(sums) => output.copy_from_slice(&sums[row * size..][..size]),
+            Start::Zero => tile.fill(0.0),
+            Start::Output => {
+                for (line, sums) in tile.chunks_exact_mut(len).enumerate() {
+                    sums.copy_from_slice(&output[line * grid.output_pitch..][..len]);
+                }
+            }
+            Start::Sums(sums) => tile.copy_from_slice(&sums[row * size..][..size]),
         }
         if strip.shifts().is_empty() {
-            add(rows.range(row, 0), output);
+            add(rows.range(row, 0), tile);
         }
         for (part, shift) in strip.shifts().iter().enumerate() {
             let mut own = [0.0; LARGEST_TILE];
-            add(rows.range(row, part), &mut own);
-            for (p, (sum, &reach)) in output.iter_mut().zip(shift.reach()).enumerate() {
+            add(rows.range(row, part), &mut own[..size]);
+            for (p, (sum, &reach)) in tile.iter_mut().zip(shift.reach()).enumerate() {
                 if reach != 0 {
                     *sum += own[p.wrapping_add_signed(shift.by())];
                 }
             }
         }
-        let Some(finish) = finish else { continue };
-        let of_row = finish.row(row);
-        output.iter_mut().for_each(|sum| *sum = finish.of(*sum, of_row));
+        if let Some(finish) = finish {
+            let of_row = finish.row(row);
+            tile.iter_mut().for_each(|sum| *sum = finish.of(*sum, of_row));
+        }
+        for (line, sums) in tile.chunks_exact(len).enumerate() {
+            output[line * grid.output_pitch..][..len].copy_from_slice(sums);
+        }
     }
 }

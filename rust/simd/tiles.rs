@@ -18,6 +18,7 @@
 use super::Kernels;
 use super::dense_rows::{self, Dense, DenseRows};
 use super::shifts::{self, SORT_ROOM, Shift};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Outputs of the largest tile of any instruction set.
@@ -47,6 +48,9 @@ pub struct Places {
     pub end: usize,
     /// The tap columns, where their sums are moved instead of their inputs; else none.
     pub shifts: Arc<[Shift]>,
+    /// Whether weights are sorted by strip, which pays where they are read several times. With shifts
+    /// they always are.
+    pub is_sorted: bool,
 }
 
 /// Decoded rows: what [`Taps::fill`] takes. Vectors are exchanged for what was there before, so
@@ -71,10 +75,11 @@ pub struct Taps {
     nrows: usize,
     /// Where each row's part of each strip starts among the weights, never above their number. As
     /// decoded, row by row, strip `s` of row `r` is `cuts[s · nrows + r] .. cuts[(s + 1) · nrows + r]`.
-    /// With n shifts weights lie strip by strip, and part `p` of that starts at
-    /// `cuts[(s · nrows + r) · n + p]` and ends at the next cut.
+    /// Where they are sorted they lie strip by strip, and part `p` of n, one for each shift or one in
+    /// all, starts at `cuts[(s · nrows + r) · n + p]` and ends at the next cut.
     cuts: Vec<u32>,
     shifts: Option<Arc<[Shift]>>,
+    is_sorted: bool,
     sorting: Sorting,
     wide: Wide,
     joined: Joined,
@@ -117,6 +122,18 @@ impl Sorting {
             let from = start as usize..end as usize;
             let sorted = &mut self.cols[at..];
             let mine = &cols[from.clone()];
+            if shifts.is_empty() {
+                sorted[..mine.len()].copy_from_slice(mine);
+                match values {
+                    Some(values) => {
+                        self.values[at..at + mine.len()].copy_from_slice(&values[from]);
+                    }
+                    None => self.symbols[at..at + mine.len()].copy_from_slice(&symbols[from]),
+                }
+                self.cuts.push(at as u32);
+                at += mine.len();
+                continue;
+            }
             let counts = match values {
                 Some(values) => {
                     let sorted = (sorted, &mut self.values[at..]);
@@ -191,27 +208,18 @@ impl Taps {
         places: &Places,
     ) {
         let Decoded { indptr, cols, symbols, codebook, values } = decoded;
-        let len = u32::try_from(cols.len()).expect("taps: under 2^32 weights");
+        assert!(u32::try_from(cols.len()).is_ok(), "taps: {} weights", cols.len());
         let has_values = values.len() == cols.len();
         assert!(has_values || symbols.len() == cols.len(), "taps: columns and symbols");
         let nrows = indptr.len().saturating_sub(1);
         // None until all of them are checked: what panics before leaves nothing to read.
         self.nrows = 0;
         self.shifts = Some(&places.shifts).filter(|shifts| !shifts.is_empty()).cloned();
-        self.cuts.clear();
-        self.cuts.resize(nrows * (places.count + 1), len);
-        for row in 0..nrows {
-            let (mut at, end) = (indptr[row], indptr[row + 1]);
-            self.cuts[row] = at as u32;
-            for strip in 1..places.count {
-                let limit = (strip * places.strip) as u32;
-                at += find(&cols[at..end], limit, places.count + 1 - strip);
-                self.cuts[strip * nrows + row] = at as u32;
-            }
-            self.cuts[places.count * nrows + row] = end as u32;
-        }
+        self.cut(indptr, cols, places);
         let mut symbols = symbols;
-        if let Some(shifts) = &self.shifts {
+        self.is_sorted = self.shifts.is_some() || places.is_sorted;
+        if self.is_sorted {
+            let shifts = self.shifts.as_deref().unwrap_or(&[]);
             let is_one_group = places.count == 1 || first + nrows <= places.group_rows;
             assert!(is_one_group, "taps: strips of several groups of rows");
             let of_weights = has_values.then_some(&**values);
@@ -264,6 +272,23 @@ impl Taps {
         self.nrows = nrows;
     }
 
+    /// Cuts decoded weights into strips.
+    fn cut(&mut self, indptr: &[usize], cols: &[u32], places: &Places) {
+        let nrows = indptr.len().saturating_sub(1);
+        self.cuts.clear();
+        self.cuts.resize(nrows * (places.count + 1), 0);
+        for row in 0..nrows {
+            let (mut at, end) = (indptr[row], indptr[row + 1]);
+            self.cuts[row] = at as u32;
+            for strip in 1..places.count {
+                let limit = (strip * places.strip) as u32;
+                at += find(&cols[at..end], limit, places.count + 1 - strip);
+                self.cuts[strip * nrows + row] = at as u32;
+            }
+            self.cuts[places.count * nrows + row] = end as u32;
+        }
+    }
+
     /// Takes dense rows of `ncols` columns from `weights`, a row at each multiple of their
     /// [`dense_rows::pitch`]; the vector is exchanged for the last one. All rows share their inputs.
     ///
@@ -281,7 +306,7 @@ impl Taps {
         assert!(places.shifts.is_empty(), "taps: dense rows with shifts");
         self.cuts.clear();
         self.shifts = None;
-        (self.form, self.nrows, self.strip) = (Form::Dense, 0, places.strip);
+        (self.form, self.nrows, self.strip, self.is_sorted) = (Form::Dense, 0, places.strip, false);
         let offsets = &mut self.dense.offsets;
         offsets.clear();
         offsets.extend(0..u32::try_from(ncols).expect("taps: under 2^32 columns"));
@@ -336,10 +361,11 @@ impl Taps {
     pub fn strip(&self, number: usize, start: usize, end: usize) -> Strip<'_> {
         assert!(start <= end && end <= self.nrows, "taps: rows {start} to {end}");
         let (parts, row) = (self.parts(), number * self.nrows + start);
+        let to_end = if self.is_sorted { 1 } else { self.nrows };
         let rows = match self.form {
-            Form::Wide => Rows::Wide(CutRows::new(&self.cuts, parts, row, self.nrows, &self.wide)),
+            Form::Wide => Rows::Wide(CutRows::new(&self.cuts, parts, row, to_end, &self.wide)),
             Form::Joined => {
-                Rows::Joined(CutRows::new(&self.cuts, parts, row, self.nrows, &self.joined))
+                Rows::Joined(CutRows::new(&self.cuts, parts, row, to_end, &self.joined))
             }
             Form::Dense => {
                 let ncols = self.dense.offsets.len();
@@ -354,7 +380,18 @@ impl Taps {
 /// The first place in rising `cols` that is not under `limit`, which is likely near the end of the
 /// first of `parts` equal parts.
 fn find(cols: &[u32], limit: u32, parts: usize) -> usize {
+    const NEAR: usize = 8;
     let mut at = cols.len() / parts;
+    if let Some(near) = at.checked_sub(NEAR)
+        && let Some(cols) = cols[near..].first_chunk::<{ 2 * NEAR }>()
+    {
+        // Counted without a branch, by registers.
+        let under = cols.iter().map(|&col| u32::from(col < limit)).sum::<u32>() as usize;
+        at = near + under;
+        if (1..2 * NEAR).contains(&under) {
+            return at;
+        }
+    }
     while at < cols.len() && cols[at] < limit {
         at += 1;
     }
@@ -418,9 +455,8 @@ impl<T> Clone for CutRows<'_, T> {
 impl<T> Copy for CutRows<'_, T> {}
 
 impl<'a, T> CutRows<'a, T> {
-    /// From row `row` of all strips' rows on, of which a strip has `nrows`.
-    fn new(cuts: &'a [u32], parts: usize, row: usize, nrows: usize, taps: &'a T) -> Self {
-        let to_end = if parts > 1 { 1 } else { nrows };
+    /// From row `row` of all strips' rows on.
+    fn new(cuts: &'a [u32], parts: usize, row: usize, to_end: usize, taps: &'a T) -> Self {
         Self { cuts: &cuts[row * parts..], parts, to_end, taps }
     }
 }
@@ -431,6 +467,14 @@ impl<T: Weights> CutRows<'_, T> {
     pub(super) fn range(&self, row: usize, part: usize) -> std::ops::Range<usize> {
         let at = row * self.parts + part;
         self.cuts[at] as usize..self.cuts[at + self.to_end] as usize
+    }
+
+    /// Has the CPU fetch the first weights of a row, if there is one.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, row: usize) {
+        if let Some(&start) = self.cuts.get(row * self.parts) {
+            self.taps.prefetch(start as usize);
+        }
     }
 
     /// Offset in bytes and value of a weight.
@@ -451,9 +495,18 @@ pub(super) trait Weights {
     /// # Safety
     /// There are more weights.
     unsafe fn get(&self, weight: usize) -> (usize, f32);
+
+    /// Has the CPU fetch some weights from one on.
+    fn prefetch(&self, weight: usize);
 }
 
 impl Weights for Wide {
+    #[inline(always)]
+    fn prefetch(&self, weight: usize) {
+        super::prefetch(self.offsets.get(weight..).unwrap_or(&[]));
+        super::prefetch(self.values.get(weight..).unwrap_or(&[]));
+    }
+
     #[inline(always)]
     unsafe fn get(&self, weight: usize) -> (usize, f32) {
         // SAFETY: both vectors have as many.
@@ -464,6 +517,13 @@ impl Weights for Wide {
 }
 
 impl Weights for Joined {
+    #[inline(always)]
+    fn prefetch(&self, weight: usize) {
+        let entries = self.entries.get(weight..).unwrap_or(&[]);
+        super::prefetch(entries);
+        super::prefetch(entries.get(16..).unwrap_or(&[]));
+    }
+
     #[inline(always)]
     unsafe fn get(&self, weight: usize) -> (usize, f32) {
         // SAFETY: the caller says so.
@@ -497,6 +557,17 @@ pub struct Finish<'a> {
     pub ceiling: f32,
 }
 
+impl<'a> Finish<'a> {
+    /// That of some rows.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let of = |numbers: Option<&'a [f32]>| numbers.map(|numbers| &numbers[rows.clone()]);
+        Self { scale: of(self.scale), shift: of(self.shift), ..*self }
+    }
+}
+
 impl Finish<'_> {
     /// Nothing is done.
     pub const NOTHING: Self =
@@ -528,6 +599,25 @@ impl Finish<'_> {
     }
 }
 
+/// How the outputs of a tile lie: one line of numbers that follow each other, or several.
+#[derive(Clone, Copy, Debug)]
+pub struct Grid {
+    /// Lines, 1, 2 or 4; of [`GRID_LINE`] outputs each where there is more than one.
+    pub lines: usize,
+    /// From one line to the next in the input.
+    pub pitch: usize,
+    /// The same in the output.
+    pub output_pitch: usize,
+}
+
+impl Grid {
+    /// One line.
+    pub const LINE: Self = Self { lines: 1, pitch: 0, output_pitch: 0 };
+}
+
+/// Outputs of a line of a grid.
+pub const GRID_LINE: usize = 32;
+
 /// One strip times one tile of the input: what [`Kernels::add_strip`] computes.
 #[derive(Clone, Copy, Debug)]
 pub struct TileProduct<'a> {
@@ -543,27 +633,43 @@ pub struct TileProduct<'a> {
     pub finish: Option<Finish<'a>>,
     /// From one row of the output to the next.
     pub stride: usize,
+    /// How the tile lies in the input and the output; in [`Start::Sums`] it is one line.
+    pub grid: Grid,
 }
 
 impl TileProduct<'_> {
     /// Checks everything that a kernel relies on: after this it may read tiles of `size` at every
-    /// offset of the input, and write `size` numbers of each row of the output.
+    /// offset of the input, and write `size` numbers of each row of the output, both as the grid says.
     ///
     /// # Panics
     /// When something does not fit.
     pub(super) fn check(&self, output: &[f32]) {
-        let Self { strip, size, input, start, finish, stride } = self;
+        let Self { strip, size, input, start, finish, stride, grid } = self;
         let (nrows, taps) = (strip.nrows(), strip.taps);
         let is_size = size.is_power_of_two() && (SMALLEST_TILE..=LARGEST_TILE).contains(size);
         assert!(is_size, "add_strip: a tile of {size}");
+        let is_plain = strip.shifts().is_empty() && taps.form != Form::Dense;
+        let is_grid = match grid.lines {
+            1 => true,
+            lines @ (2 | 4) => *size == lines * GRID_LINE && is_plain,
+            _ => false,
+        };
+        assert!(is_grid, "add_strip: a tile of {size} in {} lines", grid.lines);
+        let spread = |pitch: usize| {
+            let lines =
+                pitch.checked_mul(grid.lines - 1).and_then(|n| n.checked_add(size / grid.lines));
+            lines.expect("add_strip: a grid of under 2^64 numbers")
+        };
+        let reach = spread(grid.pitch).checked_add(taps.reach as usize);
         assert!(
-            taps.is_empty() || taps.reach as usize + size <= input.len(),
+            taps.is_empty() || reach.is_some_and(|reach| reach <= input.len()),
             "add_strip: a tile of {size} at {} of {}",
             taps.reach,
             input.len()
         );
-        let needed = nrows.checked_sub(1).and_then(|n| n.checked_mul(*stride)?.checked_add(*size));
-        let is_output = stride >= size && (nrows == 0 || needed.is_some_and(|n| n <= output.len()));
+        let len = spread(grid.output_pitch);
+        let needed = nrows.checked_sub(1).and_then(|n| n.checked_mul(*stride)?.checked_add(len));
+        let is_output = *stride >= len && (nrows == 0 || needed.is_some_and(|n| n <= output.len()));
         assert!(is_output, "add_strip: {nrows} rows of {stride}, {} numbers", output.len());
         if let Start::Sums(sums) = start {
             assert_eq!(sums.len(), nrows * size, "add_strip: sums");

@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from exported import Call, check
+import torch.nn.functional as F
+from exported import Call, check, lively
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import SmallNet, small_net
-from torch import nn
+from torch import Tensor, nn
 
 import tersenet
 
@@ -112,6 +115,65 @@ def test_threads_change_no_bit(path):
     expected = network.run(ids, threads=1)
     for threads in (2, 3, None):
         assert np.array_equal(network.run(ids, threads=threads), expected)
+
+
+class Blocks(nn.Module):
+    """Convolutions one after the other, with what may stand between them."""
+
+    def __init__(self, kinds: tuple[str, ...], width: int) -> None:
+        super().__init__()
+        self.kinds = kinds
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width, width, 3, 2 if kind == "stride" else 1, padding=1) for kind in kinds
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in kinds)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = middle = F.relu(self.first(x))
+        for kind, conv, norm in zip(self.kinds, self.convs, self.norms, strict=True):
+            y = norm(conv(x))
+            if kind == "pool":
+                y = F.max_pool2d(F.relu(y), 2)
+            elif kind == "residual":
+                y = F.relu(y + x)
+            elif kind == "branch":
+                y = F.gelu(conv(F.max_pool2d(y, 2))) * F.max_pool2d(y, 2)
+            elif kind == "norm":
+                y = F.layer_norm(y, y.shape[-1:])
+            elif kind == "middle":
+                middle = y = F.hardswish(y)
+            x = y
+        return (x, middle) if "middle" in self.kinds else x.flatten(1)
+
+
+@settings(max_examples=25)
+@given(
+    kinds=st.lists(
+        st.sampled_from(["plain", "pool", "residual", "branch", "norm", "middle", "stride"]),
+        min_size=1,
+        max_size=5,
+    ),
+    width=st.sampled_from([1, 7, 24, 40]),
+    side=st.sampled_from([(32, 32), (32, 16), (36, 28)]),
+    batch=st.sampled_from([1, 8, 12, 16, 24]),
+    resident=st.sampled_from(RESIDENT),
+    seed=st.integers(0, 1 << 30),
+)
+def test_what_stands_between_convolutions_of_a_batch_computes_the_same(
+    tmp_path_factory, kinds, width, side, batch, resident, seed
+):
+    torch.manual_seed(seed)
+    plan = tersenet.Plan.of(sparsity=0.7, quantizer="cws", k=16)
+    small = tersenet.compress(lively(Blocks(tuple(kinds), width)), plan)
+    path = tmp_path_factory.mktemp("blocks") / "blocks.terse"
+    x = torch.randn(batch, 3, *side)
+    tersenet.export(small, x[:1], path)
+    network = tersenet.Network.load(path, resident)
+    check(network, tersenet.decompress(small), (x,))
+    one, *more = (network.run(x.numpy(), threads=threads) for threads in (1, 2, 3, 8))
+    for other in more:
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_many_threads_share_a_network(path):

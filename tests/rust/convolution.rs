@@ -1,7 +1,7 @@
 //! Convolutions against the definition, summed in f64, over every geometry.
 
 use proptest::prelude::*;
-use tersenet::convolution::{Geometry, Plan, Weights};
+use tersenet::convolution::{Decoding, Epilogue, Geometry, Plan, Sides, Weights};
 use tersenet::layout::{Goal, LAYOUTS};
 use tersenet::rows::Shape;
 use tersenet::simd::{self, Finish};
@@ -144,6 +144,100 @@ proptest! {
     }
 }
 
+/// Numbers `[images, channels, area]` as `[images / 8, channels, area, 8]`, and back.
+fn interleaved(x: &[f32], [channels, area]: [usize; 2], is_back: bool) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.len()];
+    for plain in 0..x.len() {
+        let (image, channel, place) =
+            (plain / area / channels, plain / area % channels, plain % area);
+        let there = ((image / 8 * channels + channel) * area + place) * 8 + image % 8;
+        let (from, to) = if is_back { (there, plain) } else { (plain, there) };
+        out[to] = x[from];
+    }
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn interleaved_numbers_agree_with_the_definition(
+        eights in 1usize..5, channels in 1usize..24, nrows in 1usize..12,
+        kernel in [1usize..4, 1usize..4], dilation in [1usize..3, 1usize..3],
+        padding in [[0usize..3, 0usize..3], [0usize..3, 0usize..3]],
+        size in prop_oneof![3 => [2usize..18, 2usize..18], 1 => Just([2, 2]), 1 => Just([8, 8]), 1 => Just([16, 32])],
+        density in 0.05f64..0.5, has_many_values in any::<bool>(), seed in any::<u64>(),
+    ) {
+        let span = |dim: usize| (kernel[dim] - 1) * dilation[dim] + 1;
+        let shape = [8 * eights, channels, size[0].max(span(0)), size[1].max(span(1))];
+        let ncols = channels * kernel[0] * kernel[1];
+        let scale = |i: usize| if has_many_values { 1.0 + i as f32 / 65536.0 } else { 1.0 };
+        let case = Case {
+            x: numbers(shape.iter().product(), seed, 0.9),
+            shape,
+            w: numbers(nrows * ncols, seed ^ 7, density).into_iter().enumerate().map(|(i, w)| w * scale(i)).collect(),
+            nrows,
+            bias: Some(numbers(nrows, seed ^ 9, 1.0)),
+            geometry: Geometry { kernel, padding, dilation, ..Geometry::POINT },
+            layout: 0,
+        };
+        let matrix = CompressedMatrix::compress(&case.w, Shape::new(nrows, ncols).unwrap(), &Request::default()).unwrap();
+        let finish = Finish { shift: case.bias.as_deref(), floor: -1.5, ..Finish::NOTHING };
+        let square = |y: &mut [f32]| y.iter_mut().for_each(|y| *y *= *y);
+        let epilogue = Epilogue { finish, activation: Some(&square) };
+        for kernels in simd::available() {
+            let plan = Plan::new(kernels, &matrix, shape, &case.geometry).unwrap();
+            let [images, _, height, width] = plan.output();
+            let may = plan.may_interleave(kernels, &case.geometry);
+            let all = [(true, false, false), (false, true, false), (true, true, false), (true, true, true), (false, true, true)];
+            for (input, output, halves) in all {
+                let sides = Sides { input, output, halves };
+                let new = |decoding| Plan::for_sides(kernels, &matrix, shape, &case.geometry, decoding, sides);
+                let (Ok(stored), Ok(kept)) = (new(Decoding::EachRun), new(Decoding::Once)) else {
+                    prop_assert!(!may.input || halves && !may.halves);
+                    continue;
+                };
+                let taps = kept.schedule(kernels, &matrix).unwrap();
+                let x = match input {
+                    true => interleaved(&case.x, [channels, shape[2] * shape[3]], false),
+                    false => case.x.clone(),
+                };
+                let run = |threads, is_kept: bool| {
+                    let mut y = vec![f32::NAN; images * nrows * height * width / if halves { 4 } else { 1 }];
+                    let (plan, weights) = match is_kept {
+                        true => (&kept, Weights::Scheduled(&taps)),
+                        false => (&stored, Weights::Stored(&matrix)),
+                    };
+                    plan.run(kernels, weights, &x, &mut y, &epilogue, threads).unwrap();
+                    y
+                };
+                let y = run(1, false);
+                for (threads, is_kept) in [(1, true), (2, false), (3, true), (8, false), (8, true)] {
+                    prop_assert_eq!(&run(threads, is_kept), &y, "{} {:?}", kernels.name(), sides);
+                }
+                let [h, w] = if halves { [height / 2, width / 2] } else { [height, width] };
+                let y = if output { interleaved(&y, [nrows, h * w], true) } else { y };
+                for (at, &y) in y.iter().enumerate() {
+                    let (image, row, i, j) = (at / w / h / nrows, at / w / h % nrows, at / w % h, at % w);
+                    let bound = |total: f64| (ncols as f64 + 3.0) * 2f64.powi(-24) * total;
+                    let one = |i, j| {
+                        let (sum, total) = exact(&case, image, row, i, j);
+                        let y = sum.max(-1.5);
+                        (y * y, (2.0 * y.abs() + 1.0) * bound(total) + 2f64.powi(-23) * y * y)
+                    };
+                    let (expected, bound) = match halves {
+                        false => one(i, j),
+                        true => [(0, 0), (0, 1), (1, 0), (1, 1)]
+                            .map(|(di, dj)| one(2 * i + di, 2 * j + dj))
+                            .into_iter()
+                            .fold((f64::NEG_INFINITY, 0.0), |(a, b), (y, bound)| (y.max(a), bound.max(b))),
+                    };
+                    prop_assert!((f64::from(y) - expected).abs() <= bound, "{} {:?} at {at}: {y}, expected {expected}", kernels.name(), sides);
+                }
+            }
+        }
+    }
+}
+
 /// Rows of outputs that fill cache lines and tiles, so that one copy of the input serves all tap
 /// columns; inputs that are not finite, of which none may get to another row or image.
 #[test]
@@ -187,7 +281,15 @@ fn tap_columns_that_share_an_input_agree_with_the_definition() {
             let shape_of = Shape::new(nrows, ncols).unwrap();
             let matrix = CompressedMatrix::compress(w, shape_of, &Request::default()).unwrap();
             for kernels in simd::available() {
-                let plan = Plan::for_schedule(kernels, &matrix, shape, &geometry).unwrap();
+                let plan = Plan::for_sides(
+                    kernels,
+                    &matrix,
+                    shape,
+                    &geometry,
+                    Decoding::Once,
+                    Sides::default(),
+                )
+                .unwrap();
                 let taps = plan.schedule(kernels, &matrix).unwrap();
                 let [images, _, height, width] = plan.output();
                 let run = |x: &[f32], threads| {

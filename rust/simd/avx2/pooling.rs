@@ -7,8 +7,8 @@
 //!     8 outputs:                 max(upper rows of p and q, lower rows of p and q)
 //! ```
 
-use super::super::Kernels;
 use super::super::scalar::Scalar;
+use super::super::{Kernels, interleaving};
 use super::load;
 use std::arch::x86_64::*;
 
@@ -42,6 +42,24 @@ pub(super) fn greatest_of_four(width: usize, x: &[f32], out: &mut [f32]) {
         unsafe { _mm256_storeu_ps(out.as_mut_ptr(), y) };
     }
     Scalar.greatest_of_four(width, rest, out_rest);
+}
+
+/// [`Kernels::greatest_of_four_cells`].
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn greatest_of_four_cells(width: usize, x: &[f32], out: &mut [f32]) {
+    for (rows, out) in interleaving::checked_rows(width, x, out) {
+        let (upper, lower) = rows.split_at(rows.len() / 2);
+        let (upper, lower) = (upper.as_chunks::<16>().0, lower.as_chunks::<16>().0);
+        let (out, _) = out.as_chunks_mut::<8>();
+        for ((upper, lower), out) in upper.iter().zip(lower).zip(out) {
+            let pair = |cells: &[f32; 16]| {
+                let (cells, _) = cells.as_chunks::<8>();
+                greater(load(&cells[0]), load(&cells[1]))
+            };
+            // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), greater(pair(upper), pair(lower))) };
+        }
+    }
 }
 
 /// Lanes of two registers by number, from 0 to 15.

@@ -1,6 +1,6 @@
 //! Tiles of outputs in registers of eight.
 
-use super::super::add_strip::define_add_strip;
+use super::super::add_strip::{define_add_shifted, define_add_strip};
 use super::super::scalar::Scalar;
 use super::super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::super::tiles::{CutRows, Weights};
@@ -10,8 +10,12 @@ use std::arch::x86_64::*;
 
 define_add_strip!(
     "avx2,fma", __m256, 8, zero _mm256_setzero_ps, set _mm256_set1_ps, load _mm256_loadu_ps,
-    store _mm256_storeu_ps, multiply_add _mm256_fmadd_ps, add _mm256_add_ps, and _mm256_and_ps,
-    max _mm256_max_ps, min _mm256_min_ps, turn Turn
+    store _mm256_storeu_ps, multiply_add _mm256_fmadd_ps, add _mm256_add_ps, max _mm256_max_ps,
+    min _mm256_min_ps
+);
+define_add_shifted!(
+    "avx2,fma", 8, zero _mm256_setzero_ps, load _mm256_loadu_ps, add _mm256_add_ps,
+    and _mm256_and_ps, turn Turn
 );
 
 /// Takes eight lanes that follow each other out of two registers.

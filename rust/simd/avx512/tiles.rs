@@ -1,6 +1,6 @@
 //! Tiles of outputs in registers of sixteen; tables of up to 32 entries in two registers.
 
-use super::super::add_strip::define_add_strip;
+use super::super::add_strip::{define_add_shifted, define_add_strip};
 use super::super::scalar::Scalar;
 use super::super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::super::tiles::{CutRows, Weights};
@@ -9,8 +9,11 @@ use std::arch::x86_64::*;
 
 define_add_strip!(
     "avx512f", __m512, 16, zero _mm512_setzero_ps, set _mm512_set1_ps, load _mm512_loadu_ps,
-    store _mm512_storeu_ps, multiply_add _mm512_fmadd_ps, add _mm512_add_ps, and and, max _mm512_max_ps,
-    min _mm512_min_ps, turn Turn
+    store _mm512_storeu_ps, multiply_add _mm512_fmadd_ps, add _mm512_add_ps, max _mm512_max_ps,
+    min _mm512_min_ps
+);
+define_add_shifted!(
+    "avx512f", 16, zero _mm512_setzero_ps, load _mm512_loadu_ps, add _mm512_add_ps, and and, turn Turn
 );
 
 #[inline]
