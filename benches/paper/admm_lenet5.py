@@ -77,7 +77,7 @@ SHARED = (("71", 8), ("120", 8), ("167", 8), ("167", 4))  # levels, and values a
 RATES = (2_250,)  # estimated bytes
 RATE_OPTIONS = {"symbol_bits": 2.0, "fade": 2e-4}
 RATE_SETTLING = 100  # epochs
-RATE_VALUES = {"conv1": 8, "conv2": 6, "ip1": 6, "ip2": 6}  # most for the fewest weights
+RATE_VALUES = {"conv1": 8, "conv2": 5, "ip1": 6, "ip2": 6}  # most for the fewest weights
 CLAIMED = {"loss_0.1pt": "progressive 71, settled", "acc_99.0": "progressive 167, settled"}
 BIAS_STEP = 2.0**-5  # a power of two: short mantissas
 
@@ -102,7 +102,7 @@ LEVEL = Scale(
     {"admm": 1e-3, "retraining": SETTLING_LR, "sharing": 2e-3},
     copies=2,
 )
-RATE = Scale({"rate": 180}, (50, 20), {"rate": 2e-3, "sharing": 1e-3}, copies=4)
+RATE = Scale({"rate": 180}, (90, 30), {"rate": 2e-3, "sharing": 1e-3}, copies=4)
 
 
 @dataclass(frozen=True)
