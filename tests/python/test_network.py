@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from exported import Call, check, lively
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import SmallNet, small_net
 from torch import Tensor, nn
@@ -163,6 +163,7 @@ class Blocks(nn.Module):
 def test_what_stands_between_convolutions_of_a_batch_computes_the_same(
     tmp_path_factory, kinds, width, side, batch, resident, seed
 ):
+    assume(sum(kind in ("pool", "branch", "stride") for kind in kinds) <= 3)  # each halves the map
     torch.manual_seed(seed)
     plan = tersenet.Plan.of(sparsity=0.7, quantizer="cws", k=16)
     small = tersenet.compress(lively(Blocks(tuple(kinds), width)), plan)
