@@ -275,17 +275,14 @@ class Bench:
 
     def baseline(self, name: str) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a baseline, and the seconds of pruning to it."""
-        net, before = self.narrow()
-        seconds = self.cache.stage(
-            f"baseline-{name}", net, lambda: prune_at_once(name, net, self.trainer)
+        return self._after(
+            f"baseline-{name}", self.narrow(), lambda net: prune_at_once(name, net, self.trainer)
         )
-        self.advance(f"{name} at once", 1, 1)
-        return net, before + seconds
 
     def shared(self, level: str, k: int) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a level with shared weights, and the seconds that led to it."""
         values = dict.fromkeys(SIZES, k)
-        return self._shared(
+        return self._after(
             f"shared-{level}-{k}",
             self.settled(level),
             lambda net: share(net, values, self.trainer, LEVEL),
@@ -293,29 +290,29 @@ class Bench:
 
     def rate(self, nbytes: int) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a number of bytes, settled, and the seconds that led to it."""
-        net, before = self.narrow()
-        seconds = self.cache.stage(
-            f"rate-{nbytes}", net, lambda: prune_by_rate(nbytes, net, self.rate_trainer)
+        return self._after(
+            f"rate-{nbytes}",
+            self.narrow(),
+            lambda net: prune_by_rate(nbytes, net, self.rate_trainer),
         )
-        self.advance(f"rate, {nbytes}", 1, 1)
-        return net, before + seconds
 
     def shared_rate(self, nbytes: int) -> tuple[LeNet5, np.ndarray]:
         """Return the network of a number of bytes with shared weights."""
-        return self._shared(
+        return self._after(
             f"sharedrate-{nbytes}",
             self.rate(nbytes),
             lambda net: share(net, RATE_VALUES, self.rate_trainer, RATE),
         )
 
-    def _shared(
-        self, name: str, pruned: tuple[LeNet5, np.ndarray], work: Callable[[LeNet5], None]
+    def _after(
+        self, name: str, before: tuple[LeNet5, np.ndarray], work: Callable[[LeNet5], None]
     ) -> tuple[LeNet5, np.ndarray]:
-        net, before = pruned
+        """Return what a stage makes of a network, whose weights are plain, and all seconds."""
+        net, seconds = before
         unparametrize(net)
-        seconds = self.cache.stage(name, net, lambda: work(net))
+        more = self.cache.stage(name, net, lambda: work(net))
         self.advance(name, 1, 1)
-        return net, before + seconds
+        return net, seconds + more
 
     def row(self, name: str, net: nn.Module, seconds: np.ndarray, path: Path | None = None) -> Row:
         """Measure a network, and where a path is given the file that it becomes."""
