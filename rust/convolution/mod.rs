@@ -48,7 +48,9 @@ mod winograd;
 use crate::error::{Error, Result};
 use crate::matrix::CompressedMatrix;
 use crate::rows::{RowBlock, filled};
-use crate::simd::{self, Finish, Kernels, LARGEST_TILE, Places, SMALLEST_TILE, Taps};
+use crate::simd::{
+    self, Finish, Kernels, LARGEST_TILE, Places, SMALLEST_DENSE_TILE, SMALLEST_TILE, Taps,
+};
 pub use density::Decoding;
 pub(crate) use density::batch_is_faster_dense;
 use interleaved::Interleaved;
@@ -136,13 +138,13 @@ pub struct Plan {
 const STRIP_NUMBERS: usize = 8192;
 /// Kept weights of a row that a strip should hold, so that starting one pays.
 const STRIP_WEIGHTS: usize = 32;
+/// So many times as many where tiles have up to so many outputs: a weight then does less, and starting
+/// a strip takes as long.
+const SMALL_TILE_STRIPS: [(usize, usize); 2] = [(16, 8), (32, 4)];
 /// Kept weights of a row from which on its sums are moved instead of the input.
 const SHIFT_WEIGHTS: usize = 40;
 /// Outputs of a row from which on that pays for sorting the weights, where that is done each time.
 const SORT_OUTPUTS: usize = 512;
-/// So much longer are strips of a half of the best tile, which does half as much for each weight
-/// and gains less from the first-level cache; those of a quarter twice as long, and so on.
-const SMALL_TILE_STRIPS: usize = 4;
 /// Kept weights of a row from which on interleaved numbers pay.
 const INTERLEAVED_WEIGHTS: usize = 48;
 /// Numbers of an interleaved input that a strip may take.
@@ -225,13 +227,10 @@ impl Plan {
         if is_plain && pays_for_sorting && matrix.nnz() / nrows.max(1) >= SHIFT_WEIGHTS {
             unfolding = Unfolding::new(input, geometry, kernels.tile(), true)?;
         }
-        let tile = tile_size(unfolding.positions(), kernels.tile());
+        let tile = tile_size(unfolding.positions(), kernels.tile(), is_dense);
         let narrowest = STRIP_NUMBERS / unfolding.footprint(tile).max(1);
-        let weights = STRIP_WEIGHTS
-            * match kernels.tile() / tile {
-                0 | 1 => 1,
-                parts => SMALL_TILE_STRIPS * parts,
-            };
+        let times = SMALL_TILE_STRIPS.iter().find(|&&(most, _)| tile <= most);
+        let weights = STRIP_WEIGHTS * times.map_or(1, |&(_, times)| times);
         let wanted = (weights * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
         let width = (narrowest.max(1) * taps.unwrap_or(1)).max(wanted);
         let count = if groups > 1 { 1 } else { ncols.div_ceil(width).max(1) };
@@ -244,7 +243,7 @@ impl Plan {
             group_step: channels / groups * unfolding.channel,
             end: unfolding.len(),
             shifts: unfolding.shifts().clone(),
-            is_sorted: false,
+            is_sorted: decoding == Decoding::Once && count > 1,
         };
         let unit = matrix.block_rows();
         let block_rows =
@@ -324,10 +323,10 @@ impl Plan {
 }
 
 /// The tile for `left` outputs: the largest that they fill, or nearly.
-fn tile_size(left: usize, largest: usize) -> usize {
+fn tile_size(left: usize, largest: usize, is_dense: bool) -> usize {
     let above = left.next_power_of_two();
     let size = if left * 4 > above * 3 { above } else { above / 2 };
-    size.clamp(SMALLEST_TILE, largest)
+    size.clamp(if is_dense { SMALLEST_DENSE_TILE } else { SMALLEST_TILE }, largest)
 }
 
 impl CompressedMatrix {

@@ -231,13 +231,13 @@ impl Plan {
         let unfolded = lines.at_least(self.unfolding.len())?;
         let len = unfolded.len() - simd::LARGEST_TILE;
         if call.threads == 1 {
-            self.unfolding.fill(x, 0..self.input[1], &mut unfolded[..len]);
+            self.unfolding.fill(call.kernels, x, 0..self.input[1], &mut unfolded[..len]);
             return Ok(unfolded);
         }
         let parts = threads::split(self.input[1], call.threads, 1);
         let items = zip_chunks(parts, &mut unfolded[..len], self.unfolding.channel);
         threads::for_each(call.threads, items, |(channels, out)| {
-            self.unfolding.fill(x, channels, out);
+            self.unfolding.fill(call.kernels, x, channels, out);
             Ok(())
         })?;
         Ok(unfolded)
@@ -333,7 +333,7 @@ impl Plan {
         let mut start = 0;
         while start < positions {
             interruption::check()?;
-            let size = tile_size(positions - start, self.tile);
+            let size = tile_size(positions - start, self.tile, call.is_dense);
             // The last strip stores outputs in their place, where a whole tile of them is one run.
             let is_direct = self.unfolding.is_one_run() && start + size <= positions;
             let sums = &mut sums[..nrows * size];

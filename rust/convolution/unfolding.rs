@@ -32,7 +32,7 @@
 
 use super::Geometry;
 use crate::error::{Error, Result};
-use crate::simd::{LARGEST_TILE, MAX_MOVE, MAX_SHIFTS, Shift};
+use crate::simd::{Kernels, LARGEST_TILE, MAX_MOVE, MAX_SHIFTS, Shift, Windows};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -149,6 +149,8 @@ enum Copies {
     Transposed,
     /// Whole planes, shifted by some columns: (first number, shift of each tap column).
     Planes(Vec<isize>),
+    /// Eight numbers at a time, of one image.
+    Windows(Windows),
     /// Runs of 2, 4 or 8 numbers, which leave nothing out.
     Runs(usize, Vec<Run>),
     /// Pieces of rows.
@@ -188,6 +190,8 @@ const MAX_NUMBERS: u64 = u32::MAX as u64;
 const NARROW: usize = 8;
 /// Numbers of a cache line, to which rows are filled up.
 const LINE: usize = 16;
+/// Numbers of a channel, at most, whose places are in the first-level cache beside them.
+const MAX_PICKED: usize = 1024;
 /// So many outputs may be copied for every tap.
 const FEW: usize = 4 * LINE;
 
@@ -292,43 +296,43 @@ impl Unfolding {
         }
         let is_plain = |axis: &Axis| axis.stride == 1 && axis.spread == 1;
         let shift = |kx: usize| (kx * cols.dilation) as isize - cols.before as isize;
+        let are_planes = is_plain(rows) && is_plain(cols) && self.row == cols.len;
+        let are_planes = are_planes && !self.is_im2col && cols.len == cols.input;
+        if self.group == 1
+            && self.channel <= MAX_PICKED
+            && !(are_planes && cols.len > LONGEST_RUN)
+            && let Some(windows) = self.plan_windows(phases)
+        {
+            return Copies::Windows(windows);
+        }
         if is_plain(cols) && cols.len.is_multiple_of(2) && cols.len <= LONGEST_RUN {
             return self.plan_runs(phases);
         }
-        if self.is_im2col {
-            return self.plan_im2col();
-        }
-        let plane = self.phase_rows * self.row;
-        if is_plain(rows) && is_plain(cols) && self.row == cols.len && cols.len == cols.input {
+        if are_planes {
             return Copies::Planes((0..cols.kernel).map(shift).collect());
         }
+        if self.is_im2col || !is_plain(cols) || cols.len < NARROW {
+            return Copies::Numbers(self.plan_numbers(phases));
+        }
+        let plane = self.phase_rows * self.row;
         let mut pieces = Vec::new();
-        let mut numbers = Vec::new();
         for kx in 0..cols.kernel {
             for (number, phase) in phases.iter().enumerate() {
                 for row in 0..self.phase_rows {
                     let Some(y) = rows.source(row * rows.stride + phase) else { continue };
                     let to = (kx * phases.len() + number) * plane + row * self.row;
                     let from = y * cols.input;
-                    if is_plain(cols) && cols.len >= NARROW {
-                        let first = (-shift(kx)).max(0) as usize;
-                        let end = (cols.input as isize - shift(kx)).clamp(0, cols.len as isize);
-                        if first < end as usize {
-                            let from = (from as isize + first as isize + shift(kx)) as u32;
-                            let (to, len) = ((to + first) as u32, (end as usize - first) as u32);
-                            pieces.push(Piece { to, from, len });
-                        }
-                        continue;
-                    }
-                    for col in 0..cols.len {
-                        if let Some(x) = cols.source(col * cols.stride + kx * cols.dilation) {
-                            numbers.push(((to + col) as u32, (from + x) as u32));
-                        }
+                    let first = (-shift(kx)).max(0) as usize;
+                    let end = (cols.input as isize - shift(kx)).clamp(0, cols.len as isize);
+                    if first < end as usize {
+                        let from = (from as isize + first as isize + shift(kx)) as u32;
+                        let (to, len) = ((to + first) as u32, (end as usize - first) as u32);
+                        pieces.push(Piece { to, from, len });
                     }
                 }
             }
         }
-        if numbers.is_empty() { Copies::Pieces(pieces) } else { Copies::Numbers(numbers) }
+        Copies::Pieces(pieces)
     }
 
     /// The runs of every row of outputs of every tap column, or of every tap.
@@ -349,6 +353,39 @@ impl Unfolding {
                 runs.push(Run { to: (to + first) as u32, from, mask });
             }
         };
+        self.for_each_row(phases, &mut add);
+        Copies::Runs(len, runs)
+    }
+
+    /// Every number of every tap: its place, and the input's.
+    fn plan_numbers(&self, phases: &[usize]) -> Vec<(u32, u32)> {
+        let (rows, cols) = (&self.rows, &self.cols);
+        let mut numbers = Vec::new();
+        let mut add = |to: usize, padded_row: usize, kx: usize| {
+            let Some(y) = rows.source(padded_row) else { return };
+            for col in 0..cols.len {
+                if let Some(x) = cols.source(col * cols.stride + kx * cols.dilation) {
+                    numbers.push(((to + col) as u32, (y * cols.input + x) as u32));
+                }
+            }
+        };
+        self.for_each_row(phases, &mut add);
+        numbers
+    }
+
+    /// The windows of what [`Unfolding::plan_numbers`] lists, where there are any.
+    fn plan_windows(&self, phases: &[usize]) -> Option<Windows> {
+        let mut sources = vec![None; self.channel];
+        for (to, from) in self.plan_numbers(phases) {
+            sources[to as usize] = Some(from);
+        }
+        Windows::new(&sources)
+    }
+
+    /// Hands out every row of every tap column, or of every tap: its place, the padded input's row,
+    /// and the column of taps.
+    fn for_each_row(&self, phases: &[usize], add: &mut dyn FnMut(usize, usize, usize)) {
+        let (rows, cols) = (&self.rows, &self.cols);
         if self.is_im2col {
             let plane = self.channel / self.taps.len();
             for tap in 0..self.taps.len() {
@@ -358,7 +395,7 @@ impl Unfolding {
                     add(tap * plane + row * self.row, padded_row, kx);
                 }
             }
-            return Copies::Runs(len, runs);
+            return;
         }
         for kx in 0..cols.kernel {
             for (number, phase) in phases.iter().enumerate() {
@@ -368,27 +405,6 @@ impl Unfolding {
                 }
             }
         }
-        Copies::Runs(len, runs)
-    }
-
-    /// Every number of every tap.
-    fn plan_im2col(&self) -> Copies {
-        let (rows, cols) = (&self.rows, &self.cols);
-        let plane = self.channel / self.taps.len();
-        let mut numbers = Vec::new();
-        for (ky, kx) in (0..rows.kernel).flat_map(|ky| (0..cols.kernel).map(move |kx| (ky, kx))) {
-            let tap = (ky * cols.kernel + kx) * plane;
-            for (row, col) in (0..rows.len).flat_map(|row| (0..cols.len).map(move |col| (row, col)))
-            {
-                let y = rows.source(row * rows.stride + ky * rows.dilation);
-                let x = cols.source(col * cols.stride + kx * cols.dilation);
-                if let (Some(y), Some(x)) = (y, x) {
-                    let to = tap + row * self.row + col;
-                    numbers.push((to as u32, (y * cols.input + x) as u32));
-                }
-            }
-        }
-        Copies::Numbers(numbers)
     }
 
     /// Rows and columns of the output.
@@ -434,7 +450,13 @@ impl Unfolding {
     }
 
     /// Unfolds `channels` of up to a group of images, which follow one another in `x`, to `out`.
-    pub(super) fn fill(&self, x: &[f32], channels: Range<usize>, out: &mut [f32]) {
+    pub(super) fn fill(
+        &self,
+        kernels: &dyn Kernels,
+        x: &[f32],
+        channels: Range<usize>,
+        out: &mut [f32],
+    ) {
         let (area, image) =
             (self.rows.input * self.cols.input, self.channels * self.rows.input * self.cols.input);
         if image == 0 {
@@ -461,6 +483,9 @@ impl Unfolding {
                         self.fill_plane(x, shift, plane);
                     }
                 }
+            }
+            Copies::Windows(windows) => {
+                kernels.fill_windows(windows, &x[channels.start * area..], area, out);
             }
             Copies::Runs(len, runs) => {
                 let fill = match len {

@@ -39,7 +39,7 @@ use crate::lines::Lines;
 use crate::matrix::CompressedMatrix;
 use crate::rows::filled;
 use crate::simd::{
-    Finish, Grid, Kernels, POINTS, Places, SMALLEST_TILE, Start, TAPS, Taps, TileProduct,
+    Finish, Grid, Kernels, POINTS, Places, SMALLEST_DENSE_TILE, Start, TAPS, Taps, TileProduct,
     dense_rows,
 };
 use crate::threads;
@@ -127,7 +127,7 @@ impl Winograd {
             false => (1, wanted.div_ceil(tiles[1])),
         };
         let before = geometry.padding.map(|[before, _]| before);
-        let width = (images * rows * tiles[1]).next_multiple_of(SMALLEST_TILE);
+        let width = (images * rows * tiles[1]).next_multiple_of(SMALLEST_DENSE_TILE);
         Some(Self { input, nrows, output, tiles, before, images, rows, width })
     }
 
@@ -280,7 +280,7 @@ impl Winograd {
             let (inputs, products) = (&inputs[point * plane..], &mut products[point * out..]);
             let mut at = 0;
             while at < count {
-                // A map's numbers are whole tiles of the smallest size.
+                // A map's numbers are whole tiles of the smallest size of dense rows.
                 let size = (1 << (self.width - at).ilog2()).min(kernels.tile());
                 for strip in 0..channels.div_ceil(STRIP) {
                     let product = TileProduct {

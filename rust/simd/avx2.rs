@@ -7,9 +7,11 @@ mod dense_rows;
 mod interleaving;
 mod panels;
 mod pooling;
+mod quads;
 mod symbols;
 pub(super) mod tans;
 mod tiles;
+mod windows;
 
 use super::alike::{self, ACTIVE, Planes};
 use super::saturating;
@@ -18,7 +20,7 @@ use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
 use super::winograd::{self, POINTS};
-use super::{Cells, Finish, IMAGES, Kernels, Lanes, SymbolRows, TileProduct};
+use super::{Cells, Finish, IMAGES, Kernels, Lanes, SymbolRows, TileProduct, Windows};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
@@ -220,6 +222,11 @@ impl Kernels for Avx2 {
     fn greatest_of_four_cells(&self, width: usize, x: &[f32], out: &mut [f32]) {
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
         unsafe { pooling::greatest_of_four_cells(width, x, out) }
+    }
+
+    fn fill_windows(&self, windows: &Windows, x: &[f32], step: usize, out: &mut [f32]) {
+        // SAFETY: `self` exists only where `detect` found AVX2.
+        unsafe { windows::fill(windows, x, step, out) }
     }
 
     fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]) {
@@ -485,6 +492,7 @@ fn add_strip_of(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, outp
             64 if has_shifts => tiles::add_shifted::<8>(product, rows, output),
             128 if has_shifts => tiles::add_shifted::<16>(product, rows, output),
             256 if has_shifts => tiles::add_shifted::<32>(product, rows, output),
+            4 => quads::add_strip::<1, 8, 1>(product, rows, output),
             8 => tiles::add_strip::<1, 8, 1>(product, rows, output),
             16 => tiles::add_strip::<2, 4, 1>(product, rows, output),
             32 => tiles::add_strip::<4, 2, 1>(product, rows, output),

@@ -118,7 +118,9 @@ pub(super) fn add_rows(product: &TileProduct<'_>, rows: DenseRows<'_>, output: &
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Finish, Grid, Kernels, Places, SMALLEST_TILE, SymbolRows, Taps, available};
+    use super::super::{
+        Finish, Grid, Kernels, Places, SMALLEST_DENSE_TILE, SymbolRows, Taps, available,
+    };
     use super::*;
     use proptest::prelude::*;
 
@@ -278,12 +280,13 @@ mod tests {
             taps.fill_dense(set, &mut vec![1.0; pitch(6)], [1, 6], &places);
             let tile = |inputs: usize| {
                 std::panic::catch_unwind(|| {
-                    let (input, size) = (vec![1.0; inputs], (SMALLEST_TILE, SMALLEST_TILE));
+                    let (input, size) =
+                        (vec![1.0; inputs], (SMALLEST_DENSE_TILE, SMALLEST_DENSE_TILE));
                     multiply(set, &taps, &places, 0..1, &input, size, Finish::NOTHING)
                 })
             };
-            assert_eq!(tile(SMALLEST_TILE + 5).unwrap(), [6.0; SMALLEST_TILE]);
-            assert!(tile(SMALLEST_TILE + 4).is_err(), "{}", set.name());
+            assert_eq!(tile(SMALLEST_DENSE_TILE + 5).unwrap(), [6.0; SMALLEST_DENSE_TILE]);
+            assert!(tile(SMALLEST_DENSE_TILE + 4).is_err(), "{}", set.name());
             let fewer = std::panic::catch_unwind(|| {
                 let mut weights = vec![1.0; pitch(6)];
                 Taps::default().fill_dense(set, &mut weights, [2, 6], &places)

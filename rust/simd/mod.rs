@@ -23,6 +23,7 @@ pub mod tans;
 #[cfg(test)]
 mod tests;
 mod tiles;
+mod windows;
 mod winograd;
 
 use crate::error::{Error, Result};
@@ -40,9 +41,10 @@ pub use interleaving::{Cells, IMAGES};
 pub use scalar::maximum;
 pub use shifts::{MAX_MOVE, MAX_SHIFTS, Shift};
 pub use tiles::{
-    Decoded, Finish, GRID_LINE, Grid, LARGEST_TILE, Places, SMALLEST_TILE, Start, Strip, Taps,
-    TileProduct,
+    Decoded, Finish, GRID_LINE, Grid, LARGEST_TILE, Places, SMALLEST_DENSE_TILE, SMALLEST_TILE,
+    Start, Strip, Taps, TileProduct,
 };
+pub use windows::Windows;
 pub use winograd::{POINTS, TAPS};
 
 /// Rows of kept weights as they are stored: the value of each is `codebook[symbol]`.
@@ -271,6 +273,14 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// When the width is odd, x is not whole pairs of rows, or `out` not a quarter as long.
     fn greatest_of_four_cells(&self, width: usize, x: &[f32], out: &mut [f32]) {
         interleaving::greatest_of_four(width, x, out);
+    }
+
+    /// Fills `out` with an output of `windows` for each channel of `x`, one at each multiple of `step`.
+    ///
+    /// # Panics
+    /// When a number is outside x.
+    fn fill_windows(&self, windows: &Windows, x: &[f32], step: usize, out: &mut [f32]) {
+        windows::fill(windows, x, step, out);
     }
 
     /// Transforms 3 × 3 kernels, one after the other: number `p` of 16 of kernel `i` to place `at + i`

@@ -57,7 +57,7 @@ proptest! {
                 values: &mut values,
             };
             taps.fill(set, decoded, 0, &places);
-            for size in [8, 16, 32, 64, 128, LARGEST_TILE] {
+            for size in [4, 8, 16, 32, 64, 128, LARGEST_TILE] {
                 let mut sums = vec![f32::NAN; 3 * size];
                 let first = TileProduct {
                     strip: taps.strip(0, 0, 3),

@@ -25,7 +25,10 @@ use std::sync::Arc;
 pub const LARGEST_TILE: usize = 256;
 
 /// Outputs of the smallest tile.
-pub const SMALLEST_TILE: usize = 8;
+pub const SMALLEST_TILE: usize = 4;
+
+/// Outputs of the smallest tile of dense rows.
+pub const SMALLEST_DENSE_TILE: usize = 8;
 
 /// Where the columns of a matrix are in an input, and how rows are cut.
 ///
@@ -623,7 +626,8 @@ pub const GRID_LINE: usize = 32;
 pub struct TileProduct<'a> {
     /// The weights.
     pub strip: Strip<'a>,
-    /// Outputs of the tile: a power of two from [`SMALLEST_TILE`] to [`LARGEST_TILE`].
+    /// Outputs of the tile: a power of two from [`SMALLEST_TILE`] to [`LARGEST_TILE`], and from
+    /// [`SMALLEST_DENSE_TILE`] on where rows are dense.
     pub size: usize,
     /// The input from the tile's first place on.
     pub input: &'a [f32],
@@ -646,7 +650,11 @@ impl TileProduct<'_> {
     pub(super) fn check(&self, output: &[f32]) {
         let Self { strip, size, input, start, finish, stride, grid } = self;
         let (nrows, taps) = (strip.nrows(), strip.taps);
-        let is_size = size.is_power_of_two() && (SMALLEST_TILE..=LARGEST_TILE).contains(size);
+        let smallest = match taps.form {
+            Form::Dense => SMALLEST_DENSE_TILE,
+            _ => SMALLEST_TILE,
+        };
+        let is_size = size.is_power_of_two() && (smallest..=LARGEST_TILE).contains(size);
         assert!(is_size, "add_strip: a tile of {size}");
         let is_plain = strip.shifts().is_empty() && taps.form != Form::Dense;
         let is_grid = match grid.lines {
