@@ -16,7 +16,7 @@ use crate::interruption;
 use crate::layout::archive::{self, Archive, Before, Learnt};
 use crate::layout::grouped::{self, Grouping};
 use crate::layout::{
-    self, Buffers, Columns, Encoded, Encoding, Goal, Layout, LayoutSpec, Parts, Spread,
+    self, Buffers, Columns, Encoded, Encoding, Goal, Layout, LayoutSpec, Parts, Runs, Spread,
 };
 use crate::rows::{RowBlock, Rows, Shape, Values, filled};
 use crate::simd::{Kernels, dense_rows};
@@ -465,8 +465,37 @@ impl CompressedMatrix {
         self.layout.block_rows().max(1)
     }
 
+    /// The matrix as runs, and the values of ranks, where it decodes so, has up to 256 of them, and
+    /// `rows` have few enough weights for memory that grows by itself ([`RowBlock::reserve`]).
+    pub(crate) fn runs(&self, rows: &std::ops::Range<usize>) -> Option<(&dyn Runs, RankValues)> {
+        const FEW: usize = 1 << 20;
+        let runs = self.layout.runs()?;
+        let (symbols, codebook) = (runs.rank_symbols(), self.codebook_values());
+        let len = if symbols.is_empty() { codebook.len() } else { symbols.len() };
+        let most = self.nnz.min(rows.len().saturating_mul(self.shape.ncols));
+        let mut values = RankValues { values: [0.0; 256], len };
+        let to = values.values.get_mut(..len).filter(|_| most < FEW)?;
+        match symbols {
+            [] => to.copy_from_slice(codebook),
+            _ => to.iter_mut().zip(symbols).for_each(|(y, &s)| *y = codebook[usize::from(s)]),
+        }
+        Some((runs, values))
+    }
+
     pub(crate) fn codebook_values(&self) -> &[f32] {
         self.codebook.as_ref().map_or(&[], |codebook| codebook.values())
+    }
+}
+
+/// The values of up to 256 ranks.
+pub(crate) struct RankValues {
+    values: [f32; 256],
+    len: usize,
+}
+
+impl RankValues {
+    pub(crate) fn as_slice(&self) -> &[f32] {
+        &self.values[..self.len]
     }
 }
 

@@ -233,9 +233,10 @@ impl Plan {
         let weights = STRIP_WEIGHTS * times.map_or(1, |&(_, times)| times);
         let wanted = (weights * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
         let width = (narrowest.max(1) * taps.unwrap_or(1)).max(wanted);
-        let count = if groups > 1 { 1 } else { ncols.div_ceil(width).max(1) };
+        let of_row = [channels / groups, taps.unwrap_or(1)];
+        let (strip, count) = strips(of_row, if groups > 1 { ncols } else { width });
         let places = Places {
-            strip: ncols.div_ceil(count).max(1),
+            strip,
             count,
             taps: unfolding.taps().to_vec(),
             channel: unfolding.channel as u32,
@@ -259,9 +260,9 @@ impl Plan {
             Some(interleaved) => {
                 let narrowest = (GRID_NUMBERS / interleaved.footprint()).max(1) * taps.unwrap_or(1);
                 let wanted = (GRID_WEIGHTS * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
-                let count = ncols.div_ceil(narrowest.max(wanted)).max(1);
+                let (strip, count) = strips(of_row, narrowest.max(wanted));
                 Places {
-                    strip: ncols.div_ceil(count).max(1),
+                    strip,
                     count,
                     taps: interleaved.taps.clone(),
                     channel: interleaved.channel() as u32,
@@ -308,7 +309,11 @@ impl Plan {
     ///
     /// # Errors
     /// As [`CompressedMatrix::to_rows`].
-    pub fn schedule(&self, kernels: &dyn Kernels, matrix: &CompressedMatrix) -> Result<Taps> {
+    pub fn schedule(
+        &self,
+        kernels: &'static dyn Kernels,
+        matrix: &CompressedMatrix,
+    ) -> Result<Taps> {
         let (mut taps, mut block) = (Taps::default(), RowBlock::default());
         self.decode_taps(kernels, matrix, 0..self.nrows, &mut block, &mut taps)?;
         taps.shrink();
@@ -320,6 +325,14 @@ impl Plan {
     pub fn is_dense(&self) -> bool {
         self.dense.is_some() || self.winograd.is_some()
     }
+}
+
+/// The columns of a strip of about `width`, and how many strips a row of channels and taps has: each
+/// of whole channels.
+fn strips([channels, taps]: [usize; 2], width: usize) -> (usize, usize) {
+    let count = (channels * taps).div_ceil(width.max(1)).max(1);
+    let of_strip = channels.div_ceil(count).max(1);
+    (of_strip * taps, channels.div_ceil(of_strip).max(1))
 }
 
 /// The tile for `left` outputs: the largest that they fill, or nearly.

@@ -9,7 +9,7 @@ use crate::interruption;
 use crate::lines::Lines;
 use crate::matrix::{CompressedMatrix, zip_chunks};
 use crate::rows::RowBlock;
-use crate::simd::{self, Decoded, Grid, Kernels, Places, Start, Taps, TileProduct};
+use crate::simd::{self, Decoded, Filling, Grid, Kernels, Places, Start, Taps, TileProduct};
 use crate::threads;
 use std::ops::Range;
 
@@ -119,13 +119,23 @@ impl Plan {
     /// Decodes the kept weights of `rows` into `taps`.
     pub(super) fn decode_taps(
         &self,
-        kernels: &dyn Kernels,
+        kernels: &'static dyn Kernels,
         matrix: &CompressedMatrix,
         rows: Range<usize>,
         block: &mut RowBlock,
         taps: &mut Taps,
     ) -> Result<()> {
         let first = rows.start;
+        if let Some((runs, values)) = matrix.runs(&rows)
+            && let Some(mut filling) = Filling::new(taps, kernels, &self.places, first)
+        {
+            let nrows = rows.len();
+            runs.for_each_run(kernels, rows, &mut |run| {
+                filling.push(run.row, run.start, run.positions, run.ranks);
+            })?;
+            filling.finish(nrows, values.as_slice());
+            return Ok(());
+        }
         matrix.decode_symbols(rows, block)?;
         let RowBlock { indptr, cols, symbols, values } = block;
         let codebook = matrix.codebook_values();

@@ -27,7 +27,7 @@
 mod choosing;
 mod decoding;
 
-use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, Product};
+use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, Product, Runs};
 use crate::array::Array;
 use crate::bits::{self, BitWriter};
 use crate::entropy::Coder;
@@ -328,6 +328,10 @@ fn read_order(bytes: &Array<u8>, parameters: &Parameters, k: usize) -> Result<Ve
 impl Layout for Coded {
     fn spec(&self) -> &'static LayoutSpec {
         &SPEC
+    }
+
+    fn runs(&self) -> Option<&dyn Runs> {
+        Some(self)
     }
 
     fn params(&self) -> Vec<u64> {

@@ -34,6 +34,7 @@ mod index_map;
 mod packed;
 mod published;
 mod row_ends;
+mod runs;
 mod shac;
 
 use crate::array::{Array, Element, Owner};
@@ -43,6 +44,7 @@ use crate::error::{Error, Result};
 use crate::interruption;
 use crate::rows::{RowBlock, Rows, Shape};
 use crate::simd::{Kernels, Lanes};
+pub use runs::{Run, Runs};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -304,6 +306,11 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
 
     /// The matrix with its groups of rows, where it has them.
     fn grouped(&self) -> Option<&grouped::Grouped> {
+        None
+    }
+
+    /// The matrix as runs of kept weights, where it decodes so.
+    fn runs(&self) -> Option<&dyn Runs> {
         None
     }
 

@@ -20,7 +20,7 @@ use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
 use super::winograd::{self, POINTS};
-use super::{Cells, Finish, IMAGES, Kernels, Lanes, SymbolRows, TileProduct, Windows};
+use super::{Cells, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct, Windows};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
@@ -118,23 +118,23 @@ impl Kernels for Avx2 {
     fn place(&self, cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
         match taps.len() {
             // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
-            1..=16 => unsafe { tiles::place::<false>(cols, &[], taps, channel, base).0 },
+            1..=16 => unsafe { tiles::place(cols, taps, channel, base) },
             _ => Scalar.place(cols, taps, channel, base),
         }
     }
 
     fn join(
         &self,
-        cols: &mut [u32],
+        positions: &[u32],
+        start: u32,
         symbols: &[u16],
-        taps: &[u32],
-        channel: u32,
-        base: u32,
+        spacing: &Spacing<'_>,
+        out: &mut [u32],
     ) -> (u32, u16) {
-        match taps.len() {
+        match spacing.ntaps() {
             // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
-            1..=16 => unsafe { tiles::place::<true>(cols, symbols, taps, channel, base) },
-            _ => Scalar.join(cols, symbols, taps, channel, base),
+            1..=16 => unsafe { tiles::join(positions, start, symbols, spacing, out) },
+            _ => Scalar.join(positions, start, symbols, spacing, out),
         }
     }
 

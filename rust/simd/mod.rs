@@ -19,6 +19,7 @@ mod interleaving;
 mod saturating;
 mod scalar;
 mod shifts;
+mod spacing;
 pub mod tans;
 #[cfg(test)]
 mod tests;
@@ -40,9 +41,10 @@ pub type Lanes = [f32; LANES];
 pub use interleaving::{Cells, IMAGES};
 pub use scalar::maximum;
 pub use shifts::{MAX_MOVE, MAX_SHIFTS, Shift};
+pub use spacing::Spacing;
 pub use tiles::{
-    Decoded, Finish, GRID_LINE, Grid, LARGEST_TILE, Places, SMALLEST_DENSE_TILE, SMALLEST_TILE,
-    Start, Strip, Taps, TileProduct,
+    Decoded, Filling, Finish, GRID_LINE, Grid, LARGEST_TILE, Places, SMALLEST_DENSE_TILE,
+    SMALLEST_TILE, Start, Strip, Taps, TileProduct,
 };
 pub use windows::Windows;
 pub use winograd::{POINTS, TAPS};
@@ -163,19 +165,19 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// When there are no taps, or (in debug) a place is 2³² or more.
     fn place(&self, cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32;
 
-    /// Replaces each column by four times its place, as [`Kernels::place`] says, and its symbol in
-    /// the upper 8 bits; returns the greatest place and symbol, 0 for none. A place or symbol that
-    /// does not fit spoils its column.
+    /// Fills `out` with four times the place of each column, which is a position less `start`, and
+    /// its symbol in the upper 8 bits; returns the greatest place and symbol, 0 for none. A place or
+    /// symbol that does not fit spoils its entry.
     ///
     /// # Panics
-    /// When there are no taps, or not as many symbols as columns.
+    /// When lengths differ.
     fn join(
         &self,
-        cols: &mut [u32],
+        positions: &[u32],
+        start: u32,
         symbols: &[u16],
-        taps: &[u32],
-        channel: u32,
-        base: u32,
+        spacing: &Spacing<'_>,
+        out: &mut [u32],
     ) -> (u32, u16);
 
     /// Sorts the weights of a row by their tap column, `col % width`, in the order of `shifts`, which

@@ -5,7 +5,9 @@ use super::alike::{self, ACTIVE, Planes};
 use super::saturating;
 use super::tans::{self, ElementCode, ElementCursor, Elements, TANS_LANES};
 use super::tiles::{CutRows, Rows, Weights};
-use super::{Kernels, LARGEST_TILE, Lanes, Start, SymbolRows, TileProduct, counted, dense_rows};
+use super::{
+    Kernels, LARGEST_TILE, Lanes, Spacing, Start, SymbolRows, TileProduct, counted, dense_rows,
+};
 
 /// No instruction set at all.
 pub struct Scalar;
@@ -136,16 +138,19 @@ impl Kernels for Scalar {
 
     fn join(
         &self,
-        cols: &mut [u32],
+        positions: &[u32],
+        start: u32,
         symbols: &[u16],
-        taps: &[u32],
-        channel: u32,
-        base: u32,
+        spacing: &Spacing<'_>,
+        out: &mut [u32],
     ) -> (u32, u16) {
-        assert_eq!(cols.len(), symbols.len(), "join: columns and symbols");
-        let reach = self.place(cols, taps, channel, base);
-        for (col, &symbol) in cols.iter_mut().zip(symbols) {
-            *col = *col << 2 | u32::from(symbol) << 24;
+        let is_even = positions.len() == symbols.len() && positions.len() == out.len();
+        assert!(is_even, "join: positions, symbols and entries");
+        let mut reach = 0;
+        for ((&position, &symbol), out) in positions.iter().zip(symbols).zip(out) {
+            let place = spacing.place(position.wrapping_sub(start));
+            reach = reach.max(place);
+            *out = place << 2 | u32::from(symbol) << 24;
         }
         (reach, symbols.iter().copied().max().unwrap_or(0))
     }

@@ -147,7 +147,11 @@ proptest! {
         cols in prop::collection::vec(prop_oneof![0u32..70_000, (1u32 << 22) - 2000..(1 << 22) + 2000], 0..100), taps in 1usize..40, k in 1usize..300,
         channel in 0u32..900, base in 0u32..1000,
     ) {
-        let taps: Vec<u32> = (0..taps as u32).map(|t| t * t % 97).collect();
+        let ntaps = taps as u32;
+        let is_even = channel % 3 == 0;
+        let channel = if is_even { channel % 20 * ntaps } else { channel };
+        let tap = |t: u32| if is_even { t * (channel / ntaps) } else { t * t % 97 };
+        let taps: Vec<u32> = (0..ntaps).map(tap).collect();
         let place = |&col: &u32| {
             base + col / taps.len() as u32 * channel + taps[col as usize % taps.len()]
         };
@@ -160,8 +164,11 @@ proptest! {
             let reach = set.place(&mut found, &taps, channel, base);
             prop_assert_eq!(&found, &expected, "{}", set.name());
             prop_assert_eq!(reach, expected.iter().copied().max().unwrap_or(0));
-            let mut found = cols.clone();
-            let (reach, symbol) = set.join(&mut found, &symbols, &taps, channel, base);
+            let start = base.wrapping_mul(4_000_000);
+            let positions: Vec<u32> = cols.iter().map(|col| col.wrapping_add(start)).collect();
+            let mut found = vec![7; cols.len()];
+            let spacing = Spacing::new(&taps, channel).at(base);
+            let (reach, symbol) = set.join(&positions, start, &symbols, &spacing, &mut found);
             prop_assert_eq!(reach, expected.iter().copied().max().unwrap_or(0));
             prop_assert_eq!(symbol, symbols.iter().copied().max().unwrap_or(0));
             for ((&joined, &place), &symbol) in found.iter().zip(&expected).zip(&symbols) {

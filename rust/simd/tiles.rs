@@ -11,13 +11,16 @@
 //! by once for each group of images, from the second or third level of the cache.
 //!
 //! Taps know the furthest place that they read, so a kernel checks one number for a whole tile
-//! instead of one a weight. That is why the fields are private: [`Taps::fill`] alone sets them, and
-//! looks at what [`Kernels::place`] made.
+//! instead of one a weight. That is why the fields are private: [`Taps::fill`] and [`Filling`] alone
+//! set them, and look at what [`Kernels::place`] and [`Kernels::join`] made.
 #![allow(unsafe_code)]
 
-use super::Kernels;
+mod filling;
+
 use super::dense_rows::{self, Dense, DenseRows};
 use super::shifts::{self, SORT_ROOM, Shift};
+use super::{Kernels, Spacing};
+pub use filling::Filling;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -56,6 +59,16 @@ pub struct Places {
     pub is_sorted: bool,
 }
 
+impl Places {
+    /// Where the inputs of a group of rows start.
+    ///
+    /// # Panics
+    /// When that is at 2³² places or more.
+    fn base(&self, group: usize) -> u32 {
+        u32::try_from(group * self.group_step).expect("taps: under 2^32 places")
+    }
+}
+
 /// Decoded rows: what [`Taps::fill`] takes. Vectors are exchanged for what was there before, so
 /// that memory goes round.
 #[derive(Debug)]
@@ -92,6 +105,8 @@ pub struct Taps {
     strip: usize,
     /// No offset is above it.
     reach: u32,
+    /// Where rows end, while they are handed over run by run.
+    ends: Vec<usize>,
 }
 
 /// Room for weights that are sorted by strip, row and tap column.
@@ -186,6 +201,8 @@ pub(super) struct Joined {
 
 /// Places whose offsets in bytes take 24 bits.
 const JOINED_PLACES: usize = 1 << 22;
+/// The bits of the offset in an entry.
+const OFFSET: u32 = 0xff_ffff;
 
 /// The values of every symbol of 8 bits.
 #[derive(Clone, Debug)]
@@ -218,7 +235,8 @@ impl Taps {
         // None until all of them are checked: what panics before leaves nothing to read.
         self.nrows = 0;
         self.shifts = Some(&places.shifts).filter(|shifts| !shifts.is_empty()).cloned();
-        self.cut(indptr, cols, places);
+        let range = |row: usize| indptr[row]..indptr[row + 1];
+        cut(&mut self.cuts, nrows, range, (cols, u32::MAX), (places.count, places.strip));
         let mut symbols = symbols;
         self.is_sorted = self.shifts.is_some() || places.is_sorted;
         if self.is_sorted {
@@ -240,29 +258,30 @@ impl Taps {
         self.reach = 0;
         let mut largest = 0;
         let mut row = 0;
+        if is_joined {
+            self.joined.entries.resize(cols.len(), 0);
+        }
+        let spacing = Spacing::new(&places.taps, places.channel);
         while row < nrows {
             let group = (first + row) / places.group_rows;
             let next = nrows.min((group + 1) * places.group_rows - first);
-            let base = u32::try_from(group * places.group_step).expect("taps: under 2^32 places");
+            let base = places.base(group);
             let range = indptr[row]..indptr[next];
-            let cols = &mut cols[range.clone()];
             let reach = if is_joined {
-                let symbols = &symbols[range];
-                let (reach, symbol) =
-                    kernels.join(cols, symbols, &places.taps, places.channel, base);
+                let (cols, symbols) = (&cols[range.clone()], &symbols[range.clone()]);
+                let entries = &mut self.joined.entries[range];
+                let spacing = spacing.at(base);
+                let (reach, symbol) = kernels.join(cols, 0, symbols, &spacing, entries);
                 largest = largest.max(symbol);
                 reach
             } else {
-                kernels.place(cols, &places.taps, places.channel, base)
+                kernels.place(&mut cols[range], &places.taps, places.channel, base)
             };
             self.reach = self.reach.max(reach);
             row = next;
         }
         if is_joined {
-            assert!((self.reach as usize) < JOINED_PLACES, "taps: place {}", self.reach);
-            assert!(cols.is_empty() || usize::from(largest) < codebook.len(), "taps: symbols");
-            self.joined.codebook.0[..codebook.len()].copy_from_slice(codebook);
-            std::mem::swap(&mut self.joined.entries, cols);
+            self.check_joined(cols.len(), largest, codebook);
         } else {
             if !has_values {
                 values.clear();
@@ -275,21 +294,14 @@ impl Taps {
         self.nrows = nrows;
     }
 
-    /// Cuts decoded weights into strips.
-    fn cut(&mut self, indptr: &[usize], cols: &[u32], places: &Places) {
-        let nrows = indptr.len().saturating_sub(1);
-        self.cuts.clear();
-        self.cuts.resize(nrows * (places.count + 1), 0);
-        for row in 0..nrows {
-            let (mut at, end) = (indptr[row], indptr[row + 1]);
-            self.cuts[row] = at as u32;
-            for strip in 1..places.count {
-                let limit = (strip * places.strip) as u32;
-                at += find(&cols[at..end], limit, places.count + 1 - strip);
-                self.cuts[strip * nrows + row] = at as u32;
-            }
-            self.cuts[places.count * nrows + row] = end as u32;
-        }
+    /// Takes the values of joined weights, and checks these.
+    ///
+    /// # Panics
+    /// When places or symbols do not fit.
+    fn check_joined(&mut self, len: usize, largest: u16, codebook: &[f32]) {
+        assert!((self.reach as usize) < JOINED_PLACES, "taps: place {}", self.reach);
+        assert!(len == 0 || usize::from(largest) < codebook.len(), "taps: symbols");
+        self.joined.codebook.0[..codebook.len()].copy_from_slice(codebook);
     }
 
     /// Takes dense rows of `ncols` columns from `weights`, a row at each multiple of their
@@ -324,9 +336,12 @@ impl Taps {
         std::mem::take(&mut self.dense.weights)
     }
 
-    /// Gives back the memory that only [`Taps::fill`] needs.
+    /// Gives back the memory that only filling needs.
     pub fn shrink(&mut self) {
         self.sorting = Sorting::default();
+        self.ends = Vec::new();
+        self.joined.entries.truncate(self.cuts.last().map_or(0, |&end| end as usize));
+        self.joined.entries.shrink_to_fit();
     }
 
     /// The number of rows.
@@ -380,25 +395,49 @@ impl Taps {
     }
 }
 
-/// The first place in rising `cols` that is not under `limit`, which is likely near the end of the
-/// first of `parts` equal parts.
-fn find(cols: &[u32], limit: u32, parts: usize) -> usize {
+/// Cuts the weights of rows, at `range` of `weights` each, into `count` strips: those whose bits of
+/// `mask` are under `step`, under twice that, and so on.
+fn cut(
+    cuts: &mut Vec<u32>,
+    nrows: usize,
+    range: impl Fn(usize) -> Range<usize>,
+    (weights, mask): (&[u32], u32),
+    (count, step): (usize, usize),
+) {
+    cuts.clear();
+    cuts.resize(nrows * (count + 1), 0);
+    for row in 0..nrows {
+        let Range { start: mut at, end } = range(row);
+        cuts[row] = at as u32;
+        for strip in 1..count {
+            let limit = u32::try_from(strip * step).unwrap_or(u32::MAX);
+            at += find(&weights[at..end], mask, limit, count + 1 - strip);
+            cuts[strip * nrows + row] = at as u32;
+        }
+        cuts[count * nrows + row] = end as u32;
+    }
+}
+
+/// The first of `weights`, whose bits of `mask` rise, that is not under `limit`: likely near the end of
+/// the first of `parts` equal parts.
+fn find(weights: &[u32], mask: u32, limit: u32, parts: usize) -> usize {
     const NEAR: usize = 8;
-    let mut at = cols.len() / parts;
+    let is_under = |weight: u32| weight & mask < limit;
+    let mut at = weights.len() / parts;
     if let Some(near) = at.checked_sub(NEAR)
-        && let Some(cols) = cols[near..].first_chunk::<{ 2 * NEAR }>()
+        && let Some(weights) = weights[near..].first_chunk::<{ 2 * NEAR }>()
     {
         // Counted without a branch, by registers.
-        let under = cols.iter().map(|&col| u32::from(col < limit)).sum::<u32>() as usize;
+        let under = weights.iter().map(|&weight| u32::from(is_under(weight))).sum::<u32>() as usize;
         at = near + under;
         if (1..2 * NEAR).contains(&under) {
             return at;
         }
     }
-    while at < cols.len() && cols[at] < limit {
+    while at < weights.len() && is_under(weights[at]) {
         at += 1;
     }
-    while at > 0 && cols[at - 1] >= limit {
+    while at > 0 && !is_under(weights[at - 1]) {
         at -= 1;
     }
     at
@@ -531,7 +570,7 @@ impl Weights for Joined {
     unsafe fn get(&self, weight: usize) -> (usize, f32) {
         // SAFETY: the caller says so.
         let entry = unsafe { *self.entries.get_unchecked(weight) };
-        ((entry & 0xff_ffff) as usize, self.codebook.0[(entry >> 24) as usize])
+        ((entry & OFFSET) as usize, self.codebook.0[(entry >> 24) as usize])
     }
 }
 

@@ -14,7 +14,7 @@ use super::{Coded, Form};
 use crate::bits;
 use crate::entropy::tans::STATE_BITS;
 use crate::error::{Error, Result};
-use crate::layout::Product;
+use crate::layout::{Product, Run, Runs};
 use crate::rows::RowBlock;
 use crate::simd::Kernels;
 use crate::simd::tans::{self, CHUNK_STEPS, ElementCursor, Elements, TANS_LANES, TansStream, lane};
@@ -154,15 +154,6 @@ impl<'a> BlockReader<'a> {
     }
 }
 
-/// A run of kept weights of one row, part of a chunk.
-struct Run<'a> {
-    row: usize,
-    /// The position of the row's first entry.
-    start: u32,
-    positions: &'a [u32],
-    ranks: &'a [u16],
-}
-
 impl Coded {
     /// Decodes every block: what `read` checks.
     pub(super) fn check_blocks(
@@ -194,12 +185,55 @@ impl Coded {
         Ok(())
     }
 
-    /// Hands out the kept weights of `rows` in order.
+    /// Decodes `rows` into `out`, which is empty.
+    pub(super) fn decode_rows(
+        &self,
+        kernels: &'static dyn Kernels,
+        rows: Range<usize>,
+        out: &mut RowBlock,
+    ) -> Result<()> {
+        self.for_each_run(kernels, rows.clone(), &mut |run| {
+            (rows.start + out.nrows()..run.row).for_each(|_| out.end_row());
+            out.cols.extend(run.positions.iter().map(|&position| position - run.start));
+            match self.symbols.as_slice() {
+                [] => out.symbols.extend_from_slice(run.ranks),
+                symbols => {
+                    let start = out.symbols.len();
+                    out.symbols.resize(start + run.ranks.len(), 0);
+                    for (symbol, &rank) in out.symbols[start..].iter_mut().zip(run.ranks) {
+                        *symbol = symbols[usize::from(rank)];
+                    }
+                }
+            }
+        })?;
+        (rows.start + out.nrows()..rows.end).for_each(|_| out.end_row());
+        Ok(())
+    }
+
+    /// Multiplies `rows` with a vector.
+    pub(super) fn multiply(
+        &self,
+        product: &Product<'_>,
+        rows: Range<usize>,
+        y: &mut [f32],
+    ) -> Result<()> {
+        let looked_up: Vec<f32> =
+            self.symbols.iter().map(|&symbol| product.codebook[usize::from(symbol)]).collect();
+        let values = if looked_up.is_empty() { product.codebook } else { &looked_up };
+        y.fill(0.0);
+        self.for_each_run(product.kernels, rows.clone(), &mut |run| {
+            y[run.row - rows.start] +=
+                product.kernels.rank_dot(run.positions, run.start, run.ranks, values, product.x);
+        })
+    }
+}
+
+impl Runs for Coded {
     fn for_each_run(
         &self,
         kernels: &'static dyn Kernels,
         rows: Range<usize>,
-        mut take: impl FnMut(Run<'_>),
+        take: &mut dyn FnMut(Run<'_>),
     ) -> Result<()> {
         let ncols = self.shape.ncols as u32;
         let mut chunk = Elements::default();
@@ -236,45 +270,7 @@ impl Coded {
         Ok(())
     }
 
-    /// Decodes `rows` into `out`, which is empty.
-    pub(super) fn decode_rows(
-        &self,
-        kernels: &'static dyn Kernels,
-        rows: Range<usize>,
-        out: &mut RowBlock,
-    ) -> Result<()> {
-        self.for_each_run(kernels, rows.clone(), |run| {
-            (rows.start + out.nrows()..run.row).for_each(|_| out.end_row());
-            out.cols.extend(run.positions.iter().map(|&position| position - run.start));
-            match self.symbols.as_slice() {
-                [] => out.symbols.extend_from_slice(run.ranks),
-                symbols => {
-                    let start = out.symbols.len();
-                    out.symbols.resize(start + run.ranks.len(), 0);
-                    for (symbol, &rank) in out.symbols[start..].iter_mut().zip(run.ranks) {
-                        *symbol = symbols[usize::from(rank)];
-                    }
-                }
-            }
-        })?;
-        (rows.start + out.nrows()..rows.end).for_each(|_| out.end_row());
-        Ok(())
-    }
-
-    /// Multiplies `rows` with a vector.
-    pub(super) fn multiply(
-        &self,
-        product: &Product<'_>,
-        rows: Range<usize>,
-        y: &mut [f32],
-    ) -> Result<()> {
-        let looked_up: Vec<f32> =
-            self.symbols.iter().map(|&symbol| product.codebook[usize::from(symbol)]).collect();
-        let values = if looked_up.is_empty() { product.codebook } else { &looked_up };
-        y.fill(0.0);
-        self.for_each_run(product.kernels, rows.clone(), |run| {
-            y[run.row - rows.start] +=
-                product.kernels.rank_dot(run.positions, run.start, run.ranks, values, product.x);
-        })
+    fn rank_symbols(&self) -> &[u16] {
+        &self.symbols
     }
 }

@@ -3,6 +3,7 @@
 use super::super::add_strip::{define_add_shifted, define_add_strip};
 use super::super::scalar::Scalar;
 use super::super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
+use super::super::spacing::{self, Spacing};
 use super::super::tiles::{CutRows, Weights};
 use super::super::{Finish, Kernels, Start, TileProduct};
 use super::tans::store_kept;
@@ -80,74 +81,122 @@ impl Divisor {
     }
 }
 
-/// [`Kernels::place`], and where `JOIN`, [`Kernels::join`], for up to 16 taps; large columns go the
-/// plain way.
+/// Columns to places, for up to 16 taps.
+#[derive(Clone, Copy)]
+struct Placing {
+    taps: (__m256i, __m256i),
+    divisor: Divisor,
+    channel: __m256i,
+    base: __m256i,
+}
+
+impl Placing {
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn new(taps: &[u32], channel: u32, base: u32) -> Self {
+        let mut entries = [0; 16];
+        entries[..taps.len()].copy_from_slice(taps);
+        // SAFETY: 64 bytes are there; loadu needs no alignment.
+        let taps_of = unsafe {
+            let at = entries.as_ptr().cast::<__m256i>();
+            (_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1)))
+        };
+        Self {
+            taps: taps_of,
+            divisor: Divisor::new(taps.len() as u32),
+            channel: _mm256_set1_epi32(channel as i32),
+            base: _mm256_set1_epi32(base as i32),
+        }
+    }
+
+    /// The places of columns, unless one is large.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn place(self, cols: __m256i) -> Option<__m256i> {
+        // As signed numbers, those from 2³¹ on are below zero.
+        let above = _mm256_cmpgt_epi32(cols, _mm256_set1_epi32(LARGE as i32 - 1));
+        if _mm256_movemask_epi8(_mm256_or_si256(above, _mm256_srai_epi32::<31>(cols))) != 0 {
+            return None;
+        }
+        let (number, tap) = self.divisor.divide(cols);
+        let from_low = _mm256_permutevar8x32_epi32(self.taps.0, tap);
+        let from_high = _mm256_permutevar8x32_epi32(self.taps.1, tap);
+        let is_high = _mm256_cmpgt_epi32(tap, _mm256_set1_epi32(7));
+        let channels = _mm256_add_epi32(self.base, _mm256_mullo_epi32(number, self.channel));
+        Some(_mm256_add_epi32(channels, _mm256_blendv_epi8(from_low, from_high, is_high)))
+    }
+}
+
+/// The greatest of eight numbers.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn place<const JOIN: bool>(
-    cols: &mut [u32],
+fn greatest(numbers: __m256i) -> u32 {
+    let mut lanes = [0u32; 8];
+    // SAFETY: 32 writable bytes are there; storeu needs no alignment.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), numbers) };
+    lanes.into_iter().fold(0, u32::max)
+}
+
+/// [`Kernels::place`], for up to 16 taps; large columns go the plain way.
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn place(cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
+    let placing = Placing::new(taps, channel, base);
+    let (mut reaches, mut plain) = (_mm256_setzero_si256(), 0);
+    let (chunks, rest) = cols.as_chunks_mut::<8>();
+    for chunk in chunks {
+        // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
+        let cols = unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) };
+        let Some(places) = placing.place(cols) else {
+            plain = plain.max(Scalar.place(chunk, taps, channel, base));
+            continue;
+        };
+        reaches = _mm256_max_epu32(reaches, places);
+        // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
+        unsafe { _mm256_storeu_si256(chunk.as_mut_ptr().cast(), places) };
+    }
+    plain = plain.max(Scalar.place(rest, taps, channel, base));
+    greatest(reaches).max(plain)
+}
+
+/// [`Kernels::join`], for up to 16 taps; large columns go the plain way.
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn join(
+    positions: &[u32],
+    start: u32,
     symbols: &[u16],
-    taps: &[u32],
-    channel: u32,
-    base: u32,
+    spacing: &Spacing<'_>,
+    out: &mut [u32],
 ) -> (u32, u16) {
-    assert!(!JOIN || cols.len() == symbols.len(), "join: columns and symbols");
-    let mut entries = [0; 16];
-    entries[..taps.len()].copy_from_slice(taps);
-    // SAFETY: 64 bytes are there; loadu needs no alignment.
-    let (low, high) = unsafe {
-        let at = entries.as_ptr().cast::<__m256i>();
-        (_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1)))
+    let base = _mm256_set1_epi32(spacing.base() as i32);
+    let placing = match spacing.step() {
+        Some(step) => Err(_mm256_set1_epi32(step as i32)),
+        None => Ok(Placing::new(spacing.taps(), spacing.channel(), spacing.base())),
     };
-    let divisor = Divisor::new(taps.len() as u32);
-    let (channels, bases) = (_mm256_set1_epi32(channel as i32), _mm256_set1_epi32(base as i32));
+    let starts = _mm256_set1_epi32(start as i32);
     let (mut reaches, mut largest) = (_mm256_setzero_si256(), _mm256_setzero_si256());
     let mut plain = (0, 0);
-    let mut plainly = |cols: &mut [u32], symbols: &[u16]| {
-        let (reach, symbol) = match JOIN {
-            true => Scalar.join(cols, symbols, taps, channel, base),
-            false => (Scalar.place(cols, taps, channel, base), 0),
+    spacing::for_chunks::<8>(positions, symbols, out, |positions, symbols, out| {
+        // SAFETY: the references cover 32 and 16 bytes; loadu needs no alignment.
+        let (cols, symbol) = unsafe {
+            let symbol = _mm256_cvtepu16_epi32(_mm_loadu_si128(symbols.as_ptr().cast()));
+            (_mm256_sub_epi32(_mm256_loadu_si256(positions.as_ptr().cast()), starts), symbol)
         };
-        plain = (reach.max(plain.0), symbol.max(plain.1));
-    };
-    let (chunks, rest) = cols.as_chunks_mut::<8>();
-    let (symbol_chunks, symbol_rest) = symbols.as_chunks::<8>();
-    for (i, chunk) in chunks.iter_mut().enumerate() {
-        // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
-        let col = unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) };
-        // As signed numbers, those from 2³¹ on are below zero.
-        let above = _mm256_cmpgt_epi32(col, _mm256_set1_epi32(LARGE as i32 - 1));
-        if _mm256_movemask_epi8(_mm256_or_si256(above, _mm256_srai_epi32::<31>(col))) != 0 {
-            plainly(chunk, if JOIN { &symbol_chunks[i] } else { &[] });
-            continue;
-        }
-        let (number, tap) = divisor.divide(col);
-        let from_low = _mm256_permutevar8x32_epi32(low, tap);
-        let from_high = _mm256_permutevar8x32_epi32(high, tap);
-        let is_high = _mm256_cmpgt_epi32(tap, _mm256_set1_epi32(7));
-        let mut place = _mm256_add_epi32(
-            _mm256_add_epi32(bases, _mm256_mullo_epi32(number, channels)),
-            _mm256_blendv_epi8(from_low, from_high, is_high),
-        );
-        reaches = _mm256_max_epu32(reaches, place);
-        if JOIN {
-            // SAFETY: the reference covers 16 bytes; loadu needs no alignment.
-            let symbol =
-                unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(symbol_chunks[i].as_ptr().cast())) };
-            largest = _mm256_max_epu32(largest, symbol);
-            place = _mm256_or_si256(_mm256_slli_epi32(place, 2), _mm256_slli_epi32(symbol, 24));
-        }
+        let places = match placing {
+            Err(step) => Some(_mm256_add_epi32(base, _mm256_mullo_epi32(cols, step))),
+            Ok(placing) => placing.place(cols),
+        };
+        let Some(places) = places else {
+            let (reach, symbol) = Scalar.join(positions, start, symbols, spacing, out);
+            plain = (reach.max(plain.0), symbol.max(plain.1));
+            return;
+        };
+        reaches = _mm256_max_epu32(reaches, places);
+        largest = _mm256_max_epu32(largest, symbol);
+        let entries = (_mm256_slli_epi32::<2>(places), _mm256_slli_epi32::<24>(symbol));
+        let entries = _mm256_or_si256(entries.0, entries.1);
         // SAFETY: the reference covers 32 writable bytes; storeu needs no alignment.
-        unsafe { _mm256_storeu_si256(chunk.as_mut_ptr().cast(), place) };
-    }
-    plainly(rest, symbol_rest);
-    let (mut reach_lanes, mut symbol_lanes) = ([0u32; 8], [0u32; 8]);
-    // SAFETY: 32 writable bytes are there, twice; storeu needs no alignment.
-    unsafe {
-        _mm256_storeu_si256(reach_lanes.as_mut_ptr().cast(), reaches);
-        _mm256_storeu_si256(symbol_lanes.as_mut_ptr().cast(), largest);
-    }
-    let symbol = symbol_lanes.into_iter().fold(0, u32::max) as u16;
-    (reach_lanes.into_iter().fold(plain.0, u32::max), symbol.max(plain.1))
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), entries) };
+    });
+    (greatest(reaches).max(plain.0), plain.1.max(greatest(largest) as u16))
 }
 
 /// [`Kernels::sort_by_tap`], for columns under [`LARGE`]; a part after the other.

@@ -23,6 +23,37 @@ const SEQUENCE: [u8; 64] = {
     lanes
 };
 
+/// The first byte of each word, for all words.
+const FIRST_BYTES: [u8; 64] = {
+    let mut bytes = [0; 64];
+    let mut at = 0;
+    while at < 64 {
+        bytes[at] = (at % 8 * 8) as u8;
+        at += 1;
+    }
+    bytes
+};
+/// All bits of the bytes of a word that stand for words before it.
+const EARLIER_WORDS: [u8; 64] = {
+    let mut bytes = [0; 64];
+    let mut at = 0;
+    while at < 64 {
+        bytes[at] = if at % 8 < at / 8 { u8::MAX } else { 0 };
+        at += 1;
+    }
+    bytes
+};
+/// The number of each byte in its word.
+const WORD_BYTES: [u8; 64] = {
+    let mut bytes = [0; 64];
+    let mut at = 0;
+    while at < 64 {
+        bytes[at] = (at % 8) as u8;
+        at += 1;
+    }
+    bytes
+};
+
 /// What the gaps of a code take.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gaps {
@@ -58,6 +89,8 @@ fn load(bytes: &[u8; 64]) -> __m512i {
 struct Registers {
     classes: [__m512i; 2],
     steps: [__m512i; 2],
+    /// Bits that states take.
+    counts: [__m512i; 2],
 }
 
 impl Registers {
@@ -67,9 +100,16 @@ impl Registers {
             let (halves, _) = bytes.as_chunks::<64>();
             [load(&halves[0]), load(&halves[1])]
         };
+        let one = _mm512_set1_epi8(1);
         match table {
-            Some(table) => Self { classes: halves(table.classes()), steps: halves(table.steps()) },
-            None => Self { classes: [_mm512_setzero_si512(); 2], steps: [_mm512_set1_epi8(1); 2] },
+            Some(table) => Self {
+                classes: halves(table.classes()),
+                steps: halves(table.steps()),
+                counts: halves(&table.steps().map(|step| step.trailing_zeros() as u8 + 1)),
+            },
+            None => {
+                Self { classes: [_mm512_setzero_si512(); 2], steps: [one; 2], counts: [one; 2] }
+            }
         }
     }
 
@@ -80,7 +120,7 @@ impl Registers {
         let steps = [0, 1].map(|half| {
             _mm512_or_si512(self.steps[half], _mm512_and_si512(self.classes[half], mark))
         });
-        Self { classes: self.classes.map(|half| _mm512_andnot_si512(mark, half)), steps }
+        Self { classes: self.classes.map(|half| _mm512_andnot_si512(mark, half)), steps, ..self }
     }
 
     /// Classes shifted left by `nbits`; each under 256.
@@ -102,55 +142,44 @@ impl Registers {
         Self { classes, ..self }
     }
 
-    /// The classes of states, and their steps.
+    /// The classes of states, their steps, and the bits that they take.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    fn look_up(self, states: __m512i) -> (__m512i, __m512i) {
-        (
-            _mm512_permutex2var_epi8(self.classes[0], states, self.classes[1]),
-            _mm512_permutex2var_epi8(self.steps[0], states, self.steps[1]),
-        )
+    fn look_up(self, states: __m512i) -> [__m512i; 3] {
+        [self.classes, self.steps, self.counts]
+            .map(|[low, high]| _mm512_permutex2var_epi8(low, states, high))
     }
 }
 
-/// The states after `steps`: bases, and the next bits of `bytes` from bit `at` on. The top bit of
-/// each is of no meaning.
+/// The states after `steps`: bases, and the next bits of `bytes` from bit `at` on, `counts` of them
+/// for each lane. The top bit of a step is of no meaning.
 ///
-/// The parameters are others at each call, so that the compiler sees one call of each and inlines it.
+/// Where a lane's bits are is a sum over the lanes before it: of the eight in its word, and of the
+/// words. Each word's bits are moved to its start, and from there to the lanes.
 #[inline]
-#[target_feature(
-    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt"
-)]
-fn next_states<const GAPS: u8, const BYTE_RANKS: bool, const CALL: u8>(
-    steps: __m512i,
-    bytes: &[u8],
-    at: &mut usize,
-) -> __m512i {
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
+fn next_states(steps: __m512i, counts: __m512i, bytes: &[u8], at: &mut usize) -> __m512i {
     let below = _mm512_add_epi8(steps, _mm512_set1_epi8(-1));
     let masks = _mm512_xor_si512(steps, below);
-    let mut words = [0u64; 8];
-    // SAFETY: the array is 64 writable bytes; storeu needs no alignment.
-    unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), masks) };
-    let window = bytes[*at / 8..][..REACH].as_ptr();
-    let mut bit = *at % 8;
-    let mut deal = |i: usize| {
-        // SAFETY: `words` is a live array of 8 and i under 8. Volatile, so that the masks are loaded
-        // where they are used and not cut out of the vector, which takes twice as many operations.
-        let mask = unsafe { std::ptr::read_volatile(&raw const words[i]) };
-        // SAFETY: before word i of 8, at most 7 + 56·i ≤ 399 bits of the window are used: masks come
-        // from steps of 1 to 127, marked or not, and so have at most 7 bits in each byte.
-        // 399 / 8 + 8 ≤ 64.
-        let word = unsafe { window.add(bit / 8).cast::<u64>().read_unaligned() };
-        let bits = _pdep_u64(word >> (bit % 8), mask) as i64;
-        bit += mask.count_ones() as usize;
-        bits
-    };
-    let (b0, b1, b2, b3) = (deal(0), deal(1), deal(2), deal(3));
-    let (b4, b5, b6, b7) = (deal(4), deal(5), deal(6), deal(7));
-    *at = *at / 8 * 8 + bit;
-    let low = _mm256_set_epi64x(b3, b2, b1, b0);
-    let high = _mm256_set_epi64x(b7, b6, b5, b4);
-    let dealt = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
-    _mm512_or_si512(_mm512_and_si512(steps, below), dealt)
+    // Bits of the lanes up to each one in its word: at most 56.
+    let mut within = _mm512_add_epi8(counts, _mm512_slli_epi64::<8>(counts));
+    within = _mm512_add_epi8(within, _mm512_slli_epi64::<16>(within));
+    within = _mm512_add_epi8(within, _mm512_slli_epi64::<32>(within));
+    // Bits of every word, in each word; of those before it, at most 392; of all, at most 448.
+    let zero = _mm512_setzero_si512();
+    let words = _mm512_permutexvar_epi8(load(&FIRST_BYTES), _mm512_sad_epu8(counts, zero));
+    let starts = _mm512_sad_epu8(_mm512_and_si512(words, load(&EARLIER_WORDS)), zero);
+    let total = _mm512_sad_epu8(words, zero);
+    // The eight bytes from the first one of a word on, and where in it the word starts.
+    let bit = *at % 8;
+    let starts = _mm512_add_epi64(starts, _mm512_set1_epi64(bit as i64));
+    let first = _mm512_multishift_epi64_epi8(_mm512_set1_epi8(3), starts);
+    let window = load(bytes[*at / 8..].first_chunk::<REACH>().expect("a step's reach was checked"));
+    let eight = _mm512_permutexvar_epi8(_mm512_add_epi8(first, load(&WORD_BYTES)), window);
+    let shift = _mm512_and_si512(_mm512_multishift_epi64_epi8(zero, starts), _mm512_set1_epi8(7));
+    let before = _mm512_add_epi8(_mm512_slli_epi64::<8>(within), shift);
+    let dealt = _mm512_multishift_epi64_epi8(before, eight);
+    *at += _mm_cvtsi128_si64(_mm512_castsi512_si128(total)) as usize;
+    _mm512_or_si512(_mm512_and_si512(steps, below), _mm512_and_si512(dealt, masks))
 }
 
 /// `start` and the bits of up to eight planes.
@@ -327,13 +356,13 @@ pub(super) fn decode_elements<const GAPS: u8, const BYTE_RANKS: bool>(
             break;
         };
         (gap_planes, rank_planes) = (gap_rest, rank_rest);
-        let (gap_classes, gap_steps) = gap_table.look_up(gap_states);
-        let (rank_classes, rank_steps) = rank_table.look_up(rank_states);
+        let [gap_classes, gap_steps, gap_counts] = gap_table.look_up(gap_states);
+        let [rank_classes, rank_steps, rank_counts] = rank_table.look_up(rank_states);
         if has_gaps {
-            gap_states = next_states::<GAPS, BYTE_RANKS, 0>(gap_steps, gap_bytes, &mut gap_at);
+            gap_states = next_states(gap_steps, gap_counts, gap_bytes, &mut gap_at);
         }
         if has_ranks {
-            rank_states = next_states::<GAPS, BYTE_RANKS, 1>(rank_steps, rank_bytes, &mut rank_at);
+            rank_states = next_states(rank_steps, rank_counts, rank_bytes, &mut rank_at);
         }
 
         // Ranks in the order of elements, 16 bits each.

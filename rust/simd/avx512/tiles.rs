@@ -3,6 +3,7 @@
 use super::super::add_strip::{define_add_shifted, define_add_strip};
 use super::super::scalar::Scalar;
 use super::super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
+use super::super::spacing::{self, Spacing};
 use super::super::tiles::{CutRows, Weights};
 use super::super::{Finish, Kernels, Start, TileProduct};
 use std::arch::x86_64::*;
@@ -94,56 +95,101 @@ impl Divisor {
     }
 }
 
-/// [`Kernels::place`], and where `JOIN`, [`Kernels::join`], for up to 32 taps; large columns go the
-/// plain way.
+/// Columns to places, for up to 32 taps.
+#[derive(Clone, Copy)]
+struct Placing {
+    taps: (__m512i, __m512i),
+    divisor: Divisor,
+    channel: __m512i,
+    base: __m512i,
+}
+
+impl Placing {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new(taps: &[u32], channel: u32, base: u32) -> Self {
+        Self {
+            taps: two_registers(taps),
+            divisor: Divisor::new(taps.len() as u32),
+            channel: _mm512_set1_epi32(channel as i32),
+            base: _mm512_set1_epi32(base as i32),
+        }
+    }
+
+    /// The places of columns, unless one is large.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn place(self, cols: __m512i) -> Option<__m512i> {
+        if _mm512_cmpge_epu32_mask(cols, _mm512_set1_epi32(LARGE as i32)) != 0 {
+            return None;
+        }
+        let (number, tap) = self.divisor.divide(cols);
+        let channels = _mm512_add_epi32(self.base, _mm512_mullo_epi32(number, self.channel));
+        let (low, high) = self.taps;
+        Some(_mm512_add_epi32(channels, _mm512_permutex2var_epi32(low, tap, high)))
+    }
+}
+
+/// [`Kernels::place`], for up to 32 taps; large columns go the plain way.
 #[target_feature(enable = "avx512f")]
-pub(super) fn place<const JOIN: bool>(
-    cols: &mut [u32],
+pub(super) fn place(cols: &mut [u32], taps: &[u32], channel: u32, base: u32) -> u32 {
+    let placing = Placing::new(taps, channel, base);
+    let (mut reaches, mut plain) = (_mm512_setzero_si512(), 0);
+    let (chunks, rest) = cols.as_chunks_mut::<16>();
+    for chunk in chunks {
+        // SAFETY: the reference covers 64 bytes; loadu needs no alignment.
+        let cols = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
+        let Some(places) = placing.place(cols) else {
+            plain = plain.max(Scalar.place(chunk, taps, channel, base));
+            continue;
+        };
+        reaches = _mm512_max_epu32(reaches, places);
+        // SAFETY: the reference covers 64 writable bytes; storeu needs no alignment.
+        unsafe { _mm512_storeu_si512(chunk.as_mut_ptr().cast(), places) };
+    }
+    plain = plain.max(Scalar.place(rest, taps, channel, base));
+    _mm512_reduce_max_epu32(reaches).max(plain)
+}
+
+/// [`Kernels::join`], for up to 32 taps; large columns go the plain way.
+#[target_feature(enable = "avx512f")]
+pub(super) fn join(
+    positions: &[u32],
+    start: u32,
     symbols: &[u16],
-    taps: &[u32],
-    channel: u32,
-    base: u32,
+    spacing: &Spacing<'_>,
+    out: &mut [u32],
 ) -> (u32, u16) {
-    assert!(!JOIN || cols.len() == symbols.len(), "join: columns and symbols");
-    let (low, high) = two_registers(taps);
-    let divisor = Divisor::new(taps.len() as u32);
-    let (channels, bases) = (_mm512_set1_epi32(channel as i32), _mm512_set1_epi32(base as i32));
+    let base = _mm512_set1_epi32(spacing.base() as i32);
+    let placing = match spacing.step() {
+        Some(step) => Err(_mm512_set1_epi32(step as i32)),
+        None => Ok(Placing::new(spacing.taps(), spacing.channel(), spacing.base())),
+    };
+    let starts = _mm512_set1_epi32(start as i32);
     let (mut reaches, mut largest) = (_mm512_setzero_si512(), _mm512_setzero_si512());
     let mut plain = (0, 0);
-    let mut plainly = |cols: &mut [u32], symbols: &[u16]| {
-        let (reach, symbol) = match JOIN {
-            true => Scalar.join(cols, symbols, taps, channel, base),
-            false => (Scalar.place(cols, taps, channel, base), 0),
+    spacing::for_chunks::<16>(positions, symbols, out, |positions, symbols, out| {
+        // SAFETY: the references cover 64 and 32 bytes; loadu needs no alignment.
+        let (cols, symbol) = unsafe {
+            let symbol = _mm512_cvtepu16_epi32(_mm256_loadu_si256(symbols.as_ptr().cast()));
+            (_mm512_sub_epi32(_mm512_loadu_si512(positions.as_ptr().cast()), starts), symbol)
         };
-        plain = (reach.max(plain.0), symbol.max(plain.1));
-    };
-    let (chunks, rest) = cols.as_chunks_mut::<16>();
-    let (symbol_chunks, symbol_rest) = symbols.as_chunks::<16>();
-    for (i, chunk) in chunks.iter_mut().enumerate() {
-        // SAFETY: the reference covers 64 bytes; loadu needs no alignment.
-        let col = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
-        if _mm512_cmpge_epu32_mask(col, _mm512_set1_epi32(LARGE as i32)) != 0 {
-            plainly(chunk, if JOIN { &symbol_chunks[i] } else { &[] });
-            continue;
-        }
-        let (number, tap) = divisor.divide(col);
-        let mut place = _mm512_add_epi32(
-            _mm512_add_epi32(bases, _mm512_mullo_epi32(number, channels)),
-            _mm512_permutex2var_epi32(low, tap, high),
-        );
-        reaches = _mm512_max_epu32(reaches, place);
-        if JOIN {
-            // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
-            let symbol = unsafe {
-                _mm512_cvtepu16_epi32(_mm256_loadu_si256(symbol_chunks[i].as_ptr().cast()))
-            };
-            largest = _mm512_max_epu32(largest, symbol);
-            place = _mm512_or_si512(_mm512_slli_epi32::<2>(place), _mm512_slli_epi32::<24>(symbol));
-        }
+        let places = match placing {
+            Err(step) => Some(_mm512_add_epi32(base, _mm512_mullo_epi32(cols, step))),
+            Ok(placing) => placing.place(cols),
+        };
+        let Some(places) = places else {
+            let (reach, symbol) = Scalar.join(positions, start, symbols, spacing, out);
+            plain = (reach.max(plain.0), symbol.max(plain.1));
+            return;
+        };
+        reaches = _mm512_max_epu32(reaches, places);
+        largest = _mm512_max_epu32(largest, symbol);
+        let entries = (_mm512_slli_epi32::<2>(places), _mm512_slli_epi32::<24>(symbol));
+        let entries = _mm512_or_si512(entries.0, entries.1);
         // SAFETY: the reference covers 64 writable bytes; storeu needs no alignment.
-        unsafe { _mm512_storeu_si512(chunk.as_mut_ptr().cast(), place) };
-    }
-    plainly(rest, symbol_rest);
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), entries) };
+    });
     let (reach, symbol) = (_mm512_reduce_max_epu32(reaches), _mm512_reduce_max_epu32(largest));
     (reach.max(plain.0), plain.1.max(symbol as u16))
 }
