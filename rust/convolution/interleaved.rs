@@ -3,7 +3,7 @@
 //! ```text
 //!   interleaved numbers   [images / 8, channels, height, width, 8]
 //!   tile                  2 or 4 lines of 32 outputs: 4 places of 8 images, or 2 of 16
-//!   for each row of tiles, a band:
+//!   for each row of tiles, and there for each tile, or for all of them where maps are large:
 //!     its input           each channel's rows of cells, zeros where there is padding and where tiles
 //!                         end outside: what a second-level cache holds
 //!     y[line][p] += w[ky][kx] · input[place(c, ky, kx) + line · pitch + p]         strip by strip
@@ -63,15 +63,16 @@ pub(super) struct Interleaved {
     lines: usize,
     /// Rows and columns of tiles.
     tiles: [usize; 2],
-    /// Rows and columns of a band's cells.
+    /// Tiles of a row that are laid out together, and the rows and columns of their cells.
+    together: usize,
     padded: [usize; 2],
     /// The place of each tap in its channel, row of taps by row.
     pub(super) taps: Vec<u32>,
 }
 
-/// What a band is computed from.
+/// What a tile is computed from.
 #[derive(Clone, Copy)]
-struct Band<'a> {
+struct Tile<'a> {
     kernels: &'a dyn Kernels,
     places: &'a Places,
     epilogue: &'a Epilogue<'a>,
@@ -80,6 +81,9 @@ struct Band<'a> {
     input: &'a [f32],
 }
 
+/// Places of a map up to which each tile is laid out by itself, so that the strips of it fill the
+/// first-level cache evenly; rows of larger ones are read whole, since parts of them are far apart.
+const SMALL_MAP: usize = 16 * 16;
 /// So much of what is computed must be outputs.
 const MIN_USED: f64 = 0.7;
 /// What tiles of half the registers are worth.
@@ -124,7 +128,9 @@ impl Interleaved {
         let cols = GRID_LINE / group;
         let tiles = [output[0].div_ceil(lines), output[1].div_ceil(cols)];
         let span = |dim: usize| (geometry.kernel[dim] - 1) * geometry.dilation[dim];
-        let padded = [lines + span(0), tiles[1] * cols + span(1)];
+        let is_small = input[2].saturating_mul(input[3]) <= SMALL_MAP;
+        let together = if is_small { 1 } else { tiles[1] };
+        let padded = [lines + span(0), together * cols + span(1)];
         let numbers = padded[0].checked_mul(padded[1])?.checked_mul(group)?;
         numbers.checked_mul(input[1]).filter(|&numbers| u32::try_from(numbers).is_ok())?;
         let place = |ky: usize, kx: usize| {
@@ -136,22 +142,22 @@ impl Interleaved {
             .map(|(ky, kx)| place(ky, kx))
             .collect();
         let before = geometry.padding.map(|[before, _]| before);
-        Some(Self { sides, input, output, before, group, lines, tiles, padded, taps })
+        Some(Self { sides, input, output, before, group, lines, tiles, together, padded, taps })
     }
 
-    /// Numbers of a channel of a band's input.
+    /// Numbers of a channel of what is laid out.
     pub(super) fn channel(&self) -> usize {
         self.padded[0] * self.pitch()
     }
 
-    /// Numbers of a band's input.
+    /// Numbers of what is laid out.
     pub(super) fn len(&self) -> usize {
         self.input[1] * self.channel()
     }
 
     /// Numbers that a tile reads of one channel.
     pub(super) fn footprint(&self) -> usize {
-        self.padded[0] * (self.pitch() - (self.tiles[1] - 1) * GRID_LINE)
+        self.padded[0] * (self.pitch() - (self.together - 1) * GRID_LINE)
     }
 
     /// Numbers from one row of cells to the next.
@@ -169,19 +175,23 @@ impl Interleaved {
         self.is_whole() && self.output.iter().all(|len| len.is_multiple_of(2))
     }
 
-    /// Lays out what a band reads of a group of images, which follow one another in `x`.
-    fn fill(&self, kernels: &dyn Kernels, x: &[f32], band: usize, out: &mut [f32]) {
+    /// Lays out what some tiles, from `tile` on, read of a group of images, which follow one another
+    /// in `x`.
+    fn fill(&self, kernels: &dyn Kernels, x: &[f32], tile: [usize; 2], out: &mut [f32]) {
         let [_, count, height, width] = self.input;
         let area = height * width;
         let [nrows, ncols] = self.padded;
         let (pitch, group) = (self.pitch(), self.group);
-        // The rows and columns of cells that are inside, and the first row of the input.
-        let (start, [top, left]) = (band * self.lines, self.before);
-        let first = top.saturating_sub(start).min(nrows);
-        let end = (height + top).saturating_sub(start).clamp(first, nrows);
-        let from = (start + first).saturating_sub(top);
-        let left = left.min(ncols);
-        let cols = width.min(ncols - left);
+        // The rows and columns of cells that are inside, and the first ones of the input.
+        let inside = |start: usize, before: usize, input: usize, cells: usize| {
+            let first = before.saturating_sub(start).min(cells);
+            let end = (input + before).saturating_sub(start).clamp(first, cells);
+            (first, end, (start + first).saturating_sub(before))
+        };
+        let (first, end, from) = inside(tile[0] * self.lines, self.before[0], height, nrows);
+        let start = tile[1] * (GRID_LINE / group);
+        let (left, right, from_col) = inside(start, self.before[1], width, ncols);
+        let cols = right - left;
         let cells = Cells { width: cols.max(1), pitch, cell: group };
         for (channel, out) in out.chunks_exact_mut(self.channel()).enumerate() {
             out[..first * pitch].fill(0.0);
@@ -196,14 +206,15 @@ impl Interleaved {
                 if self.sides.input {
                     let map = &x[(number * count + channel * IMAGES) * area..][..IMAGES * area];
                     for row in 0..rows {
-                        let x = &map[(from + row) * width * IMAGES..][..cols * IMAGES];
+                        let at = (from + row) * width + from_col;
+                        let x = &map[at * IMAGES..][..cols * IMAGES];
                         let to = &mut inside[row * pitch + left * group..][..cols * group];
                         copy_cells(x, IMAGES, &mut to[number..], group);
                     }
                     continue;
                 }
-                let map =
-                    |image: usize| &x[((number + image) * count + channel) * area + from * width..];
+                let at = from * width + from_col;
+                let map = |image: usize| &x[((number + image) * count + channel) * area + at..];
                 // Rows of the input follow one another, unless some of their columns are left out.
                 let runs = if cols == width { rows.min(1) } else { rows };
                 let len = rows / runs.max(1) * cols;
@@ -238,61 +249,69 @@ impl Interleaved {
         let is_direct = self.sides.output && !self.sides.halves && self.is_whole();
         for band in 0..self.tiles[0] {
             interruption::check()?;
-            self.fill(kernels, x, band, input);
-            let product = Band { kernels, places, epilogue, segments, input: &*input };
-            if is_direct && (band + 1) * self.lines <= height {
-                let [map] = maps.some(0, band * self.lines * line..nrows * height * line);
-                self.multiply_band(&product, sums, map, height * line);
-                continue;
+            let is_direct = is_direct && (band + 1) * self.lines <= height;
+            let (to, stride) = match is_direct {
+                true => {
+                    let [map] = maps.some(0, band * self.lines * line..nrows * height * line);
+                    (map, height * line)
+                }
+                false => (&mut *outputs, self.lines * line),
+            };
+            for first in (0..self.tiles[1]).step_by(self.together) {
+                self.fill(kernels, x, [band, first], input);
+                for tile in first..self.tiles[1].min(first + self.together) {
+                    let input = &input[(tile - first) * GRID_LINE..];
+                    let product = Tile { kernels, places, epilogue, segments, input };
+                    self.multiply_tile(&product, sums, &mut to[tile * GRID_LINE..], stride);
+                }
             }
-            self.multiply_band(&product, sums, outputs, self.lines * line);
-            self.store(kernels, band, outputs, maps);
+            if let Some(activation) = epilogue.activation {
+                let len = self.lines * line;
+                for row in to.chunks_mut(stride).filter(|row| row.len() >= len) {
+                    activation(&mut row[..len]);
+                }
+            }
+            if !is_direct {
+                self.store(kernels, band, outputs, maps);
+            }
         }
         Ok(())
     }
 
-    /// Computes the outputs of a band, a row of the matrix at each multiple of `stride`.
-    fn multiply_band(&self, band: &Band<'_>, sums: &mut [f32], outputs: &mut [f32], stride: usize) {
-        let Band { kernels, places, epilogue, segments, input } = *band;
+    /// Computes the outputs of a tile, a row of the matrix at each multiple of `stride`.
+    fn multiply_tile(&self, tile: &Tile<'_>, sums: &mut [f32], outputs: &mut [f32], stride: usize) {
+        let Tile { kernels, places, epilogue, segments, input } = *tile;
         let (lines, pitch, size) = (self.lines, self.pitch(), self.lines * GRID_LINE);
         let line = self.tiles[1] * GRID_LINE;
-        for tile in 0..self.tiles[1] {
-            for strip in 0..places.count {
-                let is_last = strip + 1 == places.count;
-                let mut done = 0;
-                for segment in segments {
-                    let rows = &segment.rows;
-                    let (first, len) = (segment.first + rows.start, rows.len());
-                    let mine = &mut sums[done * size..(done + len) * size];
+        for strip in 0..places.count {
+            let is_last = strip + 1 == places.count;
+            let mut done = 0;
+            for segment in segments {
+                let rows = &segment.rows;
+                let (first, len) = (segment.first + rows.start, rows.len());
+                let mine = &mut sums[done * size..(done + len) * size];
+                let product = TileProduct {
+                    strip: segment.taps.strip(strip, rows.start, rows.end),
+                    size,
+                    input,
+                    start: if strip == 0 { Start::Zero } else { Start::Output },
+                    finish: None,
+                    stride: size,
+                    grid: Grid { lines, pitch, output_pitch: GRID_LINE },
+                };
+                if is_last {
                     let product = TileProduct {
-                        strip: segment.taps.strip(strip, rows.start, rows.end),
-                        size,
-                        input: &input[tile * GRID_LINE..],
-                        start: if strip == 0 { Start::Zero } else { Start::Output },
-                        finish: None,
-                        stride: size,
-                        grid: Grid { lines, pitch, output_pitch: GRID_LINE },
+                        start: if strip == 0 { Start::Zero } else { Start::Sums(mine) },
+                        finish: Some(epilogue.finish.rows(first..first + len)),
+                        stride,
+                        grid: Grid { lines, pitch, output_pitch: line },
+                        ..product
                     };
-                    if is_last {
-                        let product = TileProduct {
-                            start: if strip == 0 { Start::Zero } else { Start::Sums(mine) },
-                            finish: Some(epilogue.finish.rows(first..first + len)),
-                            stride,
-                            grid: Grid { lines, pitch, output_pitch: line },
-                            ..product
-                        };
-                        let to = &mut outputs[done * stride + tile * GRID_LINE..];
-                        kernels.add_strip(&product, to);
-                    } else {
-                        kernels.add_strip(&product, mine);
-                    }
-                    done += len;
+                    kernels.add_strip(&product, &mut outputs[done * stride..]);
+                } else {
+                    kernels.add_strip(&product, mine);
                 }
-            }
-        }
-        if let Some(activation) = epilogue.activation {
-            for row in outputs.chunks_mut(stride).filter(|row| row.len() >= lines * line) {
-                activation(&mut row[..lines * line]);
+                done += len;
             }
         }
     }

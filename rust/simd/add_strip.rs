@@ -15,28 +15,33 @@ macro_rules! define_add_strip {
         /// A tile of sums.
         type Sums<const VECTORS: usize> = [$vector; VECTORS];
 
-        /// What the sums of row `row` start from.
+        /// What the sums of the first row start from, if not from 0, how far apart rows are there,
+        /// and how far lines.
+        #[inline(always)]
+        fn starts(product: &TileProduct<'_>, output: *mut f32) -> Option<(*const f32, [usize; 2])> {
+            let TileProduct { size, start, stride, grid, .. } = product;
+            match start {
+                Start::Zero => None,
+                Start::Output => Some((output.cast_const(), [*stride, grid.output_pitch])),
+                Start::Sums(sums) => Some((sums.as_ptr(), [*size, size / grid.lines])),
+            }
+        }
+
+        /// The sums at `from`, in lines `pitch` apart.
+        ///
+        /// # Safety
+        /// A tile is there.
         #[inline]
         #[target_feature(enable = $features)]
-        fn start_sums<const VECTORS: usize, const LINES: usize>(
-            start: Start<'_>,
-            row: usize,
-            (output, pitch): (&[f32], usize),
+        unsafe fn load_sums<const VECTORS: usize, const LINES: usize>(
+            from: *const f32,
+            pitch: usize,
         ) -> Sums<VECTORS> {
             let mut sums = [$zero(); VECTORS];
-            let (from, pitch) = match start {
-                Start::Zero => return sums,
-                Start::Output => (output, pitch),
-                Start::Sums(all) => {
-                    (&all[row * $lanes * VECTORS..][..$lanes * VECTORS], $lanes * VECTORS / LINES)
-                }
-            };
-            for line in 0..LINES {
-                let from = &from[line * pitch..][..$lanes * VECTORS / LINES];
-                for (vector, part) in from.as_chunks::<$lanes>().0.iter().enumerate() {
-                    // SAFETY: the reference covers as many bytes; no alignment is needed.
-                    sums[line * (VECTORS / LINES) + vector] = unsafe { $load(part.as_ptr()) };
-                }
+            for (vector, sum) in sums.iter_mut().enumerate() {
+                let (line, at) = (vector / (VECTORS / LINES), vector % (VECTORS / LINES));
+                // SAFETY: the caller says so; no alignment is needed.
+                *sum = unsafe { $load(from.add(line * pitch + $lanes * at)) };
             }
             sums
         }
@@ -84,19 +89,21 @@ macro_rules! define_add_strip {
             }
         }
 
-        /// Stores the sums of a row.
+        /// Stores the sums of a row, in lines `pitch` apart.
+        ///
+        /// # Safety
+        /// A tile may be written there.
         #[inline]
         #[target_feature(enable = $features)]
-        fn store_sums<const VECTORS: usize, const LINES: usize>(
+        unsafe fn store_sums<const VECTORS: usize, const LINES: usize>(
             sums: Sums<VECTORS>,
-            (output, pitch): (&mut [f32], usize),
+            to: *mut f32,
+            pitch: usize,
         ) {
-            for line in 0..LINES {
-                let to = &mut output[line * pitch..][..$lanes * VECTORS / LINES];
-                for (vector, part) in to.as_chunks_mut::<$lanes>().0.iter_mut().enumerate() {
-                    // SAFETY: the reference covers as many writable bytes.
-                    unsafe { $store(part.as_mut_ptr(), sums[line * (VECTORS / LINES) + vector]) };
-                }
+            for (vector, sum) in sums.into_iter().enumerate() {
+                let (line, at) = (vector / (VECTORS / LINES), vector % (VECTORS / LINES));
+                // SAFETY: the caller says so; no alignment is needed.
+                unsafe { $store(to.add(line * pitch + $lanes * at), sum) };
             }
         }
 
@@ -113,44 +120,51 @@ macro_rules! define_add_strip {
             rows: CutRows<'_, impl Weights>,
             output: &mut [f32],
         ) {
-            let TileProduct { strip, start, finish, stride, grid, .. } = *product;
+            let TileProduct { strip, finish, stride, grid, .. } = *product;
             let input = (product.input, grid.pitch);
-            let len = (LINES - 1) * grid.output_pitch + $lanes * VECTORS / LINES;
-            for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
+            let mut to = output.as_mut_ptr();
+            let starts = starts(product, to);
+            let (mut from, [from_stride, from_pitch]) = starts.unwrap_or((to, [0, 0]));
+            let is_unchanged = matches!(product.start, Start::Output) && finish.is_none();
+            for row in 0..strip.nrows() {
                 let range = rows.range(row, 0);
                 if LINES > 1 {
                     // Rows of a strip are apart, each too short for the CPU to see that it follows.
                     rows.prefetch(row + 4);
                 }
-                let output = &mut output[..len];
-                if range.is_empty() && finish.is_none() && matches!(start, Start::Output) {
-                    continue;
-                }
-                let mut acc = [[$zero(); VECTORS]; WEIGHTS];
-                acc[0] = start_sums::<VECTORS, LINES>(start, row, (output, grid.output_pitch));
-                let mut weight = range.start;
-                while weight + WEIGHTS <= range.end {
-                    for (i, acc) in acc.iter_mut().enumerate() {
-                        // SAFETY: it is in the row's range; the input was checked.
-                        unsafe { add_weight::<VECTORS, LINES>(&rows, weight + i, input, acc) };
+                if !(is_unchanged && range.is_empty()) {
+                    let mut acc = [[$zero(); VECTORS]; WEIGHTS];
+                    if starts.is_some() {
+                        // SAFETY: the output, or the sums, were checked for this row.
+                        acc[0] = unsafe { load_sums::<VECTORS, LINES>(from, from_pitch) };
                     }
-                    weight += WEIGHTS;
-                }
-                for (i, acc) in acc.iter_mut().take(WEIGHTS - 1).enumerate() {
-                    if weight + i < range.end {
-                        // SAFETY: as above.
-                        unsafe { add_weight::<VECTORS, LINES>(&rows, weight + i, input, acc) };
+                    let mut weight = range.start;
+                    while weight + WEIGHTS <= range.end {
+                        for (i, acc) in acc.iter_mut().enumerate() {
+                            // SAFETY: it is in the row's range; the input was checked.
+                            unsafe { add_weight::<VECTORS, LINES>(&rows, weight + i, input, acc) };
+                        }
+                        weight += WEIGHTS;
                     }
-                }
-                for i in 1..WEIGHTS {
-                    for vector in 0..VECTORS {
-                        acc[0][vector] = $add(acc[0][vector], acc[i][vector]);
+                    for (i, acc) in acc.iter_mut().take(WEIGHTS - 1).enumerate() {
+                        if weight + i < range.end {
+                            // SAFETY: as above.
+                            unsafe { add_weight::<VECTORS, LINES>(&rows, weight + i, input, acc) };
+                        }
                     }
+                    for i in 1..WEIGHTS {
+                        for vector in 0..VECTORS {
+                            acc[0][vector] = $add(acc[0][vector], acc[i][vector]);
+                        }
+                    }
+                    if let Some(finish) = finish {
+                        finish_sums(&mut acc[0], finish, row);
+                    }
+                    // SAFETY: the output was checked for this row.
+                    unsafe { store_sums::<VECTORS, LINES>(acc[0], to, grid.output_pitch) };
                 }
-                if let Some(finish) = finish {
-                    finish_sums(&mut acc[0], finish, row);
-                }
-                store_sums::<VECTORS, LINES>(acc[0], (output, grid.output_pitch));
+                // Past the last row these point anywhere, and nothing reads them.
+                (from, to) = (from.wrapping_add(from_stride), to.wrapping_add(stride));
             }
         }
     };
@@ -173,11 +187,17 @@ macro_rules! define_add_shifted {
             rows: CutRows<'_, impl Weights>,
             output: &mut [f32],
         ) {
-            let TileProduct { strip, start, finish, stride, .. } = *product;
+            let TileProduct { strip, finish, stride, .. } = *product;
             let input = (product.input, 0);
-            for (row, output) in output.chunks_mut(stride).take(strip.nrows()).enumerate() {
-                let output = &mut output[..$lanes * VECTORS];
-                let mut sums = start_sums::<VECTORS, 1>(start, row, (output, 0));
+            let mut to = output.as_mut_ptr();
+            let starts = starts(product, to);
+            let (mut from, [from_stride, _]) = starts.unwrap_or((to, [0, 0]));
+            for row in 0..strip.nrows() {
+                let mut sums = [$zero(); VECTORS];
+                if starts.is_some() {
+                    // SAFETY: the output, or the sums, were checked for this row.
+                    sums = unsafe { load_sums::<VECTORS, 1>(from, 0) };
+                }
                 for (part, shift) in strip.shifts().iter().enumerate() {
                     let range = rows.range(row, part);
                     if shift.by() == 0 {
@@ -212,7 +232,10 @@ macro_rules! define_add_shifted {
                 if let Some(finish) = finish {
                     finish_sums(&mut sums, finish, row);
                 }
-                store_sums::<VECTORS, 1>(sums, (output, 0));
+                // SAFETY: the output was checked for this row.
+                unsafe { store_sums::<VECTORS, 1>(sums, to, 0) };
+                // Past the last row these point anywhere, and nothing reads them.
+                (from, to) = (from.wrapping_add(from_stride), to.wrapping_add(stride));
             }
         }
     };

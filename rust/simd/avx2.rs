@@ -20,7 +20,9 @@ use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
 use super::winograd::{self, POINTS};
-use super::{Cells, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct, Windows};
+use super::{
+    Cells, Cutting, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct, Windows,
+};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX2 and FMA.
@@ -222,6 +224,11 @@ impl Kernels for Avx2 {
     fn greatest_of_four_cells(&self, width: usize, x: &[f32], out: &mut [f32]) {
         // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
         unsafe { pooling::greatest_of_four_cells(width, x, out) }
+    }
+
+    fn cut(&self, cutting: &Cutting<'_>, cuts: &mut Vec<u32>) {
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { tiles::cut(cutting, cuts) }
     }
 
     fn fill_windows(&self, windows: &Windows, x: &[f32], step: usize, out: &mut [f32]) {

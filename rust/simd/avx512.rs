@@ -17,7 +17,9 @@ use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
 use super::winograd::POINTS;
-use super::{Cells, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct, Windows};
+use super::{
+    Cells, Cutting, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct, Windows,
+};
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
 pub struct Avx512 {
@@ -235,6 +237,10 @@ impl Kernels for Avx512 {
 
     fn greatest_of_four_cells(&self, width: usize, x: &[f32], out: &mut [f32]) {
         self.avx2.greatest_of_four_cells(width, x, out);
+    }
+
+    fn cut(&self, cutting: &Cutting<'_>, cuts: &mut Vec<u32>) {
+        self.avx2.cut(cutting, cuts);
     }
 
     fn fill_windows(&self, windows: &Windows, x: &[f32], step: usize, out: &mut [f32]) {

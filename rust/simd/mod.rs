@@ -13,6 +13,7 @@ pub mod alike;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod cuts;
 pub mod dense;
 pub mod dense_rows;
 mod interleaving;
@@ -38,6 +39,7 @@ pub const LANES: usize = 16;
 /// One panel row: a column's inputs for [`LANES`] members of the batch.
 pub type Lanes = [f32; LANES];
 
+pub use cuts::Cutting;
 pub use interleaving::{Cells, IMAGES};
 pub use scalar::maximum;
 pub use shifts::{MAX_MOVE, MAX_SHIFTS, Shift};
@@ -179,6 +181,15 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
         spacing: &Spacing<'_>,
         out: &mut [u32],
     ) -> (u32, u16);
+
+    /// Fills `cuts` with where strips of rows start, all rows' first strip first, and their ends.
+    ///
+    /// # Panics
+    /// When rows are not in the weights.
+    fn cut(&self, cutting: &Cutting<'_>, cuts: &mut Vec<u32>) {
+        let mask = cutting.mask;
+        cuts::cut(cutting, cuts, |weights, limit| cuts::count_under(weights, mask, limit));
+    }
 
     /// Sorts the weights of a row by their tap column, `col % width`, in the order of `shifts`, which
     /// are those of all tap columns; weights of one stay in the order they had. Columns rise. Returns
@@ -397,16 +408,16 @@ pub fn active() -> Result<&'static dyn Kernels> {
     Ok(*ACTIVE.get_or_init(|| set))
 }
 
-/// Has the CPU fetch the start of `values`, which are read soon.
+/// Has the CPU fetch what is in `values` from place `at` on, which is read soon, if it is there.
 #[inline(always)]
-pub fn prefetch<T>(values: &[T]) {
+pub fn prefetch<T>(values: &[T], at: usize) {
     #[cfg(target_arch = "x86_64")]
     #[allow(unsafe_code)]
     // SAFETY: fetching reads nothing, wherever the pointer leads; every x86-64 CPU has SSE.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast());
+        _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(at).cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
+    let _ = (values, at);
 }

@@ -19,7 +19,7 @@ mod filling;
 
 use super::dense_rows::{self, Dense, DenseRows};
 use super::shifts::{self, SORT_ROOM, Shift};
-use super::{Kernels, Spacing};
+use super::{Cutting, Kernels, Spacing};
 pub use filling::Filling;
 use std::ops::Range;
 use std::sync::Arc;
@@ -105,8 +105,8 @@ pub struct Taps {
     strip: usize,
     /// No offset is above it.
     reach: u32,
-    /// Where rows end, while they are handed over run by run.
-    ends: Vec<usize>,
+    /// Where rows start, while they are handed over run by run.
+    starts: Vec<usize>,
 }
 
 /// Room for weights that are sorted by strip, row and tap column.
@@ -235,8 +235,9 @@ impl Taps {
         // None until all of them are checked: what panics before leaves nothing to read.
         self.nrows = 0;
         self.shifts = Some(&places.shifts).filter(|shifts| !shifts.is_empty()).cloned();
-        let range = |row: usize| indptr[row]..indptr[row + 1];
-        cut(&mut self.cuts, nrows, range, (cols, u32::MAX), (places.count, places.strip));
+        let (count, step) = (places.count, places.strip);
+        let cutting = Cutting { weights: cols, mask: u32::MAX, indptr, count, step };
+        kernels.cut(&cutting, &mut self.cuts);
         let mut symbols = symbols;
         self.is_sorted = self.shifts.is_some() || places.is_sorted;
         if self.is_sorted {
@@ -339,7 +340,7 @@ impl Taps {
     /// Gives back the memory that only filling needs.
     pub fn shrink(&mut self) {
         self.sorting = Sorting::default();
-        self.ends = Vec::new();
+        self.starts = Vec::new();
         self.joined.entries.truncate(self.cuts.last().map_or(0, |&end| end as usize));
         self.joined.entries.shrink_to_fit();
     }
@@ -393,54 +394,6 @@ impl Taps {
         };
         Strip { rows, nrows: end - start, taps: self }
     }
-}
-
-/// Cuts the weights of rows, at `range` of `weights` each, into `count` strips: those whose bits of
-/// `mask` are under `step`, under twice that, and so on.
-fn cut(
-    cuts: &mut Vec<u32>,
-    nrows: usize,
-    range: impl Fn(usize) -> Range<usize>,
-    (weights, mask): (&[u32], u32),
-    (count, step): (usize, usize),
-) {
-    cuts.clear();
-    cuts.resize(nrows * (count + 1), 0);
-    for row in 0..nrows {
-        let Range { start: mut at, end } = range(row);
-        cuts[row] = at as u32;
-        for strip in 1..count {
-            let limit = u32::try_from(strip * step).unwrap_or(u32::MAX);
-            at += find(&weights[at..end], mask, limit, count + 1 - strip);
-            cuts[strip * nrows + row] = at as u32;
-        }
-        cuts[count * nrows + row] = end as u32;
-    }
-}
-
-/// The first of `weights`, whose bits of `mask` rise, that is not under `limit`: likely near the end of
-/// the first of `parts` equal parts.
-fn find(weights: &[u32], mask: u32, limit: u32, parts: usize) -> usize {
-    const NEAR: usize = 8;
-    let is_under = |weight: u32| weight & mask < limit;
-    let mut at = weights.len() / parts;
-    if let Some(near) = at.checked_sub(NEAR)
-        && let Some(weights) = weights[near..].first_chunk::<{ 2 * NEAR }>()
-    {
-        // Counted without a branch, by registers.
-        let under = weights.iter().map(|&weight| u32::from(is_under(weight))).sum::<u32>() as usize;
-        at = near + under;
-        if (1..2 * NEAR).contains(&under) {
-            return at;
-        }
-    }
-    while at < weights.len() && is_under(weights[at]) {
-        at += 1;
-    }
-    while at > 0 && !is_under(weights[at - 1]) {
-        at -= 1;
-    }
-    at
 }
 
 /// One strip of some rows.
@@ -545,8 +498,8 @@ pub(super) trait Weights {
 impl Weights for Wide {
     #[inline(always)]
     fn prefetch(&self, weight: usize) {
-        super::prefetch(self.offsets.get(weight..).unwrap_or(&[]));
-        super::prefetch(self.values.get(weight..).unwrap_or(&[]));
+        super::prefetch(&self.offsets, weight);
+        super::prefetch(&self.values, weight);
     }
 
     #[inline(always)]
@@ -561,9 +514,8 @@ impl Weights for Wide {
 impl Weights for Joined {
     #[inline(always)]
     fn prefetch(&self, weight: usize) {
-        let entries = self.entries.get(weight..).unwrap_or(&[]);
-        super::prefetch(entries);
-        super::prefetch(entries.get(16..).unwrap_or(&[]));
+        super::prefetch(&self.entries, weight);
+        super::prefetch(&self.entries, weight + 16);
     }
 
     #[inline(always)]

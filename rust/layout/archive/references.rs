@@ -206,7 +206,7 @@ impl References {
         self.kernels.exchange_least(&mut self.keys, &mut self.others);
         // They are far apart in memory, and soon read.
         for &key in &self.keys[..self.nactive] {
-            simd::prefetch(&self.entries[place(key) * self.ncols + (piece + 1) * PIECE..]);
+            simd::prefetch(&self.entries, place(key) * self.ncols + (piece + 1) * PIECE);
         }
         let worst = penalty(self.keys[self.nactive - 1]);
         self.kernels.retain_up_to(key(worst + MARGIN, u16::MAX), &mut self.others);

@@ -1,6 +1,7 @@
 //! Tiles of outputs in registers of eight.
 
 use super::super::add_strip::{define_add_shifted, define_add_strip};
+use super::super::cuts::{self, Cutting};
 use super::super::scalar::Scalar;
 use super::super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::super::spacing::{self, Spacing};
@@ -197,6 +198,26 @@ pub(super) fn join(
         unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), entries) };
     });
     (greatest(reaches).max(plain.0), plain.1.max(greatest(largest) as u16))
+}
+
+/// [`Kernels::cut`].
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn cut(cutting: &Cutting<'_>, to: &mut Vec<u32>) {
+    let mask = _mm256_set1_epi32(cutting.mask as i32);
+    cuts::cut(cutting, to, |weights, limit| {
+        let limit = _mm256_set1_epi32(limit as i32);
+        let (eights, _) = weights.as_chunks::<8>();
+        let mut under = 0;
+        for eight in eights {
+            // SAFETY: the reference covers 32 bytes; loadu needs no alignment.
+            let weights = unsafe { _mm256_loadu_si256(eight.as_ptr().cast()) };
+            let numbers = _mm256_and_si256(weights, mask);
+            // Those that are not under the limit are their maximum with it.
+            let is_above = _mm256_cmpeq_epi32(_mm256_max_epu32(numbers, limit), numbers);
+            under += _mm256_movemask_ps(_mm256_castsi256_ps(is_above)).count_zeros() - 24;
+        }
+        under as usize
+    });
 }
 
 /// [`Kernels::sort_by_tap`], for columns under [`LARGE`]; a part after the other.

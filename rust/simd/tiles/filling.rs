@@ -1,7 +1,7 @@
 //! Taps filled run by run, as rows are decoded: no columns and symbols in between.
 
-use super::{Form, JOINED_PLACES, OFFSET, Places, Taps, cut};
-use crate::simd::{Kernels, Spacing};
+use super::{Form, JOINED_PLACES, OFFSET, Places, Taps};
+use crate::simd::{Cutting, Kernels, Spacing};
 
 /// Rows that are handed over to [`Taps`], which have none until [`Filling::finish`].
 pub struct Filling<'a> {
@@ -36,7 +36,7 @@ impl<'a> Filling<'a> {
         taps.nrows = 0;
         taps.shifts = None;
         (taps.is_sorted, taps.form, taps.reach) = (false, Form::Joined, 0);
-        taps.ends.clear();
+        taps.starts.clear();
         let spacing = Spacing::new(&places.taps, places.channel);
         Some(Self { taps, kernels, places, spacing, first, largest: 0, len: 0 })
     }
@@ -47,10 +47,12 @@ impl<'a> Filling<'a> {
     /// # Panics
     /// When the row is before the last one, or there are not as many ranks as positions.
     pub fn push(&mut self, row: usize, start: u32, positions: &[u32], ranks: &[u16]) {
-        let last = self.first + self.taps.ends.len();
-        assert!(last <= row, "taps: row {row} after row {last}");
+        let started = self.first + self.taps.starts.len();
+        assert!(row >= self.first && row + 1 >= started, "taps: row {row} is over");
         let row = row - self.first;
-        self.taps.ends.resize(row, self.len);
+        if self.taps.starts.len() <= row {
+            self.taps.starts.resize(row + 1, self.len);
+        }
         let entries = &mut self.taps.joined.entries;
         let end = self.len + positions.len();
         if entries.len() < end {
@@ -71,19 +73,17 @@ impl<'a> Filling<'a> {
     /// When there are more rows, a rank has no value, or there are 2³² weights or more places than
     /// were said.
     pub fn finish(self, nrows: usize, values: &[f32]) {
-        let Self { taps, places, first, largest, len, .. } = self;
+        let Self { taps, kernels, places, first, largest, len, .. } = self;
         assert!(u32::try_from(len).is_ok(), "taps: {len} weights");
-        assert!(len == 0 || taps.ends.len() < nrows, "taps: more rows than {nrows}");
-        taps.ends.resize(nrows, len);
+        assert!(taps.starts.len() <= nrows, "taps: more rows than {nrows}");
+        taps.starts.resize(nrows + 1, len);
         let is_one_group = places.count == 1 || first + nrows <= places.group_rows;
         assert!(is_one_group, "taps: strips of several groups of rows");
         taps.check_joined(len, largest, values);
-        let ends = &taps.ends;
-        let range = |row: usize| row.checked_sub(1).map_or(0, |last| ends[last])..ends[row];
         // As entries have it: four times the place of the strip's first channel.
         let step = places.strip / places.taps.len() * places.channel as usize * 4;
-        let entries = (&taps.joined.entries[..len], OFFSET);
-        cut(&mut taps.cuts, nrows, range, entries, (places.count, step));
+        let (weights, indptr, count) = (&taps.joined.entries[..len], &taps.starts, places.count);
+        kernels.cut(&Cutting { weights, mask: OFFSET, indptr, count, step }, &mut taps.cuts);
         taps.nrows = nrows;
     }
 }
