@@ -16,8 +16,9 @@
 //!
 //! Every state takes one bit or more, so its base and number of bits fit into one byte: c is base +
 //! 2^(nbits − 1), and the base has no bit under 2^nbits. Eight lanes take at most 56 bits, so one
-//! unaligned load serves them all, and `pdep` deals the bits out by the eight masks at once. The
-//! two look-ups of 128 bytes stay in registers.
+//! unaligned word serves them all: `pdep` deals its bits out by the eight masks at once, or, on
+//! AVX-512, a shift of each byte's own, for all words together. The look-ups of 128 bytes stay in
+//! registers.
 //!
 //! An element of the last gap class, the escape, moves the position on and keeps nothing. Without
 //! gaps every entry is an element, and those of one rank, the pruned ones, are not kept.

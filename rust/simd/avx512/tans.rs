@@ -5,6 +5,11 @@
 //! under 2¹⁶, else each group is summed in 32 bits. Where a gap fits into a byte, its class is
 //! looked up shifted and with the 1 of a kept element, and what is left is to add the plain bits.
 //!
+//! Bits are dealt to all lanes at once. The table says how many each takes; where they are is a sum
+//! of bytes over the lanes before, in the word and in the words before it. One permutation moves
+//! every word's bits to the word, one shift each lane's to the lane. Dealt word by word, by `pdep` on
+//! scalar registers, they took a third more time (VGG19's layers, one Zen 4 core).
+//!
 //! The escape is marked by the top bit of a step: mask and state do not see it.
 
 use crate::simd::tans::{ESCAPE, ElementCode, ElementCursor, Elements, STATES, TANS_LANES, Table};
