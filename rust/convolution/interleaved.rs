@@ -3,7 +3,7 @@
 //! ```text
 //!   interleaved numbers   [images / 8, channels, height, width, 8]
 //!   tile                  2 or 4 lines of 32 outputs: 4 places of 8 images, or 2 of 16
-//!   for each row of tiles, and there for each tile, or for all of them where maps are large:
+//!   for each row of tiles, a band, and there for each tile, or for all where maps are large:
 //!     its input           each channel's rows of cells, zeros where there is padding and where tiles
 //!                         end outside: what a second-level cache holds
 //!     y[line][p] += w[ky][kx] · input[place(c, ky, kx) + line · pitch + p]         strip by strip
@@ -15,10 +15,10 @@
 //! Turning numbers of images in and out of cells takes as much time as is won, so this pays where
 //! numbers stay interleaved between layers.
 //!
-//! Rows of input that two bands read are laid out twice, and by each of the threads that share the rows
-//! of a group.
+//! What two tiles, or rows of tiles, read is laid out twice, and by each of the threads that share the
+//! rows of a group.
 //!
-//! Price: a band's input and outputs of one group of images a thread.
+//! Price: that input, and the outputs of a row of tiles, of one group of images a thread.
 
 use super::maps::Maps;
 use super::running::Segment;
@@ -63,8 +63,9 @@ pub(super) struct Interleaved {
     lines: usize,
     /// Rows and columns of tiles.
     tiles: [usize; 2],
-    /// Tiles of a row that are laid out together, and the rows and columns of their cells.
+    /// Tiles of a row that are laid out together.
     together: usize,
+    /// Rows and columns of their cells.
     padded: [usize; 2],
     /// The place of each tap in its channel, row of taps by row.
     pub(super) taps: Vec<u32>,

@@ -49,6 +49,8 @@ pub struct Table {
     classes: [u8; STATES],
     /// base + 2^(nbits − 1), with 1 ≤ nbits ≤ 7 and a base under 128 without bits under 2^nbits.
     steps: [u8; STATES],
+    /// nbits.
+    counts: [u8; STATES],
 }
 
 impl Table {
@@ -58,7 +60,7 @@ impl Table {
     /// When a step is 0 or over 127: a state would take no bits, or over 7.
     pub fn new(classes: [u8; STATES], steps: [u8; STATES]) -> Self {
         assert!(steps.iter().all(|step| (1..128).contains(step)), "tans: a step not in 1 to 127");
-        Self { classes, steps }
+        Self { classes, steps, counts: steps.map(|step| step.trailing_zeros() as u8 + 1) }
     }
 
     /// The class of each state.
@@ -69,6 +71,11 @@ impl Table {
     /// The step of each state.
     pub fn steps(&self) -> &[u8; STATES] {
         &self.steps
+    }
+
+    /// How many bits each state takes.
+    pub fn counts(&self) -> &[u8; STATES] {
+        &self.counts
     }
 }
 

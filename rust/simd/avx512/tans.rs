@@ -110,7 +110,7 @@ impl Registers {
             Some(table) => Self {
                 classes: halves(table.classes()),
                 steps: halves(table.steps()),
-                counts: halves(&table.steps().map(|step| step.trailing_zeros() as u8 + 1)),
+                counts: halves(table.counts()),
             },
             None => {
                 Self { classes: [_mm512_setzero_si512(); 2], steps: [one; 2], counts: [one; 2] }
