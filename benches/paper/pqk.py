@@ -92,7 +92,7 @@ _CIFAR10 = ((0.9, 4), (0.9, 2))
 TASKS = {  # by the type of device: an accelerator has time for all images
     "cpu": {
         "mnist": _MNIST,
-        "cifar10": Task(_CIFAR10, 2_000, 3, 64, 1e-3, 1_000, 2_000),
+        "cifar10": Task(_CIFAR10, 5_000, 8, 64, 1e-3, 5_000, 10_000),
     },
     "cuda": {
         "mnist": _MNIST,
