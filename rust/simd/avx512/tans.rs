@@ -17,47 +17,27 @@ use std::arch::x86_64::*;
 
 /// Bytes that a step may look at from a stream's next byte on: 64 lanes of 7 bits, and a window.
 const REACH: usize = 64;
-/// The bytes of a step in the order of elements.
-const SEQUENCE: [u8; 64] = {
-    let mut lanes = [0; 64];
-    let mut element = 0;
-    while element < 64 {
-        lanes[element] = (element % 16 * 4 + element / 16) as u8;
-        element += 1;
-    }
-    lanes
-};
+/// A register's bytes, each from its place.
+macro_rules! register {
+    (|$at:ident| $byte:expr) => {{
+        let mut bytes = [0; 64];
+        let mut $at = 0;
+        while $at < 64 {
+            bytes[$at] = $byte as u8;
+            $at += 1;
+        }
+        bytes
+    }};
+}
 
+/// The bytes of a step in the order of elements.
+const SEQUENCE: [u8; 64] = register!(|element| element % 16 * 4 + element / 16);
 /// The first byte of each word, for all words.
-const FIRST_BYTES: [u8; 64] = {
-    let mut bytes = [0; 64];
-    let mut at = 0;
-    while at < 64 {
-        bytes[at] = (at % 8 * 8) as u8;
-        at += 1;
-    }
-    bytes
-};
+const FIRST_BYTES: [u8; 64] = register!(|at| at % 8 * 8);
 /// All bits of the bytes of a word that stand for words before it.
-const EARLIER_WORDS: [u8; 64] = {
-    let mut bytes = [0; 64];
-    let mut at = 0;
-    while at < 64 {
-        bytes[at] = if at % 8 < at / 8 { u8::MAX } else { 0 };
-        at += 1;
-    }
-    bytes
-};
+const EARLIER_WORDS: [u8; 64] = register!(|at| if at % 8 < at / 8 { 255 } else { 0 });
 /// The number of each byte in its word.
-const WORD_BYTES: [u8; 64] = {
-    let mut bytes = [0; 64];
-    let mut at = 0;
-    while at < 64 {
-        bytes[at] = (at % 8) as u8;
-        at += 1;
-    }
-    bytes
-};
+const WORD_BYTES: [u8; 64] = register!(|at| at % 8);
 
 /// What the gaps of a code take.
 #[derive(Clone, Copy, PartialEq, Eq)]
