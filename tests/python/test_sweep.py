@@ -266,6 +266,29 @@ def test_a_killed_sweep_goes_on_where_it_was(model, serial, tmp_path, monkeypatc
     assert list(found.front()) == list(serial.front())
 
 
+def test_ctrl_c_is_put_off_whichever_thread_it_reaches():
+    """Where this thread blocks it another one takes it, and Python interrupts this one all the same."""
+    code = """
+        import os, signal, threading, time
+        from tersenet.sweeping.running import _uninterrupted
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        is_over = False
+        try:
+            with _uninterrupted():
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(100):
+                    time.sleep(0.001)
+                is_over = True
+            print("not interrupted")
+        except KeyboardInterrupt:
+            print("interrupted", is_over)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert done.stdout == "interrupted True\n", done.stderr
+
+
 def test_ctrl_c_ends_a_sweep_in_one_line_and_it_goes_on_later(tmp_path):
     """In a terminal it reaches workers too, also those that only begin."""
     shutil.copy(Path(digits.__file__), tmp_path)

@@ -261,12 +261,22 @@ def _harvest(flying: dict[Future[Trial], Task], done: Done) -> list[tuple[Task, 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Put off Ctrl-C, on this thread, until the end."""
+    """Put off Ctrl-C until the end, whichever thread of this process it reaches."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.getsignal(signal.SIGINT)
+    # Where another thread takes the signal, Python runs the handler on the main one all the same.
+    is_ours = threading.current_thread() is threading.main_thread() and callable(handler)
+    came: list[int] = []
+    if is_ours:
+        signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     try:
         yield
     finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _kill(process: ProcessPoolExecutor) -> None:
