@@ -138,9 +138,9 @@ pub struct Plan {
 const STRIP_NUMBERS: usize = 8192;
 /// Kept weights of a row that a strip should hold, so that starting one pays.
 const STRIP_WEIGHTS: usize = 32;
-/// So many times as many where tiles have up to so many outputs: a weight then does less, and starting
-/// a strip takes as long.
-const SMALL_TILE_STRIPS: [(usize, usize); 2] = [(16, 8), (32, 4)];
+/// So many times as many where tiles have up to so many outputs, and weights are sorted by strip or not:
+/// a weight then does less, and starting a strip takes as long.
+const SMALL_TILE_STRIPS: [(usize, [usize; 2]); 3] = [(8, [4, 8]), (16, [2, 8]), (32, [4, 4])];
 /// Kept weights of a row from which on its sums are moved instead of the input.
 const SHIFT_WEIGHTS: usize = 40;
 /// Outputs of a row from which on that pays for sorting the weights, where that is done each time.
@@ -230,7 +230,8 @@ impl Plan {
         let tile = tile_size(unfolding.positions(), kernels.tile(), is_dense);
         let narrowest = STRIP_NUMBERS / unfolding.footprint(tile).max(1);
         let times = SMALL_TILE_STRIPS.iter().find(|&&(most, _)| tile <= most);
-        let weights = STRIP_WEIGHTS * times.map_or(1, |&(_, times)| times);
+        let are_sorted = decoding == Decoding::Once;
+        let weights = STRIP_WEIGHTS * times.map_or(1, |(_, times)| times[usize::from(!are_sorted)]);
         let wanted = (weights * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
         let width = (narrowest.max(1) * taps.unwrap_or(1)).max(wanted);
         let of_row = [channels / groups, taps.unwrap_or(1)];
@@ -244,7 +245,7 @@ impl Plan {
             group_step: channels / groups * unfolding.channel,
             end: unfolding.len(),
             shifts: unfolding.shifts().clone(),
-            is_sorted: decoding == Decoding::Once && count > 1,
+            is_sorted: are_sorted && count > 1,
         };
         let unit = matrix.block_rows();
         let block_rows =
@@ -267,7 +268,7 @@ impl Plan {
                     taps: interleaved.taps.clone(),
                     channel: interleaved.channel() as u32,
                     end: interleaved.len(),
-                    is_sorted: decoding == Decoding::Once,
+                    is_sorted: are_sorted,
                     ..places
                 }
             }

@@ -13,12 +13,15 @@ macro_rules! define_add_strip {
         max $max:ident, min $min:ident
     ) => {
         /// A tile of sums.
-        type Sums<const VECTORS: usize> = [$vector; VECTORS];
+        pub(super) type Sums<const VECTORS: usize> = [$vector; VECTORS];
 
         /// What the sums of the first row start from, if not from 0, how far apart rows are there,
         /// and how far lines.
         #[inline(always)]
-        fn starts(product: &TileProduct<'_>, output: *mut f32) -> Option<(*const f32, [usize; 2])> {
+        pub(super) fn starts(
+            product: &TileProduct<'_>,
+            output: *mut f32,
+        ) -> Option<(*const f32, [usize; 2])> {
             let TileProduct { size, start, stride, grid, .. } = product;
             match start {
                 Start::Zero => None,
@@ -33,7 +36,7 @@ macro_rules! define_add_strip {
         /// A tile is there.
         #[inline]
         #[target_feature(enable = $features)]
-        unsafe fn load_sums<const VECTORS: usize, const LINES: usize>(
+        pub(super) unsafe fn load_sums<const VECTORS: usize, const LINES: usize>(
             from: *const f32,
             pitch: usize,
         ) -> Sums<VECTORS> {
@@ -75,7 +78,7 @@ macro_rules! define_add_strip {
         /// Finishes the sums of row `row`.
         #[inline]
         #[target_feature(enable = $features)]
-        fn finish_sums<const VECTORS: usize>(
+        pub(super) fn finish_sums<const VECTORS: usize>(
             sums: &mut Sums<VECTORS>,
             finish: Finish<'_>,
             row: usize,
@@ -95,7 +98,7 @@ macro_rules! define_add_strip {
         /// A tile may be written there.
         #[inline]
         #[target_feature(enable = $features)]
-        unsafe fn store_sums<const VECTORS: usize, const LINES: usize>(
+        pub(super) unsafe fn store_sums<const VECTORS: usize, const LINES: usize>(
             sums: Sums<VECTORS>,
             to: *mut f32,
             pitch: usize,

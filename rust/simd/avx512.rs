@@ -4,9 +4,12 @@
 #![allow(unsafe_code)]
 
 mod dense_rows;
+mod few;
 mod grids;
 mod panels;
 mod pooling;
+mod quads;
+mod sixteens;
 mod symbols;
 mod tans;
 mod tiles;
@@ -15,7 +18,7 @@ use super::alike::{ACTIVE, Planes};
 use super::avx2::Avx2;
 use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
-use super::tiles::{CutRows, Rows, Weights};
+use super::tiles::{CutRows, Joined, Rows, Weights};
 use super::winograd::POINTS;
 use super::{
     Cells, Cutting, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct, Windows,
@@ -168,13 +171,13 @@ impl Kernels for Avx512 {
     }
 
     fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
-        if product.size < 16 {
+        if product.size == 8 {
             return self.avx2.add_strip(product, output);
         }
         product.check(output);
         match product.strip.rows() {
             Rows::Wide(rows) => add_strip(product, rows, output),
-            Rows::Joined(rows) => add_strip(product, rows, output),
+            Rows::Joined(rows) => add_joined(product, rows, output),
             // SAFETY: `self` exists only where `detect` found AVX-512; checked above.
             Rows::Dense(rows) => unsafe { dense_rows::add_rows(product, rows, output) },
         }
@@ -290,6 +293,23 @@ impl Kernels for Avx512 {
     }
 }
 
+/// Multiplies a strip of joined weights that was checked.
+fn add_joined(product: &TileProduct<'_>, rows: CutRows<'_, Joined>, output: &mut [f32]) {
+    let is_plain = product.strip.shifts().is_empty();
+    match rows.few_values().filter(|_| is_plain) {
+        // SAFETY: only called where `detect` found every set that is named there, and after the
+        // check that the kernels ask for.
+        Some(values) if product.size == 4 => unsafe {
+            quads::add_few(product, rows, values, output);
+        },
+        // SAFETY: as above.
+        Some(values) if product.size == 16 => unsafe {
+            sixteens::add_few(product, rows, values, output);
+        },
+        _ => add_strip(product, rows, output),
+    }
+}
+
 /// Multiplies a strip that was checked.
 fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output: &mut [f32]) {
     // SAFETY: only called where `detect` found AVX-512, and after the check that the kernels ask
@@ -304,6 +324,7 @@ fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output:
             64 if has_shifts => tiles::add_shifted::<4>(product, rows, output),
             128 if has_shifts => tiles::add_shifted::<8>(product, rows, output),
             256 if has_shifts => tiles::add_shifted::<16>(product, rows, output),
+            4 => quads::add_strip::<1, 8, 1>(product, rows, output),
             16 => tiles::add_strip::<1, 8, 1>(product, rows, output),
             32 => tiles::add_strip::<2, 4, 1>(product, rows, output),
             64 => tiles::add_strip::<4, 2, 1>(product, rows, output),

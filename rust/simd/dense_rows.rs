@@ -118,6 +118,7 @@ pub(super) fn add_rows(product: &TileProduct<'_>, rows: DenseRows<'_>, output: &
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::places;
     use super::super::{
         Finish, Grid, Kernels, Places, SMALLEST_DENSE_TILE, SymbolRows, Taps, available,
     };
@@ -188,9 +189,8 @@ mod tests {
             let vectors: [Vec<f32>; 2] = [(); 2].map(|()| (0..nrows).map(|_| number()).collect());
             let count = ncols.div_ceil(strip).max(1);
             let places = Places {
-                taps: taps.clone(), channel: channel as u32, strip, count, group_rows: nrows.max(1),
-                group_step: input.len(), end: input.len(), shifts: Default::default(),
-                is_sorted: false,
+                taps: taps.clone(), strip, count, group_rows: nrows.max(1), group_step: input.len(),
+                ..places(ncols, channel as u32)
             };
             for set in available() {
                 let mut taps = Taps::default();
@@ -264,17 +264,7 @@ mod tests {
 
     #[test]
     fn dense_rows_read_nothing_outside_the_input() {
-        let places = Places {
-            taps: vec![0],
-            channel: 1,
-            strip: 6,
-            count: 1,
-            group_rows: 1,
-            group_step: 0,
-            end: 6,
-            shifts: Default::default(),
-            is_sorted: false,
-        };
+        let places = places(6, 1);
         for set in available() {
             let mut taps = Taps::default();
             taps.fill_dense(set, &mut vec![1.0; pitch(6)], [1, 6], &places);

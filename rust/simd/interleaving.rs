@@ -88,6 +88,7 @@ pub(super) fn checked_rows<'a>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::places;
     use super::super::{
         Decoded, Finish, GRID_LINE, Grid, Kernels, Places, Start, Taps, TileProduct, available,
     };
@@ -175,17 +176,8 @@ mod tests {
                 .collect();
             let symbols: Vec<u16> = (0..cols.len()).map(|i| (i * 5 % 7) as u16).collect();
             let weights: Vec<f32> = symbols.iter().map(|&s| codebook[usize::from(s)]).collect();
-            let places = Places {
-                taps: vec![0],
-                channel: 1,
-                strip: 40usize.div_ceil(strips),
-                count: strips,
-                group_rows: nrows,
-                group_step: 0,
-                end: 40,
-                shifts: Default::default(),
-                is_sorted,
-            };
+            let strip = 40usize.div_ceil(strips);
+            let places = Places { strip, count: strips, is_sorted, ..places(40, 1) };
             let vectors: [Vec<f32>; 2] = [70, 80].map(|at| (at..at + nrows).map(number).collect());
             let finish = has_finish.then_some(Finish {
                 scale: Some(&vectors[0]), shift: Some(&vectors[1]), floor: -0.5, ceiling: 0.75,

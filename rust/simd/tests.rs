@@ -10,6 +10,32 @@ fn bound(terms: impl Iterator<Item = (f32, f32)>) -> f64 {
     (n + 2.0) * 2f64.powi(-24) * sum + n * 2f64.powi(-149)
 }
 
+/// Places of one tap in one group of rows, one strip of all `ncols` columns, `channel` apart.
+pub(super) fn places(ncols: usize, channel: u32) -> Places {
+    Places {
+        taps: vec![0],
+        channel,
+        strip: ncols,
+        count: 1,
+        group_rows: usize::MAX,
+        group_step: 0,
+        end: ncols * channel as usize,
+        shifts: Default::default(),
+        is_sorted: false,
+    }
+}
+
+/// Numbers from 0 to under 1.
+fn random(seed: u64) -> impl FnMut() -> f64 {
+    let mut state = seed | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
 fn weight() -> impl Strategy<Value = f32> {
     prop_oneof![4 => -2.0f32..2.0, 1 => Just(0.0f32), 1 => Just(-0.0f32), 1 => -1e-38f32..1e-38]
 }
@@ -35,17 +61,7 @@ proptest! {
             for (i, &x) in x.iter().enumerate() {
                 input[i + lane] = x;
             }
-            let places = Places {
-                taps: vec![0],
-                channel: 1,
-                strip: w.len() / 2,
-                count: 2,
-                group_rows: 3,
-                group_step: 0,
-                end: w.len(),
-                shifts: Default::default(),
-                is_sorted: false,
-            };
+            let places = Places { strip: w.len() / 2, count: 2, ..places(w.len(), 1) };
             let indptr = [0, 0, w.len(), w.len()];
             let (mut all, mut values) = ((0..w.len() as u32).collect(), w.clone());
             let mut taps = Taps::default();
@@ -224,17 +240,6 @@ fn a_column_outside_x_panics_on_every_instruction_set() {
                 set.column_panel(&rows, &stored, 2, &panel, &mut [[0.0; LANES]; 2])
             });
             assert!(symbol_panel.is_err(), "{} {len}", set.name());
-            let places = Places {
-                taps: vec![0],
-                channel: 1,
-                strip: 6,
-                count: 1,
-                group_rows: 1,
-                group_step: 0,
-                end: 6,
-                shifts: Default::default(),
-                is_sorted: false,
-            };
             let mut taps = Taps::default();
             let decoded = Decoded {
                 indptr: &[0, len],
@@ -243,7 +248,7 @@ fn a_column_outside_x_panics_on_every_instruction_set() {
                 codebook: &[],
                 values: &mut values.clone(),
             };
-            taps.fill(set, decoded, 0, &places);
+            taps.fill(set, decoded, 0, &places(6, 1));
             let tile = |size: usize, inputs: usize| {
                 std::panic::catch_unwind(|| {
                     let (input, mut sums) = (vec![1.0; inputs], vec![0.0; size]);
@@ -280,17 +285,81 @@ fn a_column_outside_x_panics_on_every_instruction_set() {
 
 proptest! {
     #[test]
+    fn joined_weights_are_within_the_bound_and_touch_only_what_they_keep(
+        (nrows, ncols, density) in (1usize..5, 1usize..70, 0.0f64..1.2),
+        (k, count, is_sorted) in (prop_oneof![1usize..33, 33usize..=256], 1usize..4, any::<bool>()),
+        seed in any::<u64>(),
+    ) {
+        let mut random = random(seed);
+        let kept: Vec<Vec<u32>> = (0..nrows)
+            .map(|_| (0..ncols as u32).filter(|_| random() < density).collect())
+            .collect();
+        let codebook: Vec<f32> = (0..k).map(|_| random() as f32 - 0.5).collect();
+        let cols = kept.concat();
+        let symbols: Vec<u16> = cols.iter().map(|_| (random() * k as f64) as u16).collect();
+        let mut indptr = vec![0];
+        indptr.extend(kept.iter().scan(0, |end, row| {
+            *end += row.len();
+            Some(*end)
+        }));
+        let line = [(4, 1), (8, 1), (16, 1), (32, 1), (64, 1), (128, 1), (256, 1), (64, 2), (128, 4)];
+        for (size, lines) in line {
+            // Each column has its own tile, of lines that lie apart.
+            let pitch = size / lines + 8 * (lines - 1);
+            let channel = pitch * lines;
+            let mut input = vec![f32::INFINITY; ncols * channel];
+            for &col in &cols {
+                let tile = &mut input[col as usize * channel..][..channel];
+                tile.fill_with(|| random() as f32 - 0.5);
+            }
+            let strip = ncols.div_ceil(count);
+            let places = Places { strip, count, is_sorted, ..places(ncols, channel as u32) };
+            for set in available().into_iter().filter(|set| lines == 1 || size <= set.tile()) {
+                let mut taps = Taps::default();
+                let decoded = Decoded {
+                    indptr: &indptr,
+                    cols: &mut cols.clone(),
+                    symbols: &symbols,
+                    codebook: &codebook,
+                    values: &mut if cols.is_empty() { vec![1.0] } else { Vec::new() },
+                };
+                taps.fill(set, decoded, 0, &places);
+                let mut sums = vec![f32::NAN; nrows * size];
+                for number in 0..count {
+                    let product = TileProduct {
+                        strip: taps.strip(number, 0, nrows),
+                        size,
+                        input: &input,
+                        start: if number == 0 { Start::Zero } else { Start::Output },
+                        finish: None,
+                        stride: size,
+                        grid: Grid { lines, pitch, output_pitch: size / lines },
+                    };
+                    set.add_strip(&product, &mut sums);
+                }
+                for (row, sums) in sums.chunks_exact(size).enumerate() {
+                    for (at, &y) in sums.iter().enumerate() {
+                        let place = at / (size / lines) * pitch + at % (size / lines);
+                        let terms = (indptr[row]..indptr[row + 1]).map(|weight| {
+                            let x = input[cols[weight] as usize * channel + place];
+                            (codebook[usize::from(symbols[weight])], x)
+                        });
+                        let exact: f64 = terms.clone().map(|(w, x)| f64::from(w) * f64::from(x)).sum();
+                        let far = (f64::from(y) - exact).abs();
+                        let what = (set.name(), size, lines);
+                        prop_assert!(far <= bound(terms), "{what:?} {y} {exact}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn rows_of_symbols_are_within_the_bound_and_touch_only_what_they_keep(
         nrows in 0usize..5, ncols in 0usize..300, k in 1usize..=256, density in 0.0f64..1.2,
         seed in any::<u64>(),
     ) {
-        let mut state = seed | 1;
-        let mut random = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) as f64 / (1u64 << 53) as f64
-        };
+        let mut random = random(seed);
         let kept: Vec<Vec<usize>> = (0..nrows)
             .map(|_| (0..ncols).filter(|_| random() < density).collect())
             .collect();

@@ -194,15 +194,23 @@ pub(super) struct Wide {
 /// Weights of up to 256 values at places under [`JOINED_PLACES`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Joined {
-    /// From the lowest bit on: 24 bits of offset in bytes, 8 bits of symbol.
+    /// From the lowest bit on: 24 bits of offset in bytes, 8 bits of symbol; then [`ROOM`] zeros.
     entries: Vec<u32>,
     codebook: Box<Values>,
+    /// No symbol is above it.
+    largest: u16,
 }
+
+/// Joined weights that may be read from any weight on, past the end of its row: all are places of the
+/// input.
+pub(super) const ROOM: usize = 16;
 
 /// Places whose offsets in bytes take 24 bits.
 const JOINED_PLACES: usize = 1 << 22;
 /// The bits of the offset in an entry.
-const OFFSET: u32 = 0xff_ffff;
+pub(super) const OFFSET: u32 = (1 << OFFSET_BITS) - 1;
+/// How many these are.
+pub(super) const OFFSET_BITS: u32 = 24;
 
 /// The values of every symbol of 8 bits.
 #[derive(Clone, Debug)]
@@ -303,6 +311,10 @@ impl Taps {
         assert!((self.reach as usize) < JOINED_PLACES, "taps: place {}", self.reach);
         assert!(len == 0 || usize::from(largest) < codebook.len(), "taps: symbols");
         self.joined.codebook.0[..codebook.len()].copy_from_slice(codebook);
+        self.joined.largest = largest;
+        let entries = &mut self.joined.entries;
+        entries.resize(entries.len().max(len + ROOM), 0);
+        entries[len..len + ROOM].fill(0);
     }
 
     /// Takes dense rows of `ncols` columns from `weights`, a row at each multiple of their
@@ -341,7 +353,7 @@ impl Taps {
     pub fn shrink(&mut self) {
         self.sorting = Sorting::default();
         self.starts = Vec::new();
-        self.joined.entries.truncate(self.cuts.last().map_or(0, |&end| end as usize));
+        self.joined.entries.truncate(self.cuts.last().map_or(0, |&end| end as usize) + ROOM);
         self.joined.entries.shrink_to_fit();
     }
 
@@ -483,6 +495,23 @@ impl<T: Weights> CutRows<'_, T> {
     }
 }
 
+impl<'a> CutRows<'a, Joined> {
+    /// The values of all symbols, where these are under 32.
+    pub(super) fn few_values(&self) -> Option<&'a [f32; 32]> {
+        self.taps.codebook.0.first_chunk().filter(|_| self.taps.largest < 32)
+    }
+
+    /// Joined weights from one on, which may be read, and [`ROOM`] from there.
+    ///
+    /// # Safety
+    /// It is in the range of a row, or its end.
+    #[inline(always)]
+    pub(super) unsafe fn entries(&self, weight: usize) -> *const u32 {
+        // SAFETY: cuts are never above the number of weights, after which there is room.
+        unsafe { self.taps.entries.as_ptr().add(weight) }
+    }
+}
+
 /// A form that weights have.
 pub(super) trait Weights {
     /// Offset in bytes and value of a weight.
@@ -522,7 +551,7 @@ impl Weights for Joined {
     unsafe fn get(&self, weight: usize) -> (usize, f32) {
         // SAFETY: the caller says so.
         let entry = unsafe { *self.entries.get_unchecked(weight) };
-        ((entry & OFFSET) as usize, self.codebook.0[(entry >> 24) as usize])
+        ((entry & OFFSET) as usize, self.codebook.0[(entry >> OFFSET_BITS) as usize])
     }
 }
 

@@ -93,6 +93,7 @@ mod tests {
     use super::super::{Decoded, Joined};
     use super::*;
     use crate::simd::available;
+    use crate::simd::tests::places;
     use proptest::prelude::*;
 
     proptest! {
@@ -119,8 +120,7 @@ mod tests {
                 group_rows,
                 group_step,
                 end: 20_000,
-                shifts: Default::default(),
-                is_sorted: false,
+                ..places(ncols, 1)
             };
             let (mut indptr, mut cols) = (vec![0], Vec::new());
             for row in &rows {
@@ -154,7 +154,8 @@ mod tests {
                 expected.fill(set, decoded, first, &places);
                 filled.shrink();
                 prop_assert_eq!(&filled.cuts, &expected.cuts, "{}", set.name());
-                let Joined { entries, codebook } = &filled.joined;
+                let Joined { entries, codebook, largest } = &filled.joined;
+                prop_assert_eq!(*largest, expected.joined.largest);
                 prop_assert_eq!(entries, &expected.joined.entries, "{}", set.name());
                 prop_assert_eq!(&codebook.0[..], &expected.joined.codebook.0[..]);
                 prop_assert_eq!((filled.reach, filled.nrows), (expected.reach, rows.len()));
@@ -164,17 +165,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_panics_and_leaves_no_rows() {
-        let places = Places {
-            taps: vec![0, 1],
-            channel: 2,
-            strip: 4,
-            count: 1,
-            group_rows: 3,
-            group_step: 0,
-            end: 4,
-            shifts: Default::default(),
-            is_sorted: false,
-        };
+        let places = Places { taps: vec![0, 1], group_rows: 3, ..places(4, 2) };
         for set in available() {
             let mut taps = Taps::default();
             let mut fails = |rows: [usize; 2], nrows: usize, ranks: [u16; 1]| {
