@@ -20,13 +20,13 @@
 //!
 //! Price: that input, and the outputs of a row of tiles, of one group of images a thread.
 
+use super::Geometry;
 use super::maps::Maps;
-use super::running::Segment;
 use super::scratch::TileMemory;
-use super::{Epilogue, Geometry};
+use super::tile::Tile;
 use crate::error::Result;
 use crate::interruption;
-use crate::simd::{Cells, GRID_LINE, Grid, IMAGES, Kernels, Places, Start, TileProduct};
+use crate::simd::{Cells, GRID_LINE, Grid, IMAGES, Kernels};
 
 /// Which of a convolution's numbers are interleaved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,17 +69,6 @@ pub(super) struct Interleaved {
     padded: [usize; 2],
     /// The place of each tap in its channel, row of taps by row.
     pub(super) taps: Vec<u32>,
-}
-
-/// What a tile is computed from.
-#[derive(Clone, Copy)]
-struct Tile<'a> {
-    kernels: &'a dyn Kernels,
-    places: &'a Places,
-    epilogue: &'a Epilogue<'a>,
-    segments: &'a [Segment<'a>],
-    /// As it was laid out.
-    input: &'a [f32],
 }
 
 /// Places of a map up to which each tile is laid out by itself, so that the strips of it fill the
@@ -228,17 +217,16 @@ impl Interleaved {
         }
     }
 
-    /// Computes all outputs of one group of images, which follow one another in `x`, for the rows of
-    /// `segments`, which do so too; `maps` are the outputs of each image, or of each eight, from the
-    /// first row on.
+    /// Computes all outputs of one group of images, which follow one another in the input of `tile`, for
+    /// the rows of its segments, which do so too; `maps` are the outputs of each image, or of each
+    /// eight, from the first row on.
     pub(super) fn multiply(
         &self,
-        (kernels, places, epilogue): (&dyn Kernels, &Places, &Epilogue<'_>),
-        segments: &[Segment<'_>],
-        x: &[f32],
+        tile: &Tile<'_>,
         memory: &mut TileMemory,
         maps: &mut Maps<'_>,
     ) -> Result<()> {
+        let Tile { kernels, epilogue, segments, input: x, .. } = *tile;
         let nrows: usize = segments.iter().map(|segment| segment.rows.len()).sum();
         let height = self.output[0];
         let size = self.lines * GRID_LINE;
@@ -260,10 +248,14 @@ impl Interleaved {
             };
             for first in (0..self.tiles[1]).step_by(self.together) {
                 self.fill(kernels, x, [band, first], input);
-                for tile in first..self.tiles[1].min(first + self.together) {
-                    let input = &input[(tile - first) * GRID_LINE..];
-                    let product = Tile { kernels, places, epilogue, segments, input };
-                    self.multiply_tile(&product, sums, &mut to[tile * GRID_LINE..], stride);
+                for number in first..self.tiles[1].min(first + self.together) {
+                    let product = Tile {
+                        input: &input[(number - first) * GRID_LINE..],
+                        size,
+                        grid: Grid { lines: self.lines, pitch: self.pitch(), output_pitch: line },
+                        ..*tile
+                    };
+                    product.multiply(sums, Some((&mut to[number * GRID_LINE..], stride)));
                 }
             }
             if let Some(activation) = epilogue.activation {
@@ -277,44 +269,6 @@ impl Interleaved {
             }
         }
         Ok(())
-    }
-
-    /// Computes the outputs of a tile, a row of the matrix at each multiple of `stride`.
-    fn multiply_tile(&self, tile: &Tile<'_>, sums: &mut [f32], outputs: &mut [f32], stride: usize) {
-        let Tile { kernels, places, epilogue, segments, input } = *tile;
-        let (lines, pitch, size) = (self.lines, self.pitch(), self.lines * GRID_LINE);
-        let line = self.tiles[1] * GRID_LINE;
-        for strip in 0..places.count {
-            let is_last = strip + 1 == places.count;
-            let mut done = 0;
-            for segment in segments {
-                let rows = &segment.rows;
-                let (first, len) = (segment.first + rows.start, rows.len());
-                let mine = &mut sums[done * size..(done + len) * size];
-                let product = TileProduct {
-                    strip: segment.taps.strip(strip, rows.start, rows.end),
-                    size,
-                    input,
-                    start: if strip == 0 { Start::Zero } else { Start::Output },
-                    finish: None,
-                    stride: size,
-                    grid: Grid { lines, pitch, output_pitch: GRID_LINE },
-                };
-                if is_last {
-                    let product = TileProduct {
-                        start: if strip == 0 { Start::Zero } else { Start::Sums(mine) },
-                        finish: Some(epilogue.finish.rows(first..first + len)),
-                        stride,
-                        grid: Grid { lines, pitch, output_pitch: line },
-                        ..product
-                    };
-                    kernels.add_strip(&product, &mut outputs[done * stride..]);
-                } else {
-                    kernels.add_strip(&product, mine);
-                }
-                done += len;
-            }
-        }
     }
 
     /// Stores the outputs of a band in their images' maps.

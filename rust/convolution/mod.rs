@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Between layers of a network numbers of a batch may lie interleaved, eight images side by side, which
-//! spares copies and every load that straddles cache lines (`interleaved.rs`).
+//! spares copies and every load that straddles cache lines (`interleaved.rs`). Other maps whose rows do
+//! not fill cache lines are cut into columns that do (`columns.rs`).
 //!
 //! Where most weights are kept, blocks are decoded into dense rows instead, a MiB or 64 rows at a
 //! time, and several rows share the loads of their inputs (`density.rs`, `simd/dense_rows.rs`). A
@@ -37,11 +38,13 @@
 //! Price: the unfolded input of one group a thread; the decoded rows of one block, or of the whole
 //! layer where a schedule is kept.
 
+mod columns;
 mod density;
 mod interleaved;
 mod maps;
 mod running;
 mod scratch;
+mod tile;
 mod unfolding;
 mod winograd;
 
@@ -51,6 +54,7 @@ use crate::rows::{RowBlock, filled};
 use crate::simd::{
     self, Finish, Kernels, LARGEST_TILE, Places, SMALLEST_DENSE_TILE, SMALLEST_TILE, Taps,
 };
+use columns::Columns;
 pub use density::Decoding;
 pub(crate) use density::batch_is_faster_dense;
 use interleaved::Interleaved;
@@ -125,6 +129,8 @@ pub struct Plan {
     winograd: Option<Winograd>,
     /// How the input is laid out for kept weights, where images are innermost.
     interleaved: Option<Interleaved>,
+    /// The same, where maps are cut into columns.
+    columns: Option<Columns>,
     /// `[images, channels, height, width]`.
     input: [usize; 4],
     nrows: usize,
@@ -222,9 +228,12 @@ impl Plan {
                 "conv: input {input:?} with {sides:?}, expected plain numbers"
             )));
         }
-        let pays_for_sorting = decoding == Decoding::Once || outputs >= SORT_OUTPUTS;
         let is_plain = !is_dense && interleaved.is_none();
-        if is_plain && pays_for_sorting && matrix.nnz() / nrows.max(1) >= SHIFT_WEIGHTS {
+        let columns =
+            is_plain.then(|| Columns::new(kernels, input, geometry, unfolding.outputs())).flatten();
+        let pays_for_sorting = decoding == Decoding::Once || outputs >= SORT_OUTPUTS;
+        let is_unfolded = is_plain && columns.is_none();
+        if is_unfolded && pays_for_sorting && matrix.nnz() / nrows.max(1) >= SHIFT_WEIGHTS {
             unfolding = Unfolding::new(input, geometry, kernels.tile(), true)?;
         }
         let tile = tile_size(unfolding.positions(), kernels.tile(), is_dense);
@@ -257,17 +266,26 @@ impl Plan {
             let rows = (DENSE_WEIGHTS / ncols.max(1)).max(unit) / unit * unit;
             (Places { strip, count, ..places.clone() }, rows)
         });
-        let places = match &interleaved {
-            Some(interleaved) => {
-                let narrowest = (GRID_NUMBERS / interleaved.footprint()).max(1) * taps.unwrap_or(1);
+        let grid = match (&interleaved, &columns) {
+            (Some(found), _) => {
+                Some((found.footprint(), &found.taps, found.channel(), found.len()))
+            }
+            (_, Some(found)) => {
+                Some((found.footprint(), &found.taps, found.channel(), found.len()))
+            }
+            _ => None,
+        };
+        let places = match grid {
+            Some((footprint, places_of_taps, channel, end)) => {
+                let narrowest = (GRID_NUMBERS / footprint).max(1) * taps.unwrap_or(1);
                 let wanted = (GRID_WEIGHTS * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
                 let (strip, count) = strips(of_row, narrowest.max(wanted));
                 Places {
                     strip,
                     count,
-                    taps: interleaved.taps.clone(),
-                    channel: interleaved.channel() as u32,
-                    end: interleaved.len(),
+                    taps: places_of_taps.clone(),
+                    channel: channel as u32,
+                    end,
                     is_sorted: are_sorted,
                     ..places
                 }
@@ -281,6 +299,7 @@ impl Plan {
             dense,
             winograd,
             interleaved,
+            columns,
             input,
             nrows,
             nnz,

@@ -1,15 +1,17 @@
 //! One call of a plan: blocks of rows, groups of images, tiles, strips, and who computes which.
 
+use super::columns::Columns;
 use super::interleaved::Interleaved;
 use super::maps::Maps;
 use super::scratch::{Lent, Scratch, TileMemory, lend};
+use super::tile::Tile;
 use super::{Epilogue, Plan, Weights, density, tile_size};
 use crate::error::Result;
 use crate::interruption;
 use crate::lines::Lines;
 use crate::matrix::{CompressedMatrix, zip_chunks};
 use crate::rows::RowBlock;
-use crate::simd::{self, Decoded, Filling, Grid, Kernels, Places, Start, Taps, TileProduct};
+use crate::simd::{Decoded, Filling, Grid, Kernels, Places, Taps};
 use crate::threads;
 use std::ops::Range;
 
@@ -62,7 +64,9 @@ impl Plan {
         let places = dense.map_or(&self.places, |(places, _)| places);
         let (is_dense, threads) = (dense.is_some(), threads.min(work).max(1));
         let interleaved = self.interleaved.as_ref().filter(|_| !is_dense);
-        let call = Call { kernels, weights, places, is_dense, interleaved, epilogue, threads };
+        let columns = self.columns.as_ref().filter(|_| !is_dense);
+        let call =
+            Call { kernels, weights, places, is_dense, interleaved, columns, epilogue, threads };
         let decoded_rows = dense.map_or(self.block_rows, |&(_, rows)| rows);
         let groups = self.input[0].div_ceil(self.group(&call));
         if groups == 1 {
@@ -230,7 +234,11 @@ impl Plan {
 
     /// Images of a group.
     fn group(&self, call: &Call<'_>) -> usize {
-        call.interleaved.map_or(self.unfolding.group, |interleaved| interleaved.group)
+        match (call.interleaved, call.columns) {
+            (Some(interleaved), _) => interleaved.group,
+            (_, Some(_)) => 1,
+            _ => self.unfolding.group,
+        }
     }
 
     /// Unfolds one group of images, unless bands are laid out later; threads share the channels.
@@ -238,18 +246,25 @@ impl Plan {
         if call.interleaved.is_some() {
             return Ok(x);
         }
-        let unfolded = lines.at_least(self.unfolding.len())?;
-        let len = unfolded.len() - simd::LARGEST_TILE;
+        let (channel, len) = match call.columns {
+            Some(columns) => (columns.channel(), columns.len()),
+            None => (self.unfolding.channel, self.unfolding.len()),
+        };
+        let unfolded = lines.at_least(len)?;
+        let filled = &mut unfolded[..self.input[1] * channel];
+        let fill = |(channels, out): (Range<usize>, &mut [f32])| {
+            match call.columns {
+                Some(columns) => columns.fill(call.kernels, x, channels.start, out),
+                None => self.unfolding.fill(call.kernels, x, channels, out),
+            }
+            Ok(())
+        };
         if call.threads == 1 {
-            self.unfolding.fill(call.kernels, x, 0..self.input[1], &mut unfolded[..len]);
+            fill((0..self.input[1], filled))?;
             return Ok(unfolded);
         }
         let parts = threads::split(self.input[1], call.threads, 1);
-        let items = zip_chunks(parts, &mut unfolded[..len], self.unfolding.channel);
-        threads::for_each(call.threads, items, |(channels, out)| {
-            self.unfolding.fill(call.kernels, x, channels, out);
-            Ok(())
-        })?;
+        threads::for_each(call.threads, zip_chunks(parts, filled, channel), fill)?;
         Ok(unfolded)
     }
 
@@ -330,9 +345,20 @@ impl Plan {
         memory: &mut TileMemory,
         maps: &mut Maps<'_>,
     ) -> Result<()> {
+        let tile = Tile {
+            kernels: call.kernels,
+            places: call.places,
+            epilogue: call.epilogue,
+            segments,
+            input: unfolded,
+            size: self.tile,
+            grid: Grid::LINE,
+        };
         if let Some(interleaved) = call.interleaved {
-            let of = (call.kernels as &dyn Kernels, call.places, call.epilogue);
-            return interleaved.multiply(of, segments, unfolded, memory, maps);
+            return interleaved.multiply(&tile, memory, maps);
+        }
+        if let Some(columns) = call.columns {
+            return columns.multiply(&tile, memory, maps);
         }
         let TileMemory { sums, runs, .. } = memory;
         let [height, width] = self.unfolding.outputs();
@@ -347,34 +373,8 @@ impl Plan {
             // The last strip stores outputs in their place, where a whole tile of them is one run.
             let is_direct = self.unfolding.is_one_run() && start + size <= positions;
             let sums = &mut sums[..nrows * size];
-            for strip in 0..call.places.count {
-                let is_last = strip + 1 == call.places.count;
-                let mut done = 0;
-                for segment in segments {
-                    let rows = &segment.rows;
-                    let (first, len) = (segment.first + rows.start, rows.len());
-                    let mine = &mut sums[done * size..(done + len) * size];
-                    let finish = call.epilogue.finish.rows(first..first + len);
-                    let product = TileProduct {
-                        strip: segment.taps.strip(strip, rows.start, rows.end),
-                        size,
-                        input: &unfolded[start..],
-                        start: if strip == 0 { Start::Zero } else { Start::Output },
-                        finish: is_last.then_some(finish),
-                        stride: size,
-                        grid: Grid::LINE,
-                    };
-                    if is_last && is_direct {
-                        let from = if strip == 0 { Start::Zero } else { Start::Sums(mine) };
-                        let product = TileProduct { start: from, stride: area, ..product };
-                        let Some(map) = maps.get(0) else { continue };
-                        call.kernels.add_strip(&product, &mut map[done * area + start..]);
-                    } else {
-                        call.kernels.add_strip(&product, mine);
-                    }
-                    done += len;
-                }
-            }
+            let outputs = maps.get(0).filter(|_| is_direct).map(|map| (&mut map[start..], area));
+            Tile { input: &unfolded[start..], size, ..tile }.multiply(sums, outputs);
             if !is_direct {
                 self.store(start, size, sums, runs, maps);
             }
@@ -430,6 +430,8 @@ struct Call<'a> {
     is_dense: bool,
     /// How the input is laid out, where images are innermost.
     interleaved: Option<&'a Interleaved>,
+    /// How it is laid out, where maps are cut into columns.
+    columns: Option<&'a Columns>,
     epilogue: &'a Epilogue<'a>,
     threads: usize,
 }

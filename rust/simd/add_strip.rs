@@ -124,7 +124,9 @@ macro_rules! define_add_strip {
             output: &mut [f32],
         ) {
             let TileProduct { strip, finish, stride, grid, .. } = *product;
-            let input = (product.input, grid.pitch);
+            // Known when it is compiled, where there are many.
+            let pitch = if LINES >= 8 { COLUMN_PITCH } else { grid.pitch };
+            let input = (product.input, pitch);
             let mut to = output.as_mut_ptr();
             let starts = starts(product, to);
             let (mut from, [from_stride, from_pitch]) = starts.unwrap_or((to, [0, 0]));

@@ -494,6 +494,8 @@ fn add_strip_of(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, outp
         match product.size {
             64 if product.grid.lines == 2 => tiles::add_strip::<8, 1, 2>(product, rows, output),
             128 if product.grid.lines == 4 => tiles::add_strip::<16, 1, 4>(product, rows, output),
+            64 if product.grid.lines == 8 => tiles::add_strip::<8, 1, 8>(product, rows, output),
+            128 if product.grid.lines == 16 => tiles::add_strip::<16, 1, 16>(product, rows, output),
             16 if has_shifts => tiles::add_shifted::<2>(product, rows, output),
             32 if has_shifts => tiles::add_shifted::<4>(product, rows, output),
             64 if has_shifts => tiles::add_shifted::<8>(product, rows, output),

@@ -319,6 +319,8 @@ fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output:
         match product.size {
             64 if product.grid.lines == 2 => grids::add_strip::<8, 2, 2>(product, rows, output),
             128 if product.grid.lines == 4 => grids::add_strip::<16, 1, 4>(product, rows, output),
+            64 if product.grid.lines == 8 => grids::add_strip::<8, 1, 8>(product, rows, output),
+            128 if product.grid.lines == 16 => grids::add_strip::<16, 1, 16>(product, rows, output),
             16 if has_shifts => tiles::add_shifted::<1>(product, rows, output),
             32 if has_shifts => tiles::add_shifted::<2>(product, rows, output),
             64 if has_shifts => tiles::add_shifted::<4>(product, rows, output),

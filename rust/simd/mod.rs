@@ -45,8 +45,8 @@ pub use scalar::maximum;
 pub use shifts::{MAX_MOVE, MAX_SHIFTS, Shift};
 pub use spacing::Spacing;
 pub use tiles::{
-    Decoded, Filling, Finish, GRID_LINE, Grid, LARGEST_TILE, Places, SMALLEST_DENSE_TILE,
-    SMALLEST_TILE, Start, Strip, Taps, TileProduct,
+    COLUMN, COLUMN_PITCH, Decoded, Filling, Finish, GRID_LINE, Grid, LARGEST_TILE, Places,
+    SMALLEST_DENSE_TILE, SMALLEST_TILE, Start, Strip, Taps, TileProduct,
 };
 pub use windows::Windows;
 pub use winograd::{POINTS, TAPS};

@@ -625,9 +625,9 @@ impl Finish<'_> {
 /// How the outputs of a tile lie: one line of numbers that follow each other, or several.
 #[derive(Clone, Copy, Debug)]
 pub struct Grid {
-    /// Lines, 1, 2 or 4; of [`GRID_LINE`] outputs each where there is more than one.
+    /// Lines: 1; 2 or 4 of [`GRID_LINE`] outputs; 8 or 16 of [`COLUMN`].
     pub lines: usize,
-    /// From one line to the next in the input.
+    /// From one line to the next in the input; of 8 or 16, [`COLUMN_PITCH`].
     pub pitch: usize,
     /// The same in the output.
     pub output_pitch: usize,
@@ -640,6 +640,12 @@ impl Grid {
 
 /// Outputs of a line of a grid.
 pub const GRID_LINE: usize = 32;
+
+/// Outputs of a line of a column.
+pub const COLUMN: usize = 8;
+
+/// From one line of a column to the next.
+pub const COLUMN_PITCH: usize = 16;
 
 /// One strip times one tile of the input: what [`Kernels::add_strip`] computes.
 #[derive(Clone, Copy, Debug)]
@@ -680,6 +686,7 @@ impl TileProduct<'_> {
         let is_grid = match grid.lines {
             1 => true,
             lines @ (2 | 4) => *size == lines * GRID_LINE && is_plain,
+            lines @ (8 | 16) => *size == lines * COLUMN && grid.pitch == COLUMN_PITCH && is_plain,
             _ => false,
         };
         assert!(is_grid, "add_strip: a tile of {size} in {} lines", grid.lines);

@@ -238,8 +238,9 @@ proptest! {
     }
 }
 
-/// Rows of outputs that fill cache lines and tiles, so that one copy of the input serves all tap
-/// columns; inputs that are not finite, of which none may get to another row or image.
+/// Rows of outputs that fill cache lines and tiles, or maps that are cut into columns, so that one copy
+/// of the input serves all tap columns; inputs that are not finite, of which none may get to another
+/// row or image.
 #[test]
 fn tap_columns_that_share_an_input_agree_with_the_definition() {
     let same = |kernel: [usize; 2], dilation: [usize; 2], before: [usize; 2]| {
@@ -260,6 +261,15 @@ fn tap_columns_that_share_an_input_agree_with_the_definition() {
         ([1, 20, 9, 64], same([1, 8], [1, 1], [0, 0])),
         ([2, 20, 15, 16], Geometry { stride: [2, 1], ..three }),
         ([4, 40, 16, 16], Geometry { groups: 2, ..three }),
+        ([1, 20, 8, 8], three),
+        ([3, 20, 16, 8], three),
+        ([2, 20, 32, 24], three),
+        ([1, 20, 24, 40], same([3, 3], [2, 2], [2, 2])),
+        ([2, 20, 10, 10], Geometry { padding: [[0, 0]; 2], ..three }),
+        ([1, 20, 16, 24], same([4, 5], [1, 2], [3, 1])),
+        ([1, 20, 8, 8], same([1, 9], [1, 1], [0, 8])),
+        ([1, 20, 8, 8], same([3, 10], [1, 1], [1, 4])),
+        ([1, 20, 5, 8], Geometry { padding: [[3, 2], [1, 1]], ..three }),
     ];
     for (shape, geometry) in cases {
         let (nrows, group_channels) = (10, shape[1] / geometry.groups);
@@ -303,6 +313,12 @@ fn tap_columns_that_share_an_input_agree_with_the_definition() {
                 for threads in [2, 3] {
                     assert_eq!(run(&case.x, threads), y);
                 }
+                let negate = |y: &mut [f32]| y.iter_mut().for_each(|y| *y = -*y);
+                let epilogue = Epilogue { finish: Finish::NOTHING, activation: Some(&negate) };
+                let mut negative = vec![f32::NAN; y.len()];
+                let weights = Weights::Scheduled(&taps);
+                plan.run(kernels, weights, &case.x, &mut negative, &epilogue, 2).unwrap();
+                assert!(y.iter().zip(&negative).all(|(y, negative)| -y == *negative));
                 let (stored, _) =
                     matrix.conv_on(kernels, &case.x, shape, &geometry, None, 1).unwrap();
                 let place = |at: usize| {
@@ -326,9 +342,10 @@ fn tap_columns_that_share_an_input_agree_with_the_definition() {
                 x[place_in_x] = f32::INFINITY;
                 for (at, (spoilt, y)) in run(&x, 1).iter().zip(&y).enumerate() {
                     let (image, _, i, j) = place(at);
-                    let reach = |dim: usize| (geometry.kernel[dim] - 1) * geometry.dilation[dim];
+                    let [top, left] = geometry.padding.map(|[before, _]| before);
+                    let reach = (geometry.kernel[1] - 1) * geometry.dilation[1];
                     let is_near =
-                        image + 1 == shape[0] && i <= reach(0) && j + 1 + reach(1) >= width;
+                        image + 1 == shape[0] && i <= top && j + reach >= left + shape[3] - 1;
                     assert!(is_near || spoilt == y, "{} {shape:?} at {at}", kernels.name());
                 }
             }
