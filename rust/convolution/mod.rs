@@ -286,7 +286,8 @@ impl Plan {
                     taps: places_of_taps.clone(),
                     channel: channel as u32,
                     end,
-                    is_sorted: are_sorted,
+                    // Images of a batch share the sorting.
+                    is_sorted: are_sorted || interleaved.is_some(),
                     ..places
                 }
             }

@@ -1,7 +1,5 @@
 //! Where rows of weights are cut into strips.
 
-use std::ops::Range;
-
 /// Weights whose bits of `mask` rise within each row, and how rows are cut: strip `s` has those from
 /// `s · step` on to under `(s + 1) · step`, the last one all that are left.
 #[derive(Clone, Copy, Debug)]
@@ -33,38 +31,42 @@ pub(super) fn cut(
     let nrows = indptr.len().saturating_sub(1);
     cuts.clear();
     cuts.resize(nrows * (count + 1), 0);
-    for (row, ends) in indptr.windows(2).enumerate() {
-        let Range { start: mut at, end } = ends[0]..ends[1];
-        cuts[row] = at as u32;
-        for strip in 1..count {
-            let limit = u32::try_from(strip * step).unwrap_or(u32::MAX);
-            let left = &weights[at..end];
-            at += find(left, cutting.mask, limit, count + 1 - strip, &count_under);
-            cuts[strip * nrows + row] = at as u32;
+    let (Some(first), Some(last)) = (cuts.get_mut(..nrows), indptr.last()) else { return };
+    assert!(*last <= weights.len(), "cut: {last} weights of {}", weights.len());
+    first.iter_mut().zip(indptr).for_each(|(cut, &start)| *cut = start as u32);
+    // Strip by strip: a row's cut starts from the one before, other rows' do not wait for it.
+    for strip in 1..count {
+        let limit = u32::try_from(strip * step).unwrap_or(u32::MAX);
+        let part = 1.0 / (count + 1 - strip) as f32;
+        let (before, cuts) = cuts[(strip - 1) * nrows..].split_at_mut(nrows);
+        for ((cut, &start), ends) in cuts.iter_mut().zip(&*before).zip(indptr.windows(2)) {
+            let left = &weights[start as usize..ends[1]];
+            let likely = (left.len() as f32 * part) as usize;
+            *cut = start + find(left, cutting.mask, limit, likely, &count_under) as u32;
         }
-        cuts[count * nrows + row] = end as u32;
     }
+    let ends = cuts[count * nrows..].iter_mut().zip(&indptr[1..]);
+    ends.for_each(|(cut, &end)| *cut = end as u32);
 }
 
-/// The first of `weights` that is not under `limit`: likely near the end of the first of `parts` equal
-/// parts.
+/// The first of `weights` that is not under `limit`, looked for from number `at` on.
 #[inline(always)]
 fn find(
     weights: &[u32],
     mask: u32,
     limit: u32,
-    parts: usize,
+    mut at: usize,
     count_under: impl Fn(&[u32; NEAR], u32) -> usize,
 ) -> usize {
-    let mut at = weights.len() / parts;
     let near = at.saturating_sub(NEAR / 2);
-    if let Some(weights) = weights[near..].first_chunk() {
+    if let Some(weights) = weights.get(near..).and_then(<[u32]>::first_chunk) {
         let under = count_under(weights, limit);
         at = near + under;
         if under < NEAR && (under > 0 || near == 0) {
             return at;
         }
     }
+    at = at.min(weights.len());
     let is_under = |weight: u32| weight & mask < limit;
     while at < weights.len() && is_under(weights[at]) {
         at += 1;

@@ -1,6 +1,6 @@
 //! Taps filled run by run, as rows are decoded: no columns and symbols in between.
 
-use super::{Form, JOINED_PLACES, OFFSET, Places, Taps};
+use super::{Form, JOINED_PLACES, OFFSET, Places, ROOM, Sorting, Taps};
 use crate::simd::{Cutting, Kernels, Spacing};
 
 /// Rows that are handed over to [`Taps`], which have none until [`Filling::finish`].
@@ -19,7 +19,7 @@ pub struct Filling<'a> {
 
 impl<'a> Filling<'a> {
     /// Rows from row `first` of a matrix of up to 256 values on; none where the places ask for
-    /// weights to be sorted, or are too many to be joined with symbols.
+    /// sums to be moved, or are too many to be joined with symbols.
     pub fn new(
         taps: &'a mut Taps,
         kernels: &'a dyn Kernels,
@@ -29,13 +29,13 @@ impl<'a> Filling<'a> {
         // Strips are cut by places, which rise from channel to channel.
         let are_whole = places.strip.is_multiple_of(places.taps.len())
             && places.taps.iter().all(|&tap| tap < places.channel);
-        let is_sorted = places.is_sorted || !places.shifts.is_empty();
-        if is_sorted || places.end > JOINED_PLACES || places.count > 1 && !are_whole {
+        let has_shifts = !places.shifts.is_empty();
+        if has_shifts || places.end > JOINED_PLACES || places.count > 1 && !are_whole {
             return None;
         }
         taps.nrows = 0;
         taps.shifts = None;
-        (taps.is_sorted, taps.form, taps.reach) = (false, Form::Joined, 0);
+        (taps.is_sorted, taps.form, taps.reach) = (places.is_sorted, Form::Joined, 0);
         taps.starts.clear();
         let spacing = Spacing::new(&places.taps, places.channel);
         Some(Self { taps, kernels, places, spacing, first, largest: 0, len: 0 })
@@ -84,7 +84,36 @@ impl<'a> Filling<'a> {
         let step = places.strip / places.taps.len() * places.channel as usize * 4;
         let (weights, indptr, count) = (&taps.joined.entries[..len], &taps.starts, places.count);
         kernels.cut(&Cutting { weights, mask: OFFSET, indptr, count, step }, &mut taps.cuts);
+        if taps.is_sorted {
+            taps.sort_joined(nrows, len);
+        }
         taps.nrows = nrows;
+    }
+}
+
+impl Taps {
+    /// Sorts `len` joined weights of `nrows` rows by strip.
+    fn sort_joined(&mut self, nrows: usize, len: usize) {
+        let (entries, cuts) = (&self.joined.entries, &self.cuts);
+        let Sorting { cols: sorted, cuts: sorted_cuts, .. } = &mut self.sorting;
+        sorted.resize(sorted.len().max(len + 2 * ROOM), 0);
+        sorted_cuts.clear();
+        let mut to = 0;
+        for (&start, &end) in cuts.iter().zip(&cuts[nrows.min(cuts.len())..]) {
+            sorted_cuts.push(to as u32);
+            let mut at = to;
+            to += (end - start) as usize;
+            let mut from = start as usize;
+            // Whole ones: what is behind the row's part, the next one overwrites.
+            while at < to {
+                sorted[at..at + ROOM].copy_from_slice(&entries[from..from + ROOM]);
+                (at, from) = (at + ROOM, from + ROOM);
+            }
+        }
+        sorted_cuts.push(to as u32);
+        sorted[len..len + ROOM].fill(0);
+        std::mem::swap(&mut self.joined.entries, sorted);
+        std::mem::swap(&mut self.cuts, sorted_cuts);
     }
 }
 
@@ -92,8 +121,8 @@ impl<'a> Filling<'a> {
 mod tests {
     use super::super::{Decoded, Joined};
     use super::*;
-    use crate::simd::available;
     use crate::simd::tests::places;
+    use crate::simd::{Shift, available};
     use proptest::prelude::*;
 
     proptest! {
@@ -103,6 +132,7 @@ mod tests {
             rows in prop::collection::vec(prop::collection::vec(any::<bool>(), 99), 0..6),
             (first, groups, is_even) in (0usize..4, 1usize..3, any::<bool>()),
             (run, k, start) in (1usize..40, 1usize..=256, any::<u32>()),
+            is_sorted in any::<bool>(),
         ) {
             let ncols = ntaps * channels;
             let (count, group_rows) = match groups {
@@ -120,6 +150,7 @@ mod tests {
                 group_rows,
                 group_step,
                 end: 20_000,
+                is_sorted: is_sorted && groups == 1,
                 ..places(ncols, 1)
             };
             let (mut indptr, mut cols) = (vec![0], Vec::new());
@@ -184,10 +215,11 @@ mod tests {
             assert!(fails([4, 5], 3, [1]));
             assert!(fails([5, 7], 3, [2]));
         }
-        let sorted = Places { is_sorted: true, ..places.clone() };
+        let shift = Shift::new(0, 0, &[true; 16]);
+        let moved = Places { shifts: [shift].into(), ..places.clone() };
         let far = Places { end: JOINED_PLACES + 1, ..places.clone() };
         let cut = Places { strip: 3, count: 2, ..places };
-        for places in [sorted, far, cut] {
+        for places in [moved, far, cut] {
             assert!(Filling::new(&mut Taps::default(), available()[0], &places, 0).is_none());
         }
     }
