@@ -1,7 +1,8 @@
 //! The products of strips of taps with tiles, as every instruction set of registers computes them.
 
-/// Defines `add_strip` for an instruction set: the features, the register and its lanes, and the
-/// intrinsics, by what they do.
+/// Defines `add_strip` for an instruction set: the features, the register and its lanes, the
+/// intrinsics, by what they do, the rows that it takes, and what gives the offset of a weight in bytes
+/// and a register of its value.
 ///
 /// Registers of sums stay in place while the weights go by: `VECTORS` for the tile, times `WEIGHTS`
 /// in turn, so that additions of small tiles overlap too. Every index is known when it is compiled,
@@ -10,7 +11,7 @@ macro_rules! define_add_strip {
     (
         $features:literal, $vector:ty, $lanes:literal, zero $zero:ident, set $set:ident,
         load $load:ident, store $store:ident, multiply_add $multiply_add:ident, add $add:ident,
-        max $max:ident, min $min:ident
+        max $max:ident, min $min:ident, rows $of_rows:ty, weight $of_weight:expr
     ) => {
         /// A tile of sums.
         pub(super) type Sums<const VECTORS: usize> = [$vector; VECTORS];
@@ -56,14 +57,13 @@ macro_rules! define_add_strip {
         #[inline]
         #[target_feature(enable = $features)]
         unsafe fn add_weight<const VECTORS: usize, const LINES: usize>(
-            rows: &CutRows<'_, impl Weights>,
+            rows: &$of_rows,
             weight: usize,
             (input, pitch): (&[f32], usize),
             sums: &mut Sums<VECTORS>,
         ) {
             // SAFETY: the caller says so.
-            let (offset, value) = unsafe { rows.get(weight) };
-            let value = $set(value);
+            let (offset, value) = unsafe { $of_weight(rows, weight) };
             for (vector, sum) in sums.iter_mut().enumerate() {
                 // SAFETY: the caller says so.
                 unsafe {
@@ -120,7 +120,7 @@ macro_rules! define_add_strip {
             const LINES: usize,
         >(
             product: &TileProduct<'_>,
-            rows: CutRows<'_, impl Weights>,
+            rows: $of_rows,
             output: &mut [f32],
         ) {
             let TileProduct { strip, finish, stride, grid, .. } = *product;

@@ -5,6 +5,7 @@
 
 mod dense_rows;
 mod few;
+mod few_grids;
 mod grids;
 mod panels;
 mod pooling;
@@ -295,18 +296,21 @@ impl Kernels for Avx512 {
 
 /// Multiplies a strip of joined weights that was checked.
 fn add_joined(product: &TileProduct<'_>, rows: CutRows<'_, Joined>, output: &mut [f32]) {
-    let is_plain = product.strip.shifts().is_empty();
-    match rows.few_values().filter(|_| is_plain) {
-        // SAFETY: only called where `detect` found every set that is named there, and after the
-        // check that the kernels ask for.
-        Some(values) if product.size == 4 => unsafe {
-            quads::add_few(product, rows, values, output);
-        },
-        // SAFETY: as above.
-        Some(values) if product.size == 16 => unsafe {
-            sixteens::add_few(product, rows, values, output);
-        },
-        _ => add_strip(product, rows, output),
+    if !rows.has_few_values() || !product.strip.shifts().is_empty() {
+        return add_strip(product, rows, output);
+    }
+    // SAFETY: only called where `detect` found every set that is named there, and after the check
+    // that the kernels ask for.
+    unsafe {
+        match (product.size, product.grid.lines) {
+            (4, _) => quads::add_few(product, rows, output),
+            (16, _) => sixteens::add_few(product, rows, output),
+            (64, 2) => few_grids::add_strip::<8, 2, 2>(product, rows, output),
+            (128, 4) => few_grids::add_strip::<16, 1, 4>(product, rows, output),
+            (64, 8) => few_grids::add_strip::<8, 1, 8>(product, rows, output),
+            (128, 16) => few_grids::add_strip::<16, 1, 16>(product, rows, output),
+            _ => add_strip(product, rows, output),
+        }
     }
 }
 

@@ -496,9 +496,15 @@ impl<T: Weights> CutRows<'_, T> {
 }
 
 impl<'a> CutRows<'a, Joined> {
-    /// The values of all symbols, where these are under 32.
-    pub(super) fn few_values(&self) -> Option<&'a [f32; 32]> {
-        self.taps.codebook.0.first_chunk().filter(|_| self.taps.largest < 32)
+    /// Whether all symbols are under 32.
+    pub(super) fn has_few_values(&self) -> bool {
+        self.taps.largest < 32
+    }
+
+    /// The values of symbols under 32.
+    #[inline(always)]
+    pub(super) fn first_values(&self) -> &'a [f32; 32] {
+        self.taps.codebook.0.first_chunk().expect("256 values")
     }
 
     /// Joined weights from one on, which may be read, and [`ROOM`] from there.

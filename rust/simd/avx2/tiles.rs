@@ -13,7 +13,11 @@ use std::arch::x86_64::*;
 define_add_strip!(
     "avx2,fma", __m256, 8, zero _mm256_setzero_ps, set _mm256_set1_ps, load _mm256_loadu_ps,
     store _mm256_storeu_ps, multiply_add _mm256_fmadd_ps, add _mm256_add_ps, max _mm256_max_ps,
-    min _mm256_min_ps
+    min _mm256_min_ps, rows CutRows<'_, impl Weights>,
+    weight |rows: &CutRows<'_, _>, weight| {
+        let (offset, value) = rows.get(weight);
+        (offset, _mm256_set1_ps(value))
+    }
 );
 define_add_shifted!(
     "avx2,fma", 8, zero _mm256_setzero_ps, load _mm256_loadu_ps, add _mm256_add_ps,

@@ -32,6 +32,19 @@ impl Few {
         _mm512_permutex2var_ps(self.low, symbols, self.high)
     }
 
+    /// Eight times the value of a joined weight.
+    ///
+    /// # Safety
+    /// It may be read.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl")]
+    pub(super) unsafe fn one(self, weight: *const u32) -> __m256 {
+        // SAFETY: the caller says so.
+        let weight = _mm512_set1_epi32(unsafe { *weight }.cast_signed());
+        let symbols = _mm512_srli_epi32::<OFFSET_BITS>(weight);
+        _mm512_castps512_ps256(_mm512_permutex2var_ps(self.low, symbols, self.high))
+    }
+
     /// Numbers of lanes, which the compiler does not know: it would take values out of known lanes by
     /// two instructions instead of one.
     #[inline]
@@ -43,14 +56,24 @@ impl Few {
     }
 }
 
+/// The offset of a joined weight in bytes.
+///
+/// # Safety
+/// It may be read.
+#[inline]
+#[target_feature(enable = "bmi2")]
+pub(super) unsafe fn offset(weight: *const u32) -> usize {
+    // SAFETY: the caller says so. In this form a load and the mask are one operation.
+    _bzhi_u32(unsafe { *weight }, OFFSET_BITS) as usize
+}
+
 /// The place of a joined weight in the input.
 ///
 /// # Safety
-/// The weight may be read.
+/// It may be read.
 #[inline]
 #[target_feature(enable = "bmi2")]
 pub(super) unsafe fn at(input: *const f32, weight: *const u32) -> *const f32 {
-    // SAFETY: the caller says so. In this form a load and the mask are one operation.
-    let offset = _bzhi_u32(unsafe { *weight }, OFFSET_BITS);
-    input.wrapping_byte_add(offset as usize)
+    // SAFETY: the caller says so.
+    input.wrapping_byte_add(unsafe { offset(weight) })
 }

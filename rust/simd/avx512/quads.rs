@@ -12,7 +12,11 @@ use std::arch::x86_64::*;
 define_add_strip!(
     "avx512f,avx512vl,avx2,fma", __m128, 4, zero _mm_setzero_ps, set _mm_set1_ps, load _mm_loadu_ps,
     store _mm_storeu_ps, multiply_add _mm_fmadd_ps, add _mm_add_ps, max _mm_max_ps,
-    min _mm_min_ps
+    min _mm_min_ps, rows CutRows<'_, impl Weights>,
+    weight |rows: &CutRows<'_, _>, weight| {
+        let (offset, value) = rows.get(weight);
+        (offset, _mm_set1_ps(value))
+    }
 );
 
 /// Weights that are taken together.
@@ -81,12 +85,11 @@ fn folded(sums: __m512) -> __m128 {
 pub(super) unsafe fn add_few(
     product: &TileProduct<'_>,
     rows: CutRows<'_, Joined>,
-    values: &[f32; 32],
     output: &mut [f32],
 ) {
     let TileProduct { input, strip, finish, stride, .. } = *product;
     let lanes = std::array::from_fn(|i| Few::lanes(LANES.map(|lane| lane + 4 * i as i32)));
-    let (few, input) = ((Few::new(values), &lanes), input.as_ptr());
+    let (few, input) = ((Few::new(rows.first_values()), &lanes), input.as_ptr());
     let mut to = output.as_mut_ptr();
     let starts = starts(product, to);
     let (mut from, [from_stride, _]) = starts.unwrap_or((to, [0, 0]));

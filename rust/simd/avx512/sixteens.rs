@@ -52,12 +52,11 @@ unsafe fn add_eight(
 pub(super) unsafe fn add_few(
     product: &TileProduct<'_>,
     rows: CutRows<'_, Joined>,
-    values: &[f32; 32],
     output: &mut [f32],
 ) {
     let TileProduct { input, strip, finish, stride, .. } = *product;
     let lanes = std::array::from_fn(|i| _mm512_castsi512_si256(Few::lanes([i as i32; 16])));
-    let (few, input) = ((Few::new(values), &lanes), input.as_ptr());
+    let (few, input) = ((Few::new(rows.first_values()), &lanes), input.as_ptr());
     let mut to = output.as_mut_ptr();
     let starts = starts(product, to);
     let (mut from, [from_stride, _]) = starts.unwrap_or((to, [0, 0]));

@@ -11,7 +11,11 @@ use std::arch::x86_64::*;
 define_add_strip!(
     "avx512f", __m512, 16, zero _mm512_setzero_ps, set _mm512_set1_ps, load _mm512_loadu_ps,
     store _mm512_storeu_ps, multiply_add _mm512_fmadd_ps, add _mm512_add_ps, max _mm512_max_ps,
-    min _mm512_min_ps
+    min _mm512_min_ps, rows CutRows<'_, impl Weights>,
+    weight |rows: &CutRows<'_, _>, weight| {
+        let (offset, value) = rows.get(weight);
+        (offset, _mm512_set1_ps(value))
+    }
 );
 define_add_shifted!(
     "avx512f", 16, zero _mm512_setzero_ps, load _mm512_loadu_ps, add _mm512_add_ps, and and, turn Turn
