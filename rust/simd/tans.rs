@@ -51,6 +51,8 @@ pub struct Table {
     steps: [u8; STATES],
     /// nbits.
     counts: [u8; STATES],
+    /// The largest class, without the mark of an escape.
+    largest: u8,
 }
 
 impl Table {
@@ -60,7 +62,9 @@ impl Table {
     /// When a step is 0 or over 127: a state would take no bits, or over 7.
     pub fn new(classes: [u8; STATES], steps: [u8; STATES]) -> Self {
         assert!(steps.iter().all(|step| (1..128).contains(step)), "tans: a step not in 1 to 127");
-        Self { classes, steps, counts: steps.map(|step| step.trailing_zeros() as u8 + 1) }
+        let counts = steps.map(|step| step.trailing_zeros() as u8 + 1);
+        let largest = classes.iter().fold(0, |largest, class| largest.max(class & !ESCAPE));
+        Self { classes, steps, counts, largest }
     }
 
     /// The class of each state.
@@ -97,11 +101,8 @@ pub struct ElementCode {
 impl ElementCode {
     /// More than any gap that may be decoded: what the largest class and all plain bits make, and 1.
     pub(super) fn gap_limit(&self) -> u32 {
-        let largest = self
-            .gaps
-            .as_ref()
-            .and_then(|table| table.classes.iter().map(|class| u32::from(class & !ESCAPE)).max());
-        (largest.unwrap_or(0) + 1) << self.gap_low_bits
+        let largest = self.gaps.as_ref().map_or(0, |table| table.largest);
+        (u32::from(largest) + 1) << self.gap_low_bits
     }
 
     /// True when 16 gaps, and 1 for each, stay under 2¹⁶, and plain bits and 1 fit into a byte.
@@ -111,8 +112,8 @@ impl ElementCode {
 
     /// True when every rank that may be decoded is under 256.
     pub(super) fn has_byte_ranks(&self) -> bool {
-        let largest = self.ranks.as_ref().and_then(|table| table.classes.iter().copied().max());
-        (u32::from(largest.unwrap_or(0)) + 1) << self.rank_low_bits <= 256
+        let largest = self.ranks.as_ref().map_or(0, |table| table.largest);
+        (u32::from(largest) + 1) << self.rank_low_bits <= 256
     }
 }
 

@@ -145,10 +145,8 @@ impl Registers {
 fn next_states(steps: __m512i, counts: __m512i, bytes: &[u8], at: &mut usize) -> __m512i {
     let below = _mm512_add_epi8(steps, _mm512_set1_epi8(-1));
     let masks = _mm512_xor_si512(steps, below);
-    // Bits of the lanes up to each one in its word: at most 56.
-    let mut within = _mm512_add_epi8(counts, _mm512_slli_epi64::<8>(counts));
-    within = _mm512_add_epi8(within, _mm512_slli_epi64::<16>(within));
-    within = _mm512_add_epi8(within, _mm512_slli_epi64::<32>(within));
+    // Bits of the lanes before each one in its word, at most 49: as a product, its bytes are sums.
+    let within = _mm512_mullo_epi64(counts, _mm512_set1_epi64(0x0101_0101_0101_0100));
     // Bits of every word, in each word; of those before it, at most 392; of all, at most 448.
     let zero = _mm512_setzero_si512();
     let words = _mm512_permutexvar_epi8(load(&FIRST_BYTES), _mm512_sad_epu8(counts, zero));
@@ -161,7 +159,7 @@ fn next_states(steps: __m512i, counts: __m512i, bytes: &[u8], at: &mut usize) ->
     let window = load(bytes[*at / 8..].first_chunk::<REACH>().expect("a step's reach was checked"));
     let eight = _mm512_permutexvar_epi8(_mm512_add_epi8(first, load(&WORD_BYTES)), window);
     let shift = _mm512_and_si512(_mm512_multishift_epi64_epi8(zero, starts), _mm512_set1_epi8(7));
-    let before = _mm512_add_epi8(_mm512_slli_epi64::<8>(within), shift);
+    let before = _mm512_add_epi8(within, shift);
     let dealt = _mm512_multishift_epi64_epi8(before, eight);
     *at += _mm_cvtsi128_si64(_mm512_castsi512_si128(total)) as usize;
     _mm512_or_si512(_mm512_and_si512(steps, below), _mm512_and_si512(dealt, masks))
