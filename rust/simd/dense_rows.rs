@@ -118,23 +118,12 @@ pub(super) fn add_rows(product: &TileProduct<'_>, rows: DenseRows<'_>, output: &
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::places;
+    use super::super::tests::{places, random};
     use super::super::{
         Finish, Grid, Kernels, Places, SMALLEST_DENSE_TILE, SymbolRows, Taps, available,
     };
     use super::*;
     use proptest::prelude::*;
-
-    /// Random numbers in [0, 1).
-    fn random(seed: u64) -> impl FnMut() -> f64 {
-        let mut state = seed | 1;
-        move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) as f64 / (1u64 << 53) as f64
-        }
-    }
 
     /// Rows `rows` of dense weights times a tile that starts at `first`, strip by strip; the last
     /// one finishes.

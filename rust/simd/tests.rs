@@ -25,8 +25,8 @@ pub(super) fn places(ncols: usize, channel: u32) -> Places {
     }
 }
 
-/// Numbers from 0 to under 1.
-fn random(seed: u64) -> impl FnMut() -> f64 {
+/// Random numbers from 0 to under 1.
+pub(super) fn random(seed: u64) -> impl FnMut() -> f64 {
     let mut state = seed | 1;
     move || {
         state ^= state << 13;

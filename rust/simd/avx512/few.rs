@@ -77,3 +77,61 @@ pub(super) unsafe fn at(input: *const f32, weight: *const u32) -> *const f32 {
     // SAFETY: the caller says so.
     input.wrapping_byte_add(unsafe { offset(weight) })
 }
+
+/// Defines `add_few`, the product of a strip with a small tile: the features, how many registers a tile
+/// is, how many weights are taken together, the lanes that their values are dealt to, sums of nothing,
+/// what adds such weights, or as many as are left, to sums, what makes a tile of these, and the addition
+/// of two registers of it.
+macro_rules! define_add_few {
+    (
+        $features:literal, vectors $vectors:literal, together $together:ident, lanes $lanes:expr,
+        zero $zero:expr, weights $add_weights:ident, total $total:ident, add $add:ident
+    ) => {
+        /// # Safety
+        /// [`TileProduct::check`] was called for this output, the tile is of this size, there are no
+        /// shifts, and all symbols are under 32.
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn add_few(
+            product: &TileProduct<'_>,
+            rows: CutRows<'_, Joined>,
+            output: &mut [f32],
+        ) {
+            let TileProduct { input, strip, finish, stride, .. } = *product;
+            let lanes = std::array::from_fn($lanes);
+            let (few, input) = ((Few::new(rows.first_values()), &lanes), input.as_ptr());
+            let mut to = output.as_mut_ptr();
+            let starts = starts(product, to);
+            let (mut from, [from_stride, _]) = starts.unwrap_or((to, [0, 0]));
+            for row in 0..strip.nrows() {
+                let range = rows.range(row, 0);
+                let mut sums = $zero;
+                let mut weight = range.start;
+                while weight + $together <= range.end {
+                    // SAFETY: they are in the row's range, behind which there is room; the input was
+                    // checked.
+                    unsafe { $add_weights(few, input, rows.entries(weight), None, &mut sums) };
+                    weight += $together;
+                }
+                if weight < range.end {
+                    let left = Some(range.end - weight);
+                    // SAFETY: as above; what is read behind the row is a place of the input too.
+                    unsafe { $add_weights(few, input, rows.entries(weight), left, &mut sums) };
+                }
+                let mut sums = $total(sums);
+                if starts.is_some() {
+                    // SAFETY: the output, or the sums, were checked for this row.
+                    let start = unsafe { load_sums::<$vectors, 1>(from, 0) };
+                    sums = std::array::from_fn(|i| $add(start[i], sums[i]));
+                }
+                if let Some(finish) = finish {
+                    finish_sums(&mut sums, finish, row);
+                }
+                // SAFETY: the output was checked for this row.
+                unsafe { store_sums::<$vectors, 1>(sums, to, 0) };
+                // Past the last row these point anywhere, and nothing reads them.
+                (from, to) = (from.wrapping_add(from_stride), to.wrapping_add(stride));
+            }
+        }
+    };
+}
+pub(super) use define_add_few;

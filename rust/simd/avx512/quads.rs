@@ -6,7 +6,7 @@
 use super::super::add_strip::define_add_strip;
 use super::super::tiles::{COLUMN_PITCH, CutRows, Joined, Weights};
 use super::super::{Finish, Start, TileProduct};
-use super::few::{Few, at};
+use super::few::{Few, at, define_add_few};
 use std::arch::x86_64::*;
 
 define_add_strip!(
@@ -71,54 +71,17 @@ unsafe fn add_sixteen(
     }
 }
 
-/// The sum of the four lanes that are of the same output.
+/// The tile that the sums make: of four lanes each, of the same output.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn folded(sums: __m512) -> __m128 {
+fn total([a, b]: [__m512; 2]) -> Sums<1> {
+    let sums = _mm512_add_ps(a, b);
     let half = _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps::<1>(sums));
-    _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))
+    [_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))]
 }
 
-/// # Safety
-/// [`TileProduct::check`] was called for this output, the tile is 4, and there are no shifts.
-#[target_feature(enable = "avx512f,avx512dq,avx512vl,bmi2,avx2,fma")]
-pub(super) unsafe fn add_few(
-    product: &TileProduct<'_>,
-    rows: CutRows<'_, Joined>,
-    output: &mut [f32],
-) {
-    let TileProduct { input, strip, finish, stride, .. } = *product;
-    let lanes = std::array::from_fn(|i| Few::lanes(LANES.map(|lane| lane + 4 * i as i32)));
-    let (few, input) = ((Few::new(rows.first_values()), &lanes), input.as_ptr());
-    let mut to = output.as_mut_ptr();
-    let starts = starts(product, to);
-    let (mut from, [from_stride, _]) = starts.unwrap_or((to, [0, 0]));
-    for row in 0..strip.nrows() {
-        let range = rows.range(row, 0);
-        let mut sums = [_mm512_setzero_ps(); 2];
-        let mut weight = range.start;
-        while weight + TOGETHER <= range.end {
-            // SAFETY: all are in the row's range; the input was checked.
-            unsafe { add_sixteen(few, input, rows.entries(weight), None, &mut sums) };
-            weight += TOGETHER;
-        }
-        if weight < range.end {
-            let left = Some(range.end - weight);
-            // SAFETY: there is room behind the row, and what is read there is a place of the input too.
-            unsafe { add_sixteen(few, input, rows.entries(weight), left, &mut sums) };
-        }
-        let mut sums = [folded(_mm512_add_ps(sums[0], sums[1]))];
-        if starts.is_some() {
-            // SAFETY: the output, or the sums, were checked for this row.
-            let [start] = unsafe { load_sums::<1, 1>(from, 0) };
-            sums[0] = _mm_add_ps(start, sums[0]);
-        }
-        if let Some(finish) = finish {
-            finish_sums(&mut sums, finish, row);
-        }
-        // SAFETY: the output was checked for this row.
-        unsafe { store_sums::<1, 1>(sums, to, 0) };
-        // Past the last row these point anywhere, and nothing reads them.
-        (from, to) = (from.wrapping_add(from_stride), to.wrapping_add(stride));
-    }
-}
+define_add_few!(
+    "avx512f,avx512dq,avx512vl,bmi2,avx2,fma", vectors 1, together TOGETHER,
+    lanes |i| Few::lanes(LANES.map(|lane| lane + 4 * i as i32)), zero [_mm512_setzero_ps(); 2],
+    weights add_sixteen, total total, add _mm_add_ps
+);
