@@ -19,6 +19,8 @@ use std::ops::Range;
 const SMALLER_BLOCKS: usize = 4;
 /// Multiply–adds that a thread is worth.
 const THREAD_PRODUCTS: usize = 1 << 19;
+/// Multiply–adds that decoding a weight takes as long as.
+const DECODING_PRODUCTS: usize = 24;
 
 impl Plan {
     /// Computes the output `y` `[images, nrows, height, width]` from the input `x`, each interleaved
@@ -50,7 +52,8 @@ impl Plan {
         }
         let [height, width] = self.unfolding.outputs();
         let outputs = self.input[0] * height * width;
-        let work = self.nnz.saturating_mul(outputs) / THREAD_PRODUCTS;
+        let decoding = if let Weights::Stored(_) = weights { DECODING_PRODUCTS } else { 0 };
+        let work = self.nnz.saturating_mul(outputs + decoding) / THREAD_PRODUCTS;
         if let (Some(winograd), Weights::Stored(matrix)) = (&self.winograd, weights)
             && density::all_moderate(x)
         {

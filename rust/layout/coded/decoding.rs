@@ -228,6 +228,23 @@ impl Coded {
     }
 }
 
+/// Positions that are looked at together.
+const NEAR: usize = 64;
+
+/// How many of rising positions are under `end`: likely about `likely`.
+fn len_under(positions: &[u32], end: u32, likely: usize) -> usize {
+    let start = likely.saturating_sub(NEAR / 2);
+    if let Some(near) = positions.get(start..).and_then(<[u32]>::first_chunk::<NEAR>)
+        && near[0] < end
+        && near[NEAR - 1] >= end
+    {
+        // Counted without a branch.
+        return start
+            + near.iter().map(|&position| u32::from(position < end)).sum::<u32>() as usize;
+    }
+    positions.partition_point(|&position| position < end)
+}
+
 impl Runs for Coded {
     fn for_each_run(
         &self,
@@ -247,18 +264,22 @@ impl Runs for Coded {
             // The row that the last run was of, and where it starts and ends.
             let mut row = first;
             let mut bounds = 0..ncols;
+            // Kept weights of the row before, and so far of this one.
+            let (mut in_row, mut taken) = (0_usize, 0);
             'block: while reader.next(&mut chunk)? {
                 let (mut positions, mut ranks) = (chunk.positions(), chunk.ranks());
                 while let Some(&position) = positions.first() {
                     if position >= bounds.end {
                         row = first + (position / ncols) as usize;
+                        (in_row, taken) = (taken, 0);
                         bounds.start = (row - first) as u32 * ncols;
                         bounds.end = bounds.start + ncols;
                     }
                     if row >= rows.end {
                         break 'block;
                     }
-                    let len = positions.partition_point(|&position| position < bounds.end);
+                    let len = len_under(positions, bounds.end, in_row.saturating_sub(taken));
+                    taken += len;
                     if row >= rows.start {
                         let (positions, ranks) = (&positions[..len], &ranks[..len]);
                         take(Run { row, start: bounds.start, positions, ranks });
