@@ -26,7 +26,7 @@ use super::scratch::TileMemory;
 use super::tile::Tile;
 use crate::error::Result;
 use crate::interruption;
-use crate::simd::{Cells, GRID_LINE, Grid, IMAGES, Kernels};
+use crate::simd::{CellRows, Cells, GRID_LINE, Grid, IMAGES, Kernels};
 
 /// Which of a convolution's numbers are interleaved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -195,6 +195,12 @@ impl Interleaved {
             for number in (0..group).step_by(IMAGES) {
                 if self.sides.input {
                     let map = &x[(number * count + channel * IMAGES) * area..][..IMAGES * area];
+                    if group == IMAGES && rows > 0 {
+                        let x = &map[(from * width + from_col) * IMAGES..];
+                        let from = CellRows { count: rows, x, pitch: width * IMAGES };
+                        kernels.copy_rows(from, cols * IMAGES, &mut inside[left * IMAGES..], pitch);
+                        continue;
+                    }
                     for row in 0..rows {
                         let at = (from + row) * width + from_col;
                         let x = &map[at * IMAGES..][..cols * IMAGES];

@@ -21,7 +21,8 @@ use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
 use super::winograd::{self, POINTS};
 use super::{
-    Cells, Cutting, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct, Windows,
+    CellRows, Cells, Cutting, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct,
+    Windows,
 };
 use std::arch::x86_64::*;
 
@@ -214,6 +215,11 @@ impl Kernels for Avx2 {
     fn interleave(&self, maps: [&[f32]; IMAGES], cells: Cells, out: &mut [f32]) {
         // SAFETY: `self` exists only where `detect` found AVX2.
         unsafe { interleaving::interleave(maps, cells, out) }
+    }
+
+    fn copy_rows(&self, from: CellRows<'_>, len: usize, out: &mut [f32], pitch: usize) {
+        // SAFETY: `self` exists only where `detect` found AVX2.
+        unsafe { interleaving::copy_rows(from, len, out, pitch) }
     }
 
     fn separate(&self, x: &[f32], cells: Cells, maps: [&mut [f32]; IMAGES]) {

@@ -22,7 +22,8 @@ use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Joined, Rows, Weights};
 use super::winograd::POINTS;
 use super::{
-    Cells, Cutting, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct, Windows,
+    CellRows, Cells, Cutting, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct,
+    Windows,
 };
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
@@ -233,6 +234,10 @@ impl Kernels for Avx512 {
 
     fn interleave(&self, maps: [&[f32]; IMAGES], cells: Cells, out: &mut [f32]) {
         self.avx2.interleave(maps, cells, out);
+    }
+
+    fn copy_rows(&self, from: CellRows<'_>, len: usize, out: &mut [f32], pitch: usize) {
+        self.avx2.copy_rows(from, len, out, pitch);
     }
 
     fn separate(&self, x: &[f32], cells: Cells, maps: [&mut [f32]; IMAGES]) {

@@ -21,6 +21,35 @@ pub struct Cells {
     pub cell: usize,
 }
 
+/// Rows of whole cells.
+#[derive(Clone, Copy, Debug)]
+pub struct CellRows<'a> {
+    /// How many.
+    pub count: usize,
+    /// The first one, and what follows.
+    pub x: &'a [f32],
+    /// Numbers from one row to the next.
+    pub pitch: usize,
+}
+
+impl CellRows<'_> {
+    /// # Panics
+    /// When rows of `len` numbers, `pitch` apart in `out` numbers, are not whole cells, or too few are
+    /// there.
+    pub(super) fn check(&self, len: usize, out: usize, pitch: usize) {
+        let fits = |pitch: usize, numbers: usize| {
+            let last = self.count.saturating_sub(1).checked_mul(pitch);
+            self.count == 0
+                || last.and_then(|last| last.checked_add(len)).is_some_and(|n| n <= numbers)
+        };
+        let is_inside = fits(self.pitch, self.x.len()) && fits(pitch, out);
+        assert!(
+            len.is_multiple_of(IMAGES) && is_inside,
+            "copy_rows: {len} of {out} numbers, {self:?}"
+        );
+    }
+}
+
 impl Cells {
     /// Where the first number of place `place` of each map is.
     #[inline]
@@ -54,6 +83,15 @@ pub(super) fn separate(x: &[f32], cells: Cells, mut maps: [&mut [f32]; IMAGES]) 
     for place in 0..maps[0].len() {
         let cell = &x[cells.at(place)..][..IMAGES];
         maps.iter_mut().zip(cell).for_each(|(map, x)| map[place] = *x);
+    }
+}
+
+/// The specification of [`Kernels::copy_rows`].
+pub(super) fn copy_rows(from: CellRows<'_>, len: usize, out: &mut [f32], pitch: usize) {
+    from.check(len, out.len(), pitch);
+    let CellRows { count, x, pitch: from_pitch } = from;
+    for row in 0..count {
+        out[row * pitch..][..len].copy_from_slice(&x[row * from_pitch..][..len]);
     }
 }
 
@@ -96,6 +134,31 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn rows_of_cells_are_copied_and_what_is_between_stays(
+            (count, cells) in (0usize..5, 0usize..6), (more, apart) in (0usize..20, 0usize..20),
+        ) {
+            let len = cells * IMAGES;
+            let x: Vec<f32> = (0..count * (len + more)).map(|i| i as f32).collect();
+            let from = CellRows { count, x: &x, pitch: len + more };
+            for set in available() {
+                let mut out = vec![-1.0; count * (len + apart)];
+                set.copy_rows(from, len, &mut out, len + apart);
+                for (at, &y) in out.iter().enumerate() {
+                    let (row, col) = (at / (len + apart), at % (len + apart));
+                    let expected = if col < len { x[row * (len + more) + col] } else { -1.0 };
+                    prop_assert_eq!(y, expected, "{} at {}", set.name(), at);
+                }
+                let mut fails = |len: usize, out: usize| {
+                    let copy = || set.copy_rows(from, len, &mut vec![0.0; out], len + apart);
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(copy)).is_err()
+                };
+                if count > 0 {
+                    prop_assert!(fails(len + 1, 1000) && fails(len + IMAGES, len), "{}", set.name());
+                }
+            }
+        }
+
         #[test]
         fn maps_go_into_cells_and_back(
             width in 1usize..20, rows in 0usize..6, more in 0usize..12, cell in IMAGES..20, gap in 0usize..9,

@@ -40,7 +40,7 @@ pub const LANES: usize = 16;
 pub type Lanes = [f32; LANES];
 
 pub use cuts::Cutting;
-pub use interleaving::{Cells, IMAGES};
+pub use interleaving::{CellRows, Cells, IMAGES};
 pub use scalar::maximum;
 pub use shifts::{MAX_MOVE, MAX_SHIFTS, Shift};
 pub use spacing::Spacing;
@@ -269,6 +269,14 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// When maps differ in length, rows or cells overlap, or `out` is too short.
     fn interleave(&self, maps: [&[f32]; IMAGES], cells: Cells, out: &mut [f32]) {
         interleaving::interleave(maps, cells, out);
+    }
+
+    /// Copies the first `len` numbers of rows of cells to rows that are `pitch` numbers apart.
+    ///
+    /// # Panics
+    /// When these are not whole cells, or rows end outside.
+    fn copy_rows(&self, from: CellRows<'_>, len: usize, out: &mut [f32], pitch: usize) {
+        interleaving::copy_rows(from, len, out, pitch);
     }
 
     /// Takes maps out of cells.

@@ -1,6 +1,6 @@
 //! Four numbers of eight maps to four cells and back: rows of four turned in both halves of registers.
 
-use super::super::interleaving::{Cells, IMAGES};
+use super::super::interleaving::{CellRows, Cells, IMAGES};
 use std::arch::x86_64::*;
 
 /// Numbers of a map that are turned together.
@@ -87,5 +87,21 @@ pub(super) fn separate(x: &[f32], cells: Cells, mut maps: [&mut [f32]; IMAGES]) 
     for place in len / RUN * RUN..len {
         let cell = &x[next.next()..][..IMAGES];
         maps.iter_mut().zip(cell).for_each(|(map, x)| map[place] = *x);
+    }
+}
+
+/// [`super::super::Kernels::copy_rows`]: rows are too short for a call each.
+#[target_feature(enable = "avx2")]
+pub(super) fn copy_rows(from: CellRows<'_>, len: usize, out: &mut [f32], pitch: usize) {
+    from.check(len, out.len(), pitch);
+    let (x, out) = (from.x.as_ptr(), out.as_mut_ptr());
+    for row in 0..from.count {
+        for at in (0..len).step_by(IMAGES) {
+            // SAFETY: the check found as many rows of as many numbers; no alignment is needed.
+            unsafe {
+                let cell = _mm256_loadu_ps(x.add(row * from.pitch + at));
+                _mm256_storeu_ps(out.add(row * pitch + at), cell);
+            }
+        }
     }
 }
