@@ -149,7 +149,7 @@ mod tests {
                     let expected = if col < len { x[row * (len + more) + col] } else { -1.0 };
                     prop_assert_eq!(y, expected, "{} at {}", set.name(), at);
                 }
-                let mut fails = |len: usize, out: usize| {
+                let fails = |len: usize, out: usize| {
                     let copy = || set.copy_rows(from, len, &mut vec![0.0; out], len + apart);
                     std::panic::catch_unwind(std::panic::AssertUnwindSafe(copy)).is_err()
                 };
