@@ -26,7 +26,7 @@ use super::scratch::TileMemory;
 use super::tile::Tile;
 use crate::error::Result;
 use crate::interruption;
-use crate::simd::{CellRows, Cells, GRID_LINE, Grid, IMAGES, Kernels};
+use crate::simd::{Cells, GRID_LINE, Grid, IMAGES, Kernels};
 
 /// Which of a convolution's numbers are interleaved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -195,17 +195,11 @@ impl Interleaved {
             for number in (0..group).step_by(IMAGES) {
                 if self.sides.input {
                     let map = &x[(number * count + channel * IMAGES) * area..][..IMAGES * area];
-                    if group == IMAGES && rows > 0 {
+                    if rows > 0 {
                         let x = &map[(from * width + from_col) * IMAGES..];
-                        let from = CellRows { count: rows, x, pitch: width * IMAGES };
-                        kernels.copy_rows(from, cols * IMAGES, &mut inside[left * IMAGES..], pitch);
-                        continue;
-                    }
-                    for row in 0..rows {
-                        let at = (from + row) * width + from_col;
-                        let x = &map[at * IMAGES..][..cols * IMAGES];
-                        let to = &mut inside[row * pitch + left * group..][..cols * group];
-                        copy_cells(x, IMAGES, &mut to[number..], group);
+                        let row = Cells { width: cols, pitch: width * IMAGES, cell: IMAGES };
+                        let to = &mut inside[left * group + number..];
+                        kernels.copy_cells(rows, (x, row), (to, cells));
                     }
                     continue;
                 }
@@ -300,24 +294,9 @@ impl Interleaved {
                     continue;
                 }
                 let [map] = maps.some(number / IMAGES, at * IMAGES..(at + count) * IMAGES);
-                for (row, to) in map.chunks_exact_mut(width * IMAGES).enumerate() {
-                    copy_cells(&outputs[row * line..], group, to, IMAGES);
-                }
+                let to = Cells { width, pitch: width * IMAGES, cell: IMAGES };
+                kernels.copy_cells(rows.len(), (outputs, cells), (map, to));
             }
-        }
-    }
-}
-
-/// Copies the first eight numbers of cells of `from` to those of cells of `to`, as many as the shorter
-/// one has.
-fn copy_cells(x: &[f32], from: usize, out: &mut [f32], to: usize) {
-    if from == to && to == IMAGES {
-        let len = x.len().min(out.len());
-        return out[..len].copy_from_slice(&x[..len]);
-    }
-    for (x, out) in x.chunks(from).zip(out.chunks_mut(to)) {
-        if let (Some(x), Some(out)) = (x.first_chunk::<IMAGES>(), out.first_chunk_mut::<IMAGES>()) {
-            *out = *x;
         }
     }
 }

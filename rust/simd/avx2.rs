@@ -21,8 +21,7 @@ use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
 use super::winograd::{self, POINTS};
 use super::{
-    CellRows, Cells, Cutting, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct,
-    Windows,
+    Cells, Cutting, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct, Windows,
 };
 use std::arch::x86_64::*;
 
@@ -217,9 +216,9 @@ impl Kernels for Avx2 {
         unsafe { interleaving::interleave(maps, cells, out) }
     }
 
-    fn copy_rows(&self, from: CellRows<'_>, len: usize, out: &mut [f32], pitch: usize) {
+    fn copy_cells(&self, rows: usize, from: (&[f32], Cells), to: (&mut [f32], Cells)) {
         // SAFETY: `self` exists only where `detect` found AVX2.
-        unsafe { interleaving::copy_rows(from, len, out, pitch) }
+        unsafe { interleaving::copy_cells(rows, from, to) }
     }
 
     fn separate(&self, x: &[f32], cells: Cells, maps: [&mut [f32]; IMAGES]) {

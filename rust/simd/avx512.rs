@@ -22,8 +22,7 @@ use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Joined, Rows, Weights};
 use super::winograd::POINTS;
 use super::{
-    CellRows, Cells, Cutting, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct,
-    Windows,
+    Cells, Cutting, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct, Windows,
 };
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
@@ -236,8 +235,8 @@ impl Kernels for Avx512 {
         self.avx2.interleave(maps, cells, out);
     }
 
-    fn copy_rows(&self, from: CellRows<'_>, len: usize, out: &mut [f32], pitch: usize) {
-        self.avx2.copy_rows(from, len, out, pitch);
+    fn copy_cells(&self, rows: usize, from: (&[f32], Cells), to: (&mut [f32], Cells)) {
+        self.avx2.copy_cells(rows, from, to);
     }
 
     fn separate(&self, x: &[f32], cells: Cells, maps: [&mut [f32]; IMAGES]) {

@@ -21,40 +21,25 @@ pub struct Cells {
     pub cell: usize,
 }
 
-/// Rows of whole cells.
-#[derive(Clone, Copy, Debug)]
-pub struct CellRows<'a> {
-    /// How many.
-    pub count: usize,
-    /// The first one, and what follows.
-    pub x: &'a [f32],
-    /// Numbers from one row to the next.
-    pub pitch: usize,
-}
-
-impl CellRows<'_> {
-    /// # Panics
-    /// When rows of `len` numbers, `pitch` apart in `out` numbers, are not whole cells, or too few are
-    /// there.
-    pub(super) fn check(&self, len: usize, out: usize, pitch: usize) {
-        let fits = |pitch: usize, numbers: usize| {
-            let last = self.count.saturating_sub(1).checked_mul(pitch);
-            self.count == 0
-                || last.and_then(|last| last.checked_add(len)).is_some_and(|n| n <= numbers)
-        };
-        let is_inside = fits(self.pitch, self.x.len()) && fits(pitch, out);
-        assert!(
-            len.is_multiple_of(IMAGES) && is_inside,
-            "copy_rows: {len} of {out} numbers, {self:?}"
-        );
-    }
-}
-
 impl Cells {
     /// Where the first number of place `place` of each map is.
     #[inline]
     pub(super) fn at(&self, place: usize) -> usize {
         place / self.width * self.pitch + place % self.width * self.cell
+    }
+
+    /// # Panics
+    /// When rows or cells overlap, or `numbers` are too few for `rows` rows.
+    pub(super) fn check_rows(&self, rows: usize, numbers: usize) {
+        let Self { width, pitch, cell } = *self;
+        let row = width.checked_mul(cell).filter(|&row| row <= pitch && width > 0);
+        let is_apart = cell >= IMAGES && row.is_some();
+        let last = rows.checked_sub(1).map(|last| last.checked_mul(pitch));
+        let fits = last.is_none_or(|last| {
+            let end = last.and_then(|last| last.checked_add((width - 1) * cell + IMAGES));
+            end.is_some_and(|end| end <= numbers)
+        });
+        assert!(is_apart && fits, "copy_cells: {self:?}, {rows} rows, {numbers} numbers");
     }
 
     /// # Panics
@@ -86,13 +71,20 @@ pub(super) fn separate(x: &[f32], cells: Cells, mut maps: [&mut [f32]; IMAGES]) 
     }
 }
 
-/// The specification of [`Kernels::copy_rows`].
-pub(super) fn copy_rows(from: CellRows<'_>, len: usize, out: &mut [f32], pitch: usize) {
-    from.check(len, out.len(), pitch);
-    let CellRows { count, x, pitch: from_pitch } = from;
-    for row in 0..count {
-        out[row * pitch..][..len].copy_from_slice(&x[row * from_pitch..][..len]);
+/// The specification of [`Kernels::copy_cells`].
+pub(super) fn copy_cells(rows: usize, (x, from): (&[f32], Cells), (out, to): (&mut [f32], Cells)) {
+    check_copy(rows, (x, from), (out, to));
+    for place in 0..rows * from.width {
+        out[to.at(place)..][..IMAGES].copy_from_slice(&x[from.at(place)..][..IMAGES]);
     }
+}
+
+/// # Panics
+/// As [`Kernels::copy_cells`].
+pub(super) fn check_copy(rows: usize, (x, from): (&[f32], Cells), (out, to): (&[f32], Cells)) {
+    assert_eq!(from.width, to.width, "copy_cells: cells of a row");
+    from.check_rows(rows, x.len());
+    to.check_rows(rows, out.len());
 }
 
 /// The specification of [`Kernels::greatest_of_four_cells`].
@@ -135,27 +127,36 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rows_of_cells_are_copied_and_what_is_between_stays(
-            (count, cells) in (0usize..5, 0usize..6), (more, apart) in (0usize..20, 0usize..20),
+        fn cells_are_copied_and_what_is_between_stays(
+            (rows, width) in (0usize..5, 1usize..6),
+            (wider, more) in (prop::array::uniform2(0usize..9), prop::array::uniform2(0usize..20)),
         ) {
-            let len = cells * IMAGES;
-            let x: Vec<f32> = (0..count * (len + more)).map(|i| i as f32).collect();
-            let from = CellRows { count, x: &x, pitch: len + more };
+            let [from, to] = [0, 1].map(|side| {
+                let cell = IMAGES + wider[side];
+                Cells { width, pitch: width * cell + more[side], cell }
+            });
+            let x: Vec<f32> = (0..rows * from.pitch).map(|i| i as f32).collect();
             for set in available() {
-                let mut out = vec![-1.0; count * (len + apart)];
-                set.copy_rows(from, len, &mut out, len + apart);
-                for (at, &y) in out.iter().enumerate() {
-                    let (row, col) = (at / (len + apart), at % (len + apart));
-                    let expected = if col < len { x[row * (len + more) + col] } else { -1.0 };
-                    prop_assert_eq!(y, expected, "{} at {}", set.name(), at);
+                let mut out = vec![-1.0; rows * to.pitch];
+                set.copy_cells(rows, (&x, from), (&mut out, to));
+                let mut expected = vec![-1.0; out.len()];
+                for (row, col) in (0..rows).flat_map(|row| (0..width).map(move |col| (row, col))) {
+                    let at = |cells: Cells| row * cells.pitch + col * cells.cell;
+                    for number in 0..IMAGES {
+                        expected[at(to) + number] = x[at(from) + number];
+                    }
                 }
-                let fails = |len: usize, out: usize| {
-                    let copy = || set.copy_rows(from, len, &mut vec![0.0; out], len + apart);
+                prop_assert_eq!(out, expected, "{}", set.name());
+                let fails = |rows: usize, from: Cells, to: Cells, len: usize| {
+                    let copy = || set.copy_cells(rows, (&x, from), (&mut vec![0.0; len], to));
                     std::panic::catch_unwind(std::panic::AssertUnwindSafe(copy)).is_err()
                 };
-                if count > 0 {
-                    prop_assert!(fails(len + 1, 1000) && fails(len + IMAGES, len), "{}", set.name());
-                }
+                let room = (rows + 1) * to.pitch;
+                prop_assert!(fails(rows + 1, from, to, room) && fails(rows + 1, from, to, 7));
+                let (wide, narrow) = (Cells { width: width + 1, ..to }, Cells { cell: 7, ..from });
+                prop_assert!(fails(rows, from, wide, 2 * room));
+                prop_assert!(fails(rows, narrow, to, room));
+                prop_assert!(fails(usize::MAX, from, to, room));
             }
         }
 

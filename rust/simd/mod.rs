@@ -40,7 +40,7 @@ pub const LANES: usize = 16;
 pub type Lanes = [f32; LANES];
 
 pub use cuts::Cutting;
-pub use interleaving::{CellRows, Cells, IMAGES};
+pub use interleaving::{Cells, IMAGES};
 pub use scalar::maximum;
 pub use shifts::{MAX_MOVE, MAX_SHIFTS, Shift};
 pub use spacing::Spacing;
@@ -271,12 +271,12 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
         interleaving::interleave(maps, cells, out);
     }
 
-    /// Copies the first `len` numbers of rows of cells to rows that are `pitch` numbers apart.
+    /// Copies rows of cells to others; what is between those stays.
     ///
     /// # Panics
-    /// When these are not whole cells, or rows end outside.
-    fn copy_rows(&self, from: CellRows<'_>, len: usize, out: &mut [f32], pitch: usize) {
-        interleaving::copy_rows(from, len, out, pitch);
+    /// When rows have another number of cells there, rows or cells overlap, or end outside.
+    fn copy_cells(&self, rows: usize, from: (&[f32], Cells), to: (&mut [f32], Cells)) {
+        interleaving::copy_cells(rows, from, to);
     }
 
     /// Takes maps out of cells.

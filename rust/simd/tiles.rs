@@ -16,12 +16,15 @@
 #![allow(unsafe_code)]
 
 mod filling;
+mod product;
+mod sorting;
 
 use super::dense_rows::{self, Dense, DenseRows};
-use super::shifts::{self, SORT_ROOM, Shift};
+use super::shifts::Shift;
 use super::{Cutting, Kernels, Spacing};
 pub use filling::Filling;
-use std::ops::Range;
+pub use product::{COLUMN, COLUMN_PITCH, Finish, GRID_LINE, Grid, Start, TileProduct};
+use sorting::Sorting;
 use std::sync::Arc;
 
 /// Outputs of the largest tile of any instruction set.
@@ -107,71 +110,6 @@ pub struct Taps {
     reach: u32,
     /// Where rows start, while they are handed over run by run.
     starts: Vec<usize>,
-}
-
-/// Room for weights that are sorted by strip, row and tap column.
-#[derive(Clone, Debug, Default)]
-struct Sorting {
-    cuts: Vec<u32>,
-    cols: Vec<u32>,
-    symbols: Vec<u16>,
-    values: Vec<f32>,
-}
-
-impl Sorting {
-    /// Takes weights that are cut as [`Taps::cuts`] says of decoded ones; their values, or else their
-    /// symbols.
-    fn sort(
-        &mut self,
-        kernels: &dyn Kernels,
-        shifts: &[Shift],
-        cuts: &[u32],
-        nrows: usize,
-        (cols, symbols, values): (&[u32], &[u16], Option<&[f32]>),
-    ) {
-        self.cols.resize(cols.len() + SORT_ROOM, 0);
-        match values {
-            Some(values) => self.values.resize(values.len() + SORT_ROOM, 0.0),
-            None => self.symbols.resize(symbols.len() + SORT_ROOM, 0),
-        }
-        self.cuts.clear();
-        let (width, mut at) = (shifts.len() as u32, 0);
-        for (&start, &end) in cuts.iter().zip(cuts.get(nrows..).unwrap_or(&[])) {
-            let from = start as usize..end as usize;
-            let sorted = &mut self.cols[at..];
-            let mine = &cols[from.clone()];
-            if shifts.is_empty() {
-                sorted[..mine.len()].copy_from_slice(mine);
-                match values {
-                    Some(values) => {
-                        self.values[at..at + mine.len()].copy_from_slice(&values[from]);
-                    }
-                    None => self.symbols[at..at + mine.len()].copy_from_slice(&symbols[from]),
-                }
-                self.cuts.push(at as u32);
-                at += mine.len();
-                continue;
-            }
-            let counts = match values {
-                Some(values) => {
-                    let sorted = (sorted, &mut self.values[at..]);
-                    shifts::sort(width, shifts, (mine, &values[from]), sorted)
-                }
-                None => {
-                    let sorted = (sorted, &mut self.symbols[at..]);
-                    kernels.sort_by_tap(width, shifts, (mine, &symbols[from]), sorted)
-                }
-            };
-            for &count in &counts[..shifts.len()] {
-                self.cuts.push(at as u32);
-                at += count as usize;
-            }
-        }
-        self.cuts.push(at as u32);
-        self.cols.truncate(at);
-        self.symbols.truncate(at);
-        self.values.truncate(at);
-    }
 }
 
 /// Where the weights are.
@@ -558,169 +496,5 @@ impl Weights for Joined {
         // SAFETY: the caller says so.
         let entry = unsafe { *self.entries.get_unchecked(weight) };
         ((entry & OFFSET) as usize, self.codebook.0[(entry >> OFFSET_BITS) as usize])
-    }
-}
-
-/// Where a row's sums start.
-#[derive(Clone, Copy, Debug)]
-pub enum Start<'a> {
-    /// At 0, whatever is in the output.
-    Zero,
-    /// At what is in the output.
-    Output,
-    /// At other sums, `[rows, size]`.
-    Sums(&'a [f32]),
-}
-
-/// What is done to the sums of a row before they are stored: `scale · sum + shift`, between
-/// `floor` and `ceiling`, NaN where it is NaN.
-#[derive(Clone, Copy, Debug)]
-pub struct Finish<'a> {
-    /// One number a row, or none for 1.
-    pub scale: Option<&'a [f32]>,
-    /// One number a row, or none for −0.0, which changes nothing.
-    pub shift: Option<&'a [f32]>,
-    /// −∞ for none.
-    pub floor: f32,
-    /// ∞ for none.
-    pub ceiling: f32,
-}
-
-impl<'a> Finish<'a> {
-    /// That of some rows.
-    ///
-    /// # Panics
-    /// When there are fewer.
-    pub fn rows(&self, rows: Range<usize>) -> Self {
-        let of = |numbers: Option<&'a [f32]>| numbers.map(|numbers| &numbers[rows.clone()]);
-        Self { scale: of(self.scale), shift: of(self.shift), ..*self }
-    }
-}
-
-impl Finish<'_> {
-    /// Nothing is done.
-    pub const NOTHING: Self =
-        Self { scale: None, shift: None, floor: f32::NEG_INFINITY, ceiling: f32::INFINITY };
-
-    /// Finishes one sum a row.
-    ///
-    /// # Panics
-    /// When scale or shift has fewer numbers.
-    pub fn apply(&self, sums: &mut [f32]) {
-        for (row, sum) in sums.iter_mut().enumerate() {
-            *sum = self.of(*sum, self.row(row));
-        }
-    }
-
-    /// What becomes of a sum of a row with this scale and shift.
-    #[inline]
-    pub(super) fn of(&self, sum: f32, (scale, shift): (f32, f32)) -> f32 {
-        let y = sum * scale + shift;
-        // Comparisons, so that NaN stays NaN.
-        let y = if y < self.floor { self.floor } else { y };
-        if y > self.ceiling { self.ceiling } else { y }
-    }
-
-    /// Scale and shift of row `row`.
-    #[inline]
-    pub(super) fn row(&self, row: usize) -> (f32, f32) {
-        (self.scale.map_or(1.0, |scale| scale[row]), self.shift.map_or(-0.0, |shift| shift[row]))
-    }
-}
-
-/// How the outputs of a tile lie: one line of numbers that follow each other, or several.
-#[derive(Clone, Copy, Debug)]
-pub struct Grid {
-    /// Lines: 1; 2 or 4 of [`GRID_LINE`] outputs; 8 or 16 of [`COLUMN`].
-    pub lines: usize,
-    /// From one line to the next in the input; of 8 or 16, [`COLUMN_PITCH`].
-    pub pitch: usize,
-    /// The same in the output.
-    pub output_pitch: usize,
-}
-
-impl Grid {
-    /// One line.
-    pub const LINE: Self = Self { lines: 1, pitch: 0, output_pitch: 0 };
-}
-
-/// Outputs of a line of a grid.
-pub const GRID_LINE: usize = 32;
-
-/// Outputs of a line of a column.
-pub const COLUMN: usize = 8;
-
-/// From one line of a column to the next.
-pub const COLUMN_PITCH: usize = 16;
-
-/// One strip times one tile of the input: what [`Kernels::add_strip`] computes.
-#[derive(Clone, Copy, Debug)]
-pub struct TileProduct<'a> {
-    /// The weights.
-    pub strip: Strip<'a>,
-    /// Outputs of the tile: a power of two from [`SMALLEST_TILE`] to [`LARGEST_TILE`], and from
-    /// [`SMALLEST_DENSE_TILE`] on where rows are dense.
-    pub size: usize,
-    /// The input from the tile's first place on.
-    pub input: &'a [f32],
-    /// Where sums start.
-    pub start: Start<'a>,
-    /// What is done to them at the end; none where more strips follow.
-    pub finish: Option<Finish<'a>>,
-    /// From one row of the output to the next.
-    pub stride: usize,
-    /// How the tile lies in the input and the output; in [`Start::Sums`] it is one line.
-    pub grid: Grid,
-}
-
-impl TileProduct<'_> {
-    /// Checks everything that a kernel relies on: after this it may read tiles of `size` at every
-    /// offset of the input, and write `size` numbers of each row of the output, both as the grid says.
-    ///
-    /// # Panics
-    /// When something does not fit.
-    pub(super) fn check(&self, output: &[f32]) {
-        let Self { strip, size, input, start, finish, stride, grid } = self;
-        let (nrows, taps) = (strip.nrows(), strip.taps);
-        let smallest = match taps.form {
-            Form::Dense => SMALLEST_DENSE_TILE,
-            _ => SMALLEST_TILE,
-        };
-        let is_size = size.is_power_of_two() && (smallest..=LARGEST_TILE).contains(size);
-        assert!(is_size, "add_strip: a tile of {size}");
-        let is_plain = strip.shifts().is_empty() && taps.form != Form::Dense;
-        let is_grid = match grid.lines {
-            1 => true,
-            lines @ (2 | 4) => *size == lines * GRID_LINE && is_plain,
-            lines @ (8 | 16) => *size == lines * COLUMN && grid.pitch == COLUMN_PITCH && is_plain,
-            _ => false,
-        };
-        assert!(is_grid, "add_strip: a tile of {size} in {} lines", grid.lines);
-        let spread = |pitch: usize| {
-            let lines =
-                pitch.checked_mul(grid.lines - 1).and_then(|n| n.checked_add(size / grid.lines));
-            lines.expect("add_strip: a grid of under 2^64 numbers")
-        };
-        let reach = spread(grid.pitch).checked_add(taps.reach as usize);
-        assert!(
-            taps.is_empty() || reach.is_some_and(|reach| reach <= input.len()),
-            "add_strip: a tile of {size} at {} of {}",
-            taps.reach,
-            input.len()
-        );
-        let len = spread(grid.output_pitch);
-        let needed = nrows.checked_sub(1).and_then(|n| n.checked_mul(*stride)?.checked_add(len));
-        let is_output = *stride >= len && (nrows == 0 || needed.is_some_and(|n| n <= output.len()));
-        assert!(is_output, "add_strip: {nrows} rows of {stride}, {} numbers", output.len());
-        if let Start::Sums(sums) = start {
-            assert_eq!(sums.len(), nrows * size, "add_strip: sums");
-        }
-        for shift in strip.shifts() {
-            let row = shift.row();
-            assert!(size.is_multiple_of(row), "add_strip: a tile of {size}, rows of {row}");
-        }
-        for vector in finish.iter().flat_map(|finish| [finish.scale, finish.shift]).flatten() {
-            assert_eq!(vector.len(), nrows, "add_strip: scale and shift");
-        }
     }
 }

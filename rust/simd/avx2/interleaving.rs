@@ -1,6 +1,6 @@
 //! Four numbers of eight maps to four cells and back: rows of four turned in both halves of registers.
 
-use super::super::interleaving::{CellRows, Cells, IMAGES};
+use super::super::interleaving::{Cells, IMAGES, check_copy};
 use std::arch::x86_64::*;
 
 /// Numbers of a map that are turned together.
@@ -90,17 +90,17 @@ pub(super) fn separate(x: &[f32], cells: Cells, mut maps: [&mut [f32]; IMAGES]) 
     }
 }
 
-/// [`super::super::Kernels::copy_rows`]: rows are too short for a call each.
+/// [`super::super::Kernels::copy_cells`]: rows are too short for a call each.
 #[target_feature(enable = "avx2")]
-pub(super) fn copy_rows(from: CellRows<'_>, len: usize, out: &mut [f32], pitch: usize) {
-    from.check(len, out.len(), pitch);
-    let (x, out) = (from.x.as_ptr(), out.as_mut_ptr());
-    for row in 0..from.count {
-        for at in (0..len).step_by(IMAGES) {
-            // SAFETY: the check found as many rows of as many numbers; no alignment is needed.
+pub(super) fn copy_cells(rows: usize, (x, from): (&[f32], Cells), (out, to): (&mut [f32], Cells)) {
+    check_copy(rows, (x, from), (out, to));
+    for row in 0..rows {
+        for col in 0..from.width {
+            let at = |cells: Cells| row * cells.pitch + col * cells.cell;
+            // SAFETY: the check found as many rows of as many cells; no alignment is needed.
             unsafe {
-                let cell = _mm256_loadu_ps(x.add(row * from.pitch + at));
-                _mm256_storeu_ps(out.add(row * pitch + at), cell);
+                let cell = _mm256_loadu_ps(x.as_ptr().add(at(from)));
+                _mm256_storeu_ps(out.as_mut_ptr().add(at(to)), cell);
             }
         }
     }

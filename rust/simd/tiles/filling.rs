@@ -1,6 +1,6 @@
 //! Taps filled run by run, as rows are decoded: no columns and symbols in between.
 
-use super::{Form, JOINED_PLACES, OFFSET, Places, ROOM, Sorting, Taps};
+use super::{Form, JOINED_PLACES, OFFSET, Places, Taps};
 use crate::simd::{Cutting, Kernels, Spacing};
 
 /// Rows that are handed over to [`Taps`], which have none until [`Filling::finish`].
@@ -88,32 +88,6 @@ impl<'a> Filling<'a> {
             taps.sort_joined(nrows, len);
         }
         taps.nrows = nrows;
-    }
-}
-
-impl Taps {
-    /// Sorts `len` joined weights of `nrows` rows by strip.
-    fn sort_joined(&mut self, nrows: usize, len: usize) {
-        let (entries, cuts) = (&self.joined.entries, &self.cuts);
-        let Sorting { cols: sorted, cuts: sorted_cuts, .. } = &mut self.sorting;
-        sorted.resize(sorted.len().max(len + 2 * ROOM), 0);
-        sorted_cuts.clear();
-        let mut to = 0;
-        for (&start, &end) in cuts.iter().zip(&cuts[nrows.min(cuts.len())..]) {
-            sorted_cuts.push(to as u32);
-            let mut at = to;
-            to += (end - start) as usize;
-            let mut from = start as usize;
-            // Whole ones: what is behind the row's part, the next one overwrites.
-            while at < to {
-                sorted[at..at + ROOM].copy_from_slice(&entries[from..from + ROOM]);
-                (at, from) = (at + ROOM, from + ROOM);
-            }
-        }
-        sorted_cuts.push(to as u32);
-        sorted[len..len + ROOM].fill(0);
-        std::mem::swap(&mut self.joined.entries, sorted);
-        std::mem::swap(&mut self.cuts, sorted_cuts);
     }
 }
 
