@@ -74,6 +74,9 @@ pub(super) struct Interleaved {
 /// Places of a map up to which each tile is laid out by itself, so that the strips of it fill the
 /// first-level cache evenly; rows of larger ones are read whole, since parts of them are far apart.
 const SMALL_MAP: usize = 16 * 16;
+/// Places of a map from which on lines of its own are faster where a register holds two cells: then every
+/// third tap's loads straddle two cache lines, while sums of whole lines are moved (`unfolding.rs`).
+const LARGE_MAP: usize = 16 * 16;
 /// So much of what is computed must be outputs.
 const MIN_USED: f64 = 0.7;
 /// What tiles of half the registers are worth.
@@ -93,7 +96,8 @@ impl Interleaved {
         let ones = [geometry.stride, geometry.spread];
         let is_plain = ones == [[1, 1]; 2] && geometry.groups == 1 && kernels.shares_inputs();
         let is_map = output.iter().all(|&len| len > 1) && input.iter().all(|&len| len > 0);
-        if !is_plain || !is_map {
+        let is_large = output[0].saturating_mul(output[1]) >= LARGE_MAP;
+        if !is_plain || !is_map || is_large && kernels.lanes() > IMAGES {
             return None;
         }
         let shapes = [2, 4]

@@ -140,8 +140,6 @@ pub struct Plan {
     block_rows: usize,
 }
 
-/// Numbers of the input that a strip may take: what a first-level cache holds.
-const STRIP_NUMBERS: usize = 8192;
 /// Kept weights of a row that a strip should hold, so that starting one pays.
 const STRIP_WEIGHTS: usize = 32;
 /// So many times as many where tiles have up to so many outputs, and weights are sorted by strip or not:
@@ -153,8 +151,6 @@ const SHIFT_WEIGHTS: usize = 40;
 const SORT_OUTPUTS: usize = 512;
 /// Kept weights of a row from which on interleaved numbers pay.
 const INTERLEAVED_WEIGHTS: usize = 48;
-/// Numbers of an interleaved input that a strip may take.
-const GRID_NUMBERS: usize = 6144;
 /// Kept weights of a row that a strip of it should hold.
 const GRID_WEIGHTS: usize = 14;
 /// Kept weights that are decoded at a time: 1 MiB where offset and symbol are joined, else 2.
@@ -163,6 +159,12 @@ const BLOCK_WEIGHTS: usize = 1 << 18;
 const DENSE_WEIGHTS: usize = 1 << 18;
 /// Columns that a strip of dense rows has at least: 16 outputs of each are half a first-level cache.
 const DENSE_STRIP_COLS: usize = 256;
+
+/// Numbers of an interleaved input that a strip may take: beside weights and sums, what a first-level
+/// cache holds.
+fn grid_numbers() -> usize {
+    simd::cached_numbers() / 4 * 3
+}
 
 impl Plan {
     /// The plan of `matrix` as kernels `[nrows, channels / groups · kernel height · kernel width]`
@@ -237,7 +239,8 @@ impl Plan {
             unfolding = Unfolding::new(input, geometry, kernels.tile(), true)?;
         }
         let tile = tile_size(unfolding.positions(), kernels.tile(), is_dense);
-        let narrowest = STRIP_NUMBERS / unfolding.footprint(tile).max(1);
+        // What a first-level cache holds.
+        let narrowest = simd::cached_numbers() / unfolding.footprint(tile).max(1);
         let times = SMALL_TILE_STRIPS.iter().find(|&&(most, _)| tile <= most);
         let are_sorted = decoding == Decoding::Once;
         let weights = STRIP_WEIGHTS * times.map_or(1, |(_, times)| times[usize::from(!are_sorted)]);
@@ -277,7 +280,7 @@ impl Plan {
         };
         let places = match grid {
             Some((footprint, places_of_taps, channel, end)) => {
-                let narrowest = (GRID_NUMBERS / footprint).max(1) * taps.unwrap_or(1);
+                let narrowest = (grid_numbers() / footprint).max(1) * taps.unwrap_or(1);
                 let wanted = (GRID_WEIGHTS * nrows).saturating_mul(ncols) / matrix.nnz().max(1);
                 let (strip, count) = strips(of_row, narrowest.max(wanted));
                 Places {

@@ -125,7 +125,8 @@ macro_rules! define_add_strip {
         ) {
             let TileProduct { strip, finish, stride, grid, .. } = *product;
             // Known when it is compiled, where there are many.
-            let pitch = if LINES >= 8 { COLUMN_PITCH } else { grid.pitch };
+            let is_column = VECTORS * $lanes / LINES == COLUMN;
+            let pitch = if is_column { COLUMN_PITCH } else { grid.pitch };
             let input = (product.input, pitch);
             let mut to = output.as_mut_ptr();
             let starts = starts(product, to);

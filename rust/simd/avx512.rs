@@ -6,6 +6,7 @@
 mod dense_rows;
 mod few;
 mod few_grids;
+mod gathering;
 mod grids;
 mod panels;
 mod pooling;
@@ -14,6 +15,7 @@ mod sixteens;
 mod symbols;
 mod tans;
 mod tiles;
+mod whole;
 
 use super::alike::{ACTIVE, Planes};
 use super::avx2::Avx2;
@@ -24,16 +26,30 @@ use super::winograd::POINTS;
 use super::{
     Cells, Cutting, Finish, IMAGES, Kernels, Lanes, Spacing, SymbolRows, TileProduct, Windows,
 };
+use std::arch::x86_64::__cpuid;
 
 /// Proof that the CPU has AVX2 and FMA, the AVX-512 sets named above, and BMI2.
 pub struct Avx512 {
     avx2: &'static Avx2,
+    registers: Registers,
+    /// Whether numbers are gathered by the instruction.
+    gathers: bool,
+}
+
+/// How the CPU computes with registers of sixteen lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Registers {
+    /// Half after half: two registers of eight take as long, and need no input that fills sixteen.
+    Halves,
+    /// All lanes at once.
+    Whole,
 }
 
 impl Avx512 {
-    /// The kernels, where the CPU has the instructions.
-    pub fn detect() -> Option<&'static Self> {
-        static AVX512: std::sync::OnceLock<Option<Avx512>> = std::sync::OnceLock::new();
+    /// The kernels, where the CPU has the instructions: the last ones as they are fastest here, the
+    /// first ones the other way.
+    pub fn detect() -> Option<&'static [Self; 2]> {
+        static AVX512: std::sync::OnceLock<Option<[Avx512; 2]>> = std::sync::OnceLock::new();
         let found = AVX512.get_or_init(|| {
             let has_all = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
@@ -44,10 +60,29 @@ impl Avx512 {
                 && is_x86_feature_detected!("bmi1")
                 && is_x86_feature_detected!("bmi2")
                 && is_x86_feature_detected!("popcnt");
-            Avx2::detect().filter(|_| has_all).map(|avx2| Self { avx2 })
+            let avx2 = Avx2::detect().filter(|_| has_all)?;
+            // SAFETY: the CPU has these sets.
+            let gathers = unsafe { gathering::gathers_faster() };
+            let both = [Registers::Halves, Registers::Whole];
+            let [other, here] = [!has_whole_registers(), has_whole_registers()]
+                .map(|is_whole| both[usize::from(is_whole)]);
+            let set = |registers, gathers| Self { avx2, registers, gathers };
+            Some([set(other, !gathers), set(here, gathers)])
         });
         found.as_ref()
     }
+}
+
+/// Whether this CPU computes sixteen lanes at once, as all of Intel's with AVX-512 do; AMD's tell.
+fn has_whole_registers() -> bool {
+    /// "Performance Optimization Identifiers", and their bit FP512, in AMD's manual.
+    const LEAF: u32 = 0x8000_001a;
+    const FP512: u32 = 1 << 3;
+    let maker = __cpuid(0);
+    let is_amd =
+        [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD";
+    let has_leaf = __cpuid(0x8000_0000).eax >= LEAF;
+    !is_amd || has_leaf && __cpuid(LEAF).eax & FP512 != 0
 }
 
 /// From so many terms on, values are put into registers.
@@ -55,7 +90,10 @@ const WORTH_A_TABLE: usize = 16;
 
 impl Kernels for Avx512 {
     fn name(&self) -> &'static str {
-        "avx512"
+        match self.registers {
+            Registers::Halves => "avx512",
+            Registers::Whole => "avx512full",
+        }
     }
 
     fn sparse_dot(&self, cols: &[u32], values: &[f32], x: &[f32]) -> f32 {
@@ -67,7 +105,12 @@ impl Kernels for Avx512 {
             return self.avx2.column_dots(rows, cols, x, y);
         }
         // SAFETY: `self` exists only where `detect` found the instructions.
-        unsafe { symbols::column_dots(rows, cols, x, y) }
+        unsafe {
+            match self.gathers {
+                true => symbols::column_dots::<true>(rows, cols, x, y),
+                false => symbols::column_dots::<false>(rows, cols, x, y),
+            }
+        }
     }
 
     fn bitmap_dots(&self, rows: &SymbolRows<'_>, words: &[[u8; 8]], x: &[f32], y: &mut [f32]) {
@@ -171,14 +214,21 @@ impl Kernels for Avx512 {
         128
     }
 
+    fn lanes(&self) -> usize {
+        match self.registers {
+            Registers::Halves => 8,
+            Registers::Whole => 16,
+        }
+    }
+
     fn add_strip(&self, product: &TileProduct<'_>, output: &mut [f32]) {
         if product.size == 8 {
             return self.avx2.add_strip(product, output);
         }
         product.check(output);
         match product.strip.rows() {
-            Rows::Wide(rows) => add_strip(product, rows, output),
-            Rows::Joined(rows) => add_joined(product, rows, output),
+            Rows::Wide(rows) => add_strip(self.registers, product, rows, output),
+            Rows::Joined(rows) => add_joined(self.registers, product, rows, output),
             // SAFETY: `self` exists only where `detect` found AVX-512; checked above.
             Rows::Dense(rows) => unsafe { dense_rows::add_rows(product, rows, output) },
         }
@@ -222,8 +272,14 @@ impl Kernels for Avx512 {
             _ => return self.avx2.rank_dot(positions, start, ranks, values, x),
         }
         assert_eq!(positions.len(), ranks.len(), "rank_dot: positions and ranks");
+        let values = (&table, values.len());
         // SAFETY: `self` exists only where `detect` found every set that is named there.
-        unsafe { tans::rank_dot(positions, start, ranks, (&table, values.len()), x) }
+        unsafe {
+            match self.gathers && x.len() <= i32::MAX as usize {
+                true => tans::rank_dot::<true>(positions, start, ranks, values, x),
+                false => tans::rank_dot::<false>(positions, start, ranks, values, x),
+            }
+        }
     }
 
     fn greatest_of_four(&self, width: usize, x: &[f32], out: &mut [f32]) {
@@ -299,48 +355,63 @@ impl Kernels for Avx512 {
 }
 
 /// Multiplies a strip of joined weights that was checked.
-fn add_joined(product: &TileProduct<'_>, rows: CutRows<'_, Joined>, output: &mut [f32]) {
+fn add_joined(
+    registers: Registers,
+    product: &TileProduct<'_>,
+    rows: CutRows<'_, Joined>,
+    output: &mut [f32],
+) {
     if !rows.has_few_values() || !product.strip.shifts().is_empty() {
-        return add_strip(product, rows, output);
+        return add_strip(registers, product, rows, output);
     }
     // SAFETY: only called where `detect` found every set that is named there, and after the check
     // that the kernels ask for.
     unsafe {
-        match (product.size, product.grid.lines) {
-            (4, _) => quads::add_few(product, rows, output),
-            (16, _) => sixteens::add_few(product, rows, output),
-            (64, 2) => few_grids::add_strip::<8, 2, 2>(product, rows, output),
-            (128, 4) => few_grids::add_strip::<16, 1, 4>(product, rows, output),
-            (64, 8) => few_grids::add_strip::<8, 1, 8>(product, rows, output),
-            (128, 16) => few_grids::add_strip::<16, 1, 16>(product, rows, output),
-            _ => add_strip(product, rows, output),
+        match (product.size, product.grid.lines, registers) {
+            (4, ..) => quads::add_few(product, rows, output),
+            (16, _, Registers::Halves) => sixteens::add_few(product, rows, output),
+            (16, _, Registers::Whole) => whole::add_few(product, rows, output),
+            (64, 2, Registers::Halves) => few_grids::add_strip::<8, 2, 2>(product, rows, output),
+            (64, 2, Registers::Whole) => whole::add_strip::<4, 2, 2>(product, rows, output),
+            (128, 4, Registers::Halves) => few_grids::add_strip::<16, 1, 4>(product, rows, output),
+            (128, 4, Registers::Whole) => whole::add_strip::<8, 1, 4>(product, rows, output),
+            (64, 8, _) => few_grids::add_strip::<8, 1, 8>(product, rows, output),
+            (128, 16, _) => few_grids::add_strip::<16, 1, 16>(product, rows, output),
+            _ => add_strip(registers, product, rows, output),
         }
     }
 }
 
 /// Multiplies a strip that was checked.
-fn add_strip(product: &TileProduct<'_>, rows: CutRows<'_, impl Weights>, output: &mut [f32]) {
+fn add_strip(
+    registers: Registers,
+    product: &TileProduct<'_>,
+    rows: CutRows<'_, impl Weights>,
+    output: &mut [f32],
+) {
     // SAFETY: only called where `detect` found AVX-512, and after the check that the kernels ask
     // for.
     unsafe {
         let has_shifts = !product.strip.shifts().is_empty();
-        match product.size {
-            64 if product.grid.lines == 2 => grids::add_strip::<8, 2, 2>(product, rows, output),
-            128 if product.grid.lines == 4 => grids::add_strip::<16, 1, 4>(product, rows, output),
-            64 if product.grid.lines == 8 => grids::add_strip::<8, 1, 8>(product, rows, output),
-            128 if product.grid.lines == 16 => grids::add_strip::<16, 1, 16>(product, rows, output),
-            16 if has_shifts => tiles::add_shifted::<1>(product, rows, output),
-            32 if has_shifts => tiles::add_shifted::<2>(product, rows, output),
-            64 if has_shifts => tiles::add_shifted::<4>(product, rows, output),
-            128 if has_shifts => tiles::add_shifted::<8>(product, rows, output),
-            256 if has_shifts => tiles::add_shifted::<16>(product, rows, output),
-            4 => quads::add_strip::<1, 8, 1>(product, rows, output),
-            16 => tiles::add_strip::<1, 8, 1>(product, rows, output),
-            32 => tiles::add_strip::<2, 4, 1>(product, rows, output),
-            64 => tiles::add_strip::<4, 2, 1>(product, rows, output),
-            128 => tiles::add_strip::<8, 1, 1>(product, rows, output),
-            256 => tiles::add_strip::<16, 1, 1>(product, rows, output),
-            size => panic!("add_strip: a tile of {size}"),
+        match (product.size, product.grid.lines, registers) {
+            (64, 2, Registers::Halves) => grids::add_strip::<8, 2, 2>(product, rows, output),
+            (64, 2, Registers::Whole) => tiles::add_strip::<4, 2, 2>(product, rows, output),
+            (128, 4, Registers::Halves) => grids::add_strip::<16, 1, 4>(product, rows, output),
+            (128, 4, Registers::Whole) => tiles::add_strip::<8, 1, 4>(product, rows, output),
+            (64, 8, _) => grids::add_strip::<8, 1, 8>(product, rows, output),
+            (128, 16, _) => grids::add_strip::<16, 1, 16>(product, rows, output),
+            (16, ..) if has_shifts => tiles::add_shifted::<1>(product, rows, output),
+            (32, ..) if has_shifts => tiles::add_shifted::<2>(product, rows, output),
+            (64, ..) if has_shifts => tiles::add_shifted::<4>(product, rows, output),
+            (128, ..) if has_shifts => tiles::add_shifted::<8>(product, rows, output),
+            (256, ..) if has_shifts => tiles::add_shifted::<16>(product, rows, output),
+            (4, ..) => quads::add_strip::<1, 8, 1>(product, rows, output),
+            (16, ..) => tiles::add_strip::<1, 8, 1>(product, rows, output),
+            (32, ..) => tiles::add_strip::<2, 4, 1>(product, rows, output),
+            (64, ..) => tiles::add_strip::<4, 2, 1>(product, rows, output),
+            (128, ..) => tiles::add_strip::<8, 1, 1>(product, rows, output),
+            (256, ..) => tiles::add_strip::<16, 1, 1>(product, rows, output),
+            (size, ..) => panic!("add_strip: a tile of {size}"),
         }
     }
 }

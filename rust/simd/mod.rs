@@ -5,7 +5,9 @@
 //! an instruction set's type proves that the CPU has it. This folder alone may say `unsafe`, and
 //! it knows slices only.
 //!
-//! `TERSENET_SIMD=scalar|avx2|avx512` forces one, so that every path on a machine can be tested.
+//! `TERSENET_SIMD=scalar|avx2|avx512|avx512full` forces one, so that every path on a machine can be
+//! tested. AVX-512 is there twice: for CPUs that compute its registers half by half, and for those that
+//! compute them whole.
 
 mod add_strip;
 pub mod alike;
@@ -218,6 +220,11 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// than [`LARGEST_TILE`].
     fn tile(&self) -> usize;
 
+    /// Outputs of a register of that tile.
+    fn lanes(&self) -> usize {
+        8
+    }
+
     /// Whether [`Kernels::add_strip`] loads the inputs of a column once for several dense rows, and
     /// so is faster at them than at taps of as many weights.
     fn shares_inputs(&self) -> bool {
@@ -373,7 +380,12 @@ impl std::fmt::Debug for dyn Kernels {
     }
 }
 
-/// Every instruction set that this CPU has, the plainest first.
+/// Numbers that the first-level cache of this CPU holds, as far as it tells.
+pub fn cached_numbers() -> usize {
+    (gemm_common::cache::CACHE_INFO[0].cache_bytes / size_of::<f32>()).clamp(4 << 10, 16 << 10)
+}
+
+/// Every instruction set that this CPU has, the fastest one last.
 pub fn available() -> Vec<&'static dyn Kernels> {
     let mut sets: Vec<&'static dyn Kernels> = vec![&scalar::Scalar];
     #[cfg(target_arch = "x86_64")]
@@ -381,7 +393,7 @@ pub fn available() -> Vec<&'static dyn Kernels> {
         sets.push(avx2);
     }
     #[cfg(target_arch = "x86_64")]
-    if let Some(avx512) = avx512::Avx512::detect() {
+    for avx512 in avx512::Avx512::detect().into_iter().flatten() {
         sets.push(avx512);
     }
     sets

@@ -5,7 +5,7 @@ use super::super::cuts::{self, Cutting};
 use super::super::scalar::Scalar;
 use super::super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::super::spacing::{self, Spacing};
-use super::super::tiles::{COLUMN_PITCH, CutRows, Weights};
+use super::super::tiles::{COLUMN, COLUMN_PITCH, CutRows, Weights};
 use super::super::{Finish, Kernels, Start, TileProduct};
 use super::tans::store_kept;
 use std::arch::x86_64::*;

@@ -32,17 +32,17 @@ impl Few {
         _mm512_permutex2var_ps(self.low, symbols, self.high)
     }
 
-    /// Eight times the value of a joined weight.
+    /// The value of a joined weight in all lanes.
     ///
     /// # Safety
     /// It may be read.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512vl")]
-    pub(super) unsafe fn one(self, weight: *const u32) -> __m256 {
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn one(self, weight: *const u32) -> __m512 {
         // SAFETY: the caller says so.
         let weight = _mm512_set1_epi32(unsafe { *weight }.cast_signed());
         let symbols = _mm512_srli_epi32::<OFFSET_BITS>(weight);
-        _mm512_castps512_ps256(_mm512_permutex2var_ps(self.low, symbols, self.high))
+        _mm512_permutex2var_ps(self.low, symbols, self.high)
     }
 
     /// Numbers of lanes, which the compiler does not know: it would take values out of known lanes by

@@ -4,7 +4,7 @@
 //! already.
 
 use super::super::add_strip::define_add_strip;
-use super::super::tiles::{COLUMN_PITCH, CutRows, Joined};
+use super::super::tiles::{COLUMN, COLUMN_PITCH, CutRows, Joined};
 use super::super::{Finish, Start, TileProduct};
 use super::few::{Few, offset};
 use std::arch::x86_64::*;
@@ -15,6 +15,7 @@ define_add_strip!(
     max _mm256_max_ps, min _mm256_min_ps, rows CutRows<'_, Joined>,
     weight |rows: &CutRows<'_, _>, weight| {
         let weight = rows.entries(weight);
-        (offset(weight), Few::new(rows.first_values()).one(weight))
+        let value = Few::new(rows.first_values()).one(weight);
+        (offset(weight), _mm512_castps512_ps256(value))
     }
 );

@@ -3,7 +3,7 @@
 //! The numbers of eight images fill one, so that no load straddles two cache lines.
 
 use super::super::add_strip::define_add_strip;
-use super::super::tiles::{COLUMN_PITCH, CutRows, Weights};
+use super::super::tiles::{COLUMN, COLUMN_PITCH, CutRows, Weights};
 use super::super::{Finish, Start, TileProduct};
 use std::arch::x86_64::*;
 

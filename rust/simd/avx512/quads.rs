@@ -4,7 +4,7 @@
 //! each is dealt to its four lanes. A weight by itself would load its value, which is what binds there.
 
 use super::super::add_strip::define_add_strip;
-use super::super::tiles::{COLUMN_PITCH, CutRows, Joined, Weights};
+use super::super::tiles::{COLUMN, COLUMN_PITCH, CutRows, Joined, Weights};
 use super::super::{Finish, Start, TileProduct};
 use super::few::{Few, at, define_add_few};
 use std::arch::x86_64::*;

@@ -9,10 +9,9 @@
 //!
 //! With up to 256 values each of the four bytes of a value is looked up for 64 columns at once
 //! (`vpermi2b`), and the bytes are interleaved.
-//!
-//! Columns are gathered by plain loads, which here cost less than the gather instruction.
 
 use super::super::{SymbolRows, counted};
+use super::gathering::in_columns;
 use std::arch::x86_64::*;
 
 /// The codebook in registers: as it is, and by bytes.
@@ -177,25 +176,18 @@ fn load_last(bytes: &[u8]) -> __m512i {
 
 /// [`super::super::Kernels::column_dots`] for up to 32 values.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi1,bmi2")]
-pub(super) fn column_dots(rows: &SymbolRows<'_>, cols: &[[u8; 2]], x: &[f32], y: &mut [f32]) {
+pub(super) fn column_dots<const GATHERS: bool>(
+    rows: &SymbolRows<'_>,
+    cols: &[[u8; 2]],
+    x: &[f32],
+    y: &mut [f32],
+) {
     let cols = counted(rows, cols, y.len());
     let (sixteens, _) = rows.codebook.as_chunks::<16>();
     let (low, high) = (load(&sixteens[0]), load(&sixteens[1]));
     let gather = |cols: &[[u8; 2]; 16]| {
-        // Four columns a load: loads are what binds here.
-        let fours: [[u8; 8]; 4] = bytemuck::cast(*cols);
-        let quarter = |i: usize| {
-            let four = u64::from_le_bytes(fours[i]);
-            let x = |col: u64| {
-                let col = (col & 0xffff) as usize;
-                debug_assert!(col < x.len());
-                // SAFETY: `check_columns` found all that are gathered inside x.
-                unsafe { *x.get_unchecked(col) }
-            };
-            _mm_setr_ps(x(four), x(four >> 16), x(four >> 32), x(four >> 48))
-        };
-        let half = |i| _mm256_set_m128(quarter(i + 1), quarter(i));
-        _mm512_insertf32x8::<1>(_mm512_castps256_ps512(half(0)), half(2))
+        // SAFETY: `check_columns` found all that are gathered inside x.
+        unsafe { in_columns::<GATHERS>(cols, x) }
     };
     let values = |symbols: &[u8; 16]| {
         // SAFETY: the reference covers 16 readable bytes; loadu needs no alignment.

@@ -12,6 +12,7 @@
 //!
 //! The escape is marked by the top bit of a step: mask and state do not see it.
 
+use super::gathering::at_positions;
 use crate::simd::tans::{ESCAPE, ElementCode, ElementCursor, Elements, STATES, TANS_LANES, Table};
 use std::arch::x86_64::*;
 
@@ -482,7 +483,7 @@ fn are_under(ranks: &[u16], len: usize) -> bool {
 
 /// `rank_dot` for up to 32 values, which are looked up in registers, sixteen at once.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn rank_dot(
+pub(super) fn rank_dot<const GATHERS: bool>(
     positions: &[u32],
     start: u32,
     ranks: &[u16],
@@ -491,28 +492,12 @@ pub(super) fn rank_dot(
 ) -> f32 {
     assert!(are_under(ranks, len), "rank_dot: a rank outside the values");
     assert!(are_inside(positions, start, x.len()), "rank_dot: a position outside x");
-    let first = x.as_ptr().wrapping_sub(start as usize);
-    let at = |position: u32| {
-        // SAFETY: start ≤ position < start + x.len(), as was just checked.
-        unsafe { *first.wrapping_add(position as usize) }
-    };
     // SAFETY: both halves are 16 readable numbers.
     let table =
         unsafe { [_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16))] };
     let gather = |positions: &[u32; 16]| {
-        // Two positions a load: loads are what binds here.
-        let pairs: [u64; 8] = bytemuck::cast(*positions);
-        let quarter = |i: usize| {
-            let (low, high) = (pairs[i], pairs[i + 1]);
-            _mm_setr_ps(
-                at(low as u32),
-                at((low >> 32) as u32),
-                at(high as u32),
-                at((high >> 32) as u32),
-            )
-        };
-        let half = |i| _mm256_set_m128(quarter(i + 2), quarter(i));
-        _mm512_insertf32x8::<1>(_mm512_castps256_ps512(half(0)), half(4))
+        // SAFETY: they are inside x, which was just checked.
+        unsafe { at_positions::<GATHERS>(positions, start, x) }
     };
     let (position_chunks, position_rest) = positions.as_chunks::<16>();
     let (rank_chunks, rank_rest) = ranks.as_chunks::<16>();

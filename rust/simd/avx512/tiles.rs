@@ -4,7 +4,7 @@ use super::super::add_strip::{define_add_shifted, define_add_strip};
 use super::super::scalar::Scalar;
 use super::super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::super::spacing::{self, Spacing};
-use super::super::tiles::{COLUMN_PITCH, CutRows, Weights};
+use super::super::tiles::{COLUMN, COLUMN_PITCH, CutRows, Weights};
 use super::super::{Finish, Kernels, Start, TileProduct};
 use std::arch::x86_64::*;
 
