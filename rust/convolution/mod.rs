@@ -231,11 +231,13 @@ impl Plan {
             )));
         }
         let is_plain = !is_dense && interleaved.is_none();
-        let columns =
-            is_plain.then(|| Columns::new(kernels, input, geometry, unfolding.outputs())).flatten();
+        let row_weights = matrix.nnz() / nrows.max(1);
+        let columns = is_plain
+            .then(|| Columns::new(kernels, input, geometry, unfolding.outputs(), row_weights))
+            .flatten();
         let pays_for_sorting = decoding == Decoding::Once || outputs >= SORT_OUTPUTS;
         let is_unfolded = is_plain && columns.is_none();
-        if is_unfolded && pays_for_sorting && matrix.nnz() / nrows.max(1) >= SHIFT_WEIGHTS {
+        if is_unfolded && pays_for_sorting && row_weights >= SHIFT_WEIGHTS {
             unfolding = Unfolding::new(input, geometry, kernels.tile(), true)?;
         }
         let tile = tile_size(unfolding.positions(), kernels.tile(), is_dense);
