@@ -125,7 +125,50 @@ def test_the_first_phase_is_soft_pruning_with_quantization_aware_training():
     trained(model, PQK(model, PLAN, steps=8, every=2), 2)
     prepare_qat(twin, PLAN)
     trained(twin, SoftPruning(twin, PLAN, steps=8, every=2, criterion="magnitude"), 2)
-    assert all(torch.equal(twin.state_dict()[key], v) for key, v in model.state_dict().items())
+    for layer, other in ((model[0], twin[0]), (head(model), head(twin))):
+        assert torch.equal(layer.weight, other.weight) and torch.equal(layer.bias, other.bias)
+    assert all(torch.equal(masks(twin)[name], mask) for name, mask in masks(model).items())
+
+
+@pytest.mark.parametrize("fade", [0.0, 0.3])
+@pytest.mark.parametrize("initial", [0.0, 0.5])
+@pytest.mark.parametrize("by_fit", [True, False])
+def test_the_teacher_begins_with_weights_as_they_were_when_they_were_pruned(fade, initial, by_fit):
+    model = network()
+    kept = [layer.weight.detach().clone() for layer in (model[0], model[2])]
+    pqk = PQK(model, PLAN, steps=12, every=3, fade=fade, initial=initial)
+    adam = torch.optim.Adam(model.parameters(), lr=0.05)
+
+    def remember(state=None):
+        weights = zip(originals(model), masks(model).values(), strict=True)
+        for number, (original, mask) in enumerate(weights):
+            kept[number] = torch.where(mask, original.detach(), kept[number])
+
+    if by_fit:
+        watch = Callback()
+        watch.step_end = remember  # before the masks are chosen
+        fit(
+            model,
+            TensorBatches(X, Y, batch_size=16),
+            epochs=3,
+            optimizer=adam,
+            loss=F.cross_entropy,
+            callbacks=[watch, pqk],
+        )
+    else:
+        for number in range(12):
+            adam.zero_grad()
+            pqk.loss(model(X), X, Y).backward()
+            remember()
+            pqk.step()
+            assert pqk.is_distilling == (number == 11)
+            if number < 11:
+                adam.step()
+    remember()  # what has returned with the last choice
+    with pqk.teacher():
+        for layer, weight in zip((model[0], model[2]), kept, strict=True):
+            assert torch.equal(layer.weight, weight)
+    assert (model[0].weight != 0).sum() == 38
 
 
 def test_weights_return_in_the_first_phase_and_the_masks_stay_in_the_second():
@@ -266,6 +309,10 @@ def test_a_state_of_another_model_is_an_error():
     state = pqk.state_dict()
     with pytest.raises(ValueError, match=r"layers \['5'\], expected"):
         pqk.load_state_dict({**state, "kept": {"5": 1}})
+    with pytest.raises(ValueError, match=r"teacher's weights of layer '5' .* \[2\], expected none"):
+        pqk.load_state_dict({**state, "teacher": {"5": torch.ones(2)}})
+    with pytest.raises(ValueError, match=r"layer '0' .* \[2\], expected \[16, 12\]"):
+        pqk.load_state_dict({**state, "teacher": {"0": torch.ones(2)}})
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():
