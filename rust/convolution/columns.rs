@@ -61,9 +61,7 @@ impl Columns {
         let span = |dim: usize| (geometry.kernel[dim] - 1) * geometry.dilation[dim];
         let is_plain = [geometry.stride, geometry.spread] == [[1, 1]; 2] && geometry.groups == 1;
         let has_neighbours = geometry.kernel[1] > 1 && span(1) <= COLUMN_PITCH - COLUMN;
-        let are_columns = std::env::var_os("NOCOL").is_none()
-            && output[0] > 0
-            && output[1] % COLUMN_PITCH == COLUMN;
+        let are_columns = output[0] > 0 && output[1] % COLUMN_PITCH == COLUMN;
         let pays = kernels.lanes() == COLUMN || output[1] == COLUMN && row_weights < LINE_WEIGHTS;
         let is_possible = is_plain && has_neighbours && are_columns && pays;
         if !is_possible || input[2..].contains(&0) {

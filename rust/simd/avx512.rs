@@ -78,11 +78,14 @@ fn has_whole_registers() -> bool {
     /// "Performance Optimization Identifiers", and their bit FP512, in AMD's manual.
     const LEAF: u32 = 0x8000_001a;
     const FP512: u32 = 1 << 3;
-    let maker = __cpuid(0);
+    #[allow(unused_unsafe, reason = "newer compilers know that it is safe")]
+    // SAFETY: every x86-64 CPU has the instruction.
+    let cpuid = |leaf| unsafe { __cpuid(leaf) };
+    let maker = cpuid(0);
     let is_amd =
         [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD";
-    let has_leaf = __cpuid(0x8000_0000).eax >= LEAF;
-    !is_amd || has_leaf && __cpuid(LEAF).eax & FP512 != 0
+    let has_leaf = cpuid(0x8000_0000).eax >= LEAF;
+    !is_amd || has_leaf && cpuid(LEAF).eax & FP512 != 0
 }
 
 /// From so many terms on, values are put into registers.
