@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -17,9 +17,12 @@ finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
     arrays.arrays(np.float32, st.integers(0, 300), elements=floats),
     st.lists(finite, min_size=0, max_size=40),
 )
+@example(np.zeros(0, np.float32), [float(np.finfo(np.float32).max)])
 def test_symbols_are_those_of_a_binary_search(weights, middles):
     middles = np.sort(np.array(middles, np.float32))
-    weights = np.concatenate([weights, middles, np.nextafter(middles, np.float32(np.inf))])
+    with np.errstate(over="ignore"):  # the next one of the largest number is infinite
+        above = np.nextafter(middles, np.float32(np.inf))
+    weights = np.concatenate([weights, middles, above])
     found = nearest(torch.from_numpy(weights), torch.from_numpy(middles))
     assert found.dtype == torch.int32
     assert np.array_equal(found.numpy(), np.searchsorted(middles, weights))
