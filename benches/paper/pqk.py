@@ -62,9 +62,8 @@ from tersenet.training import Batch, Callback, TensorBatches, accuracy, evaluate
 
 Images = tuple[Tensor, Tensor]
 Advance = Callable[[str, int, int], None]
-# A model, its plan and the steps of the first phase to what trains it.
-Method = Callable[[nn.Module, Plan, int], list[Callback]]
 
+METHODS = ("qat", "pqk")
 DENSE_EPOCHS = 2  # of all images of MNIST, for the network that trainings begin with
 DENSE_BATCH = 128
 DENSE_LR = 2e-3
@@ -145,17 +144,11 @@ class Bench:
     """The trainings of a run, those that are done in a folder."""
 
     def __init__(
-        self,
-        tasks: dict[str, Task],
-        folder: Path,
-        device: torch.device,
-        advance: Advance,
-        methods: dict[str, Method] | None = None,
+        self, tasks: dict[str, Task], folder: Path, device: torch.device, advance: Advance
     ) -> None:
         """Make the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self.tasks, self.folder, self.device, self.advance = tasks, folder, device, advance
-        self.methods = methods or METHODS
         self._data: dict[str, Data] = {}
 
     def row(self, task: str, sparsity: float, bits: int, seed: int, method: str) -> Row:
@@ -167,13 +160,13 @@ class Bench:
                 file.write(json.dumps(asdict(found)).encode())
         return Row(**json.loads(path.read_text()))
 
-    def rows(self, task: str, seeds: Iterable[int]) -> list[Row]:
+    def rows(self, task: str, seeds: int) -> list[Row]:
         """Return the rows of all settings of a task."""
         wanted = [
             (*setting, seed, method)
             for setting in self.tasks[task].settings
-            for seed in seeds
-            for method in self.methods
+            for seed in range(seeds)
+            for method in METHODS
         ]
         found = []
         for number, which in enumerate(wanted):
@@ -215,9 +208,16 @@ class Bench:
         plan = Plan.of(
             sparsity=sparsity, quantizer="lsq", k=2**bits, pruning_scope="global", seed=seed
         )
-        callbacks = self.methods[method](model, plan, steps)
+        every = max(steps // CHOICES, 1)
+        if method == "pqk":
+            callback: PQK | SoftPruning = PQK(model, plan, steps=steps, every=every, fade=FADE)
+        else:
+            prepare_qat(model, plan)
+            callback = SoftPruning(
+                model, plan, steps=steps, every=every, criterion="magnitude", fade=FADE
+            )
         adam = torch.optim.Adam(_groups(model, settings.lr))
-        _fit(model, batches, adam, settings.epochs, callbacks, seed)
+        _fit(model, batches, adam, settings.epochs, [callback], seed)
         seconds = time.process_time() - cpu
         check(model, sparsity, bits)
         file_nbytes = export(model.to(CPU), data.test[0][:2].to(CPU), path)
@@ -227,21 +227,6 @@ class Bench:
         return Row(
             task, sparsity, bits, seed, method, validation, test, file_nbytes, seconds, device
         )
-
-
-def quantized(model: nn.Module, plan: Plan, steps: int) -> list[Callback]:
-    """Return what prunes and quantizes without a teacher; the first phase takes `steps`."""
-    prepare_qat(model, plan)
-    every = max(steps // CHOICES, 1)
-    return [SoftPruning(model, plan, steps=steps, every=every, criterion="magnitude", fade=FADE)]
-
-
-def taught(model: nn.Module, plan: Plan, steps: int) -> list[Callback]:
-    """Return what does so with PQK's teacher."""
-    return [PQK(model, plan, steps=steps, every=max(steps // CHOICES, 1), fade=FADE)]
-
-
-METHODS: dict[str, Method] = {"qat": quantized, "pqk": taught}
 
 
 def check(model: nn.Module, sparsity: float, bits: int) -> None:
@@ -479,7 +464,7 @@ def main() -> None:
                 sparsity, bits, seed, method = which
                 rows.append(bench.row(task, float(sparsity), int(bits), int(seed), method))
             else:
-                rows += bench.rows(task, range(options.seeds))
+                rows += bench.rows(task, options.seeds)
     shown = table("task", "sparsity", "bits", "seed", "method", "validation", "test", "s")
     for r in rows:
         shares = [f"{share:.2%}" for share in (r.validation, r.test)]

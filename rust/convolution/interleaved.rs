@@ -9,9 +9,10 @@
 //!     y[line][p] += w[ky][kx] · input[place(c, ky, kx) + line · pitch + p]         strip by strip
 //! ```
 //!
-//! Taps move by whole cells, so that no load straddles two cache lines, one copy of the input serves
-//! them all, and a row of a strip is one loop, whatever the map's size. What that costs is the border
-//! of each tile, which is read for every channel: 4 × 4 places bring 6 × 6 cells for a kernel of 3 × 3.
+//! Taps move by whole cells, so that no load of eight numbers straddles two cache lines, one copy of
+//! the input serves them all, and a row of a strip is one loop, whatever the map's size. What that costs
+//! is the border of each tile, which is read for every channel: 4 × 4 places bring 6 × 6 cells for a
+//! kernel of 3 × 3.
 //! Turning numbers of images in and out of cells takes as much time as is won, so this pays where
 //! numbers stay interleaved between layers.
 //!

@@ -63,9 +63,10 @@ impl Avx512 {
             let avx2 = Avx2::detect().filter(|_| has_all)?;
             // SAFETY: the CPU has these sets.
             let gathers = unsafe { gathering::gathers_faster() };
-            let both = [Registers::Halves, Registers::Whole];
-            let [other, here] = [!has_whole_registers(), has_whole_registers()]
-                .map(|is_whole| both[usize::from(is_whole)]);
+            let (other, here) = match has_whole_registers() {
+                true => (Registers::Halves, Registers::Whole),
+                false => (Registers::Whole, Registers::Halves),
+            };
             let set = |registers, gathers| Self { avx2, registers, gathers };
             Some([set(other, !gathers), set(here, gathers)])
         });

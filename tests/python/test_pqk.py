@@ -313,6 +313,9 @@ def test_a_state_of_another_model_is_an_error():
         pqk.load_state_dict({**state, "teacher": {"5": torch.ones(2)}})
     with pytest.raises(ValueError, match=r"layer '0' .* \[2\], expected \[16, 12\]"):
         pqk.load_state_dict({**state, "teacher": {"0": torch.ones(2)}})
+    pqk = PQK(network(), PLAN, steps=8)
+    with pytest.raises(ValueError, match=r"teacher's weights of \[\], expected \['0', '2'\]"):
+        pqk.load_state_dict({**pqk.state_dict(), "teacher": {}})
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():
