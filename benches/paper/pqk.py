@@ -16,9 +16,9 @@ better one, the test images only report.
     TERSENET_DATA=… TERSENET_CACHE=… PYTHONPATH=benches python benches/paper/pqk.py [stage…]
     writes benches/record/pqk.{json,svg}
 
-Finished trainings stay in TERSENET_CACHE and are not run again. With names of stages (mnist, cifar10,
-keywords; or mnist-0.9-2-1-pqk, one training by sparsity, bits, seed and method) only these are run,
-and nothing is written: processes can share the work. For a trial, `--images`, `--epochs` and `--seeds`
+Finished trainings stay in TERSENET_CACHE and are not run again. With names of stages (mnist, mnist_1000,
+cifar10, keywords; or mnist-0.9-2-1-pqk, one training by sparsity, bits, seed and method) only these are
+run, and nothing is written: processes can share the work. For a trial, `--images`, `--epochs` and `--seeds`
 make it small; then nothing is written either.
 
 Source: Kim, Chang and Kwak 2021, "PQK: Model compression via pruning, quantization, and knowledge
@@ -90,13 +90,16 @@ class Task:
 
 _SETTINGS = ((0.9, 4), (0.9, 2))
 _CIFAR10 = Task(_SETTINGS, 5_000, 8, 64, 1e-3, 5_000, 10_000)
-_MNIST = replace(_CIFAR10, settings=((0.9, 4), (0.95, 4), (0.9, 2)))
-TASKS = {  # by the type of device: an accelerator has time for all images
-    "cpu": {"mnist": _MNIST, "cifar10": _CIFAR10},
-    "cuda": {
-        "mnist": _MNIST,
-        "cifar10": Task((*_SETTINGS, (0.95, 2)), 45_000, 10, 256, 1e-3, 5_000, 10_000),
-    },
+_MNIST = {
+    "mnist": replace(_CIFAR10, settings=((0.9, 4), (0.95, 4), (0.9, 2))),
+    # As many steps with fewer images.
+    "mnist_1000": replace(_CIFAR10, settings=((0.95, 4), (0.9, 2)), images=1_000, epochs=40),
+}
+# From the easiest to the hardest, by the type of device: an accelerator has time for all images.
+TASKS = {
+    "cpu": _MNIST | {"cifar10": _CIFAR10},
+    "cuda": _MNIST
+    | {"cifar10": Task((*_SETTINGS, (0.95, 2)), 45_000, 10, 256, 1e-3, 5_000, 10_000)},
 }
 
 
@@ -122,7 +125,7 @@ class Data:
     def __init__(self, task: str, settings: Task, device: torch.device) -> None:
         """Read the images; those for validation are training images that none trains on."""
         self.task, self.settings = task, settings
-        if task == "mnist":
+        if task.startswith("mnist"):
             data = mnist.load()
             train, validation, test = map(_coloured, (data.train, data.validation, data.test))
         else:
@@ -135,7 +138,7 @@ class Data:
     def batches(self, seed: int) -> Iterable[Batch]:
         """Return the batches of training, those of CIFAR-10 shifted and mirrored."""
         size = self.settings.batch_size
-        if self.task == "mnist":
+        if self.task.startswith("mnist"):
             return TensorBatches(*self.train, batch_size=size, seed=seed)
         return cifar10.Shifted(*self.train, batch_size=size, seed=seed)
 
@@ -318,37 +321,34 @@ def differences(rows: list[Row], task: str, setting: tuple[float, int], part: st
 
 
 def figures(rows: list[Row], tasks: dict[str, Task]) -> dict[str, Any]:
-    """Return the figures of each task at its hardest setting that gains, MNIST's on top.
+    """Return the figures of each setting, and on top those of the last one that gains.
 
-    The spread is the larger one of both methods' largest less least test accuracy over the seeds. Both
-    methods see the same batches of a seed, so there is a second one, of the differences of the seeds.
+    The spread is the larger one of both methods' largest less least test accuracy over the seeds, and
+    the deviation that of their sample standard deviations. Both methods see the same batches of a seed,
+    so the differences of the seeds have a deviation of their own, which is smaller.
     """
-    every: dict[str, Any] = {}
+    every: list[dict[str, Any]] = []
+    top: dict[str, Any] = {}
     for task, settings in tasks.items():
-        gaining = [
-            setting
-            for setting in settings.settings
-            if statistics.mean(differences(rows, task, setting, "validation")) > 0
-        ]
-        if not gaining:
-            names = ("student_minus_qat", "seed_spread", "difference_spread")
-            every[task] = {f"{name}_points": None for name in names}
-            continue
-        setting = gaining[-1]
-        tests = {
-            method: [r.test for r in _of(rows, task, setting) if r.method == method]
-            for method in METHODS
-        }
-        gains = differences(rows, task, setting, "test")
-        every[task] = {
-            "sparsity": setting[0],
-            "bits": setting[1],
-            "student_minus_qat_points": statistics.mean(gains),
-            "seed_spread_points": max(100 * (max(t) - min(t)) for t in tests.values()),
-            "difference_spread_points": max(gains) - min(gains),
-        }
-    top = {name: found for name, found in every["mnist"].items() if name.endswith("points")}
-    return top | {"tasks": every}
+        for setting in settings.settings:
+            found = _gain(rows, task, setting)
+            every.append({"task": task, "sparsity": setting[0], "bits": setting[1]} | found)
+            if statistics.mean(differences(rows, task, setting, "validation")) > 0:
+                top = found
+    return top | {"settings": every}
+
+
+def _gain(rows: list[Row], task: str, setting: tuple[float, int]) -> dict[str, float]:
+    tests = [
+        [100 * r.test for r in _of(rows, task, setting) if r.method == method] for method in METHODS
+    ]
+    gains = differences(rows, task, setting, "test")
+    return {
+        "student_minus_qat_points": statistics.mean(gains),
+        "seed_spread_points": max(max(t) - min(t) for t in tests),
+        "seed_deviation_points": max(map(statistics.stdev, tests)),
+        "difference_deviation_points": statistics.stdev(gains),
+    }
 
 
 def plot(rows: list[Row], tasks: dict[str, Task], path: Path) -> None:
@@ -371,7 +371,7 @@ def plot(rows: list[Row], tasks: dict[str, Task], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, label=label)
         names = [f"{sparsity:.0%}\n{bits} bits" for sparsity, bits in settings.settings]
         axes.set_xticks(range(len(names)), names)
-        axes.set(ylabel="test accuracy, %", title=task)
+        axes.set(ylabel="test accuracy, %", title=f"{task}: {settings.images:,} images")
     panels[0][0].legend()
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
@@ -486,7 +486,8 @@ def main() -> None:
             "fade": FADE,
             "step_rate": STEP_RATE,
             "figures": found,
-            "spread": "of the larger of both methods' largest less least test accuracy over seeds",
+            "spread": "the larger of both methods' largest less least test accuracy over seeds",
+            "deviation": "the larger of both methods' sample standard deviations of it",
             "start_test": {
                 task: evaluate(model, _parts(bench.data(task).test), accuracy)
                 for task, model in starts.items()
