@@ -358,7 +358,9 @@ def plot(rows: list[Row], tasks: dict[str, Task], path: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(tasks), figsize=(4.5 * len(tasks), 4), squeeze=False)
+    figure, panels = pyplot.subplots(
+        1, len(tasks), figsize=(4.5 * len(tasks), 4), squeeze=False, layout="constrained"
+    )
     for axes, (task, settings) in zip(panels[0], tasks.items(), strict=True):
         for method, style, shift in (("qat", "x", -0.08), ("pqk", "o", 0.08)):
             points = [
@@ -371,7 +373,10 @@ def plot(rows: list[Row], tasks: dict[str, Task], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, label=label)
         names = [f"{sparsity:.0%}\n{bits} bits" for sparsity, bits in settings.settings]
         axes.set_xticks(range(len(names)), names)
-        axes.set(ylabel="test accuracy, %", title=f"{task}: {settings.images:,} images")
+        axes.set(
+            ylabel="test accuracy, %",
+            title=f"{task.partition('_')[0]}, {settings.images:,} images",
+        )
     panels[0][0].legend()
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
