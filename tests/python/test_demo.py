@@ -32,7 +32,7 @@ def test_the_parts_of_the_digits_share_no_image():
 
 def test_the_file_answers_like_the_model_it_was_made_from(result):
     assert result.equal == result.images == 359
-    assert result.compressed.accuracy == result.shared_accuracy
+    assert result.compressed.accuracy == result.exported.accuracy == result.shared_accuracy
     assert result.dense.accuracy > 0.85
     assert result.shared_accuracy > 0.7
 
@@ -40,12 +40,13 @@ def test_the_file_answers_like_the_model_it_was_made_from(result):
 def test_the_numbers_are_those_of_the_file(result, kept):
     assert result.compressed.file_nbytes == kept.stat().st_size
     assert result.compressed.file_nbytes < result.dense.file_nbytes / 10
+    assert result.exported.file_nbytes < result.dense.file_nbytes / 10
     weights = sum(4 * p.numel() for p in demo.DigitsNet().parameters())
     assert result.dense.weights_nbytes == weights == 4 * 283_786
     assert weights < result.dense.file_nbytes < weights + 2000
     assert result.compressed.weights_nbytes < weights / 10
-    assert result.compressed.weights_nbytes < result.fast.weights_nbytes < weights / 5
-    sides = (result.dense, result.compressed, result.fast)
+    assert result.exported.weights_nbytes < weights / 10
+    sides = (result.dense, result.compressed, result.exported)
     assert all(ms > 0 for side in sides for ms in side.ms.values())
 
 
@@ -67,8 +68,9 @@ def test_the_table_shows_every_number(result):
         f"{result.compressed.weights_nbytes:,}",
         f"{result.dense.ms[1]:.3f}",
         f"{result.compressed.ms[64]:.3f}",
-        f"{result.fast.weights_nbytes:,}",
-        f"{result.fast.ms[64]:.3f}",
+        f"{result.exported.file_nbytes:,}",
+        f"{result.exported.weights_nbytes:,}",
+        f"{result.exported.ms[64]:.3f}",
         "359 of 359",
     ):
         assert expected in text
