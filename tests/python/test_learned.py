@@ -154,7 +154,7 @@ def test_training_learns_and_what_is_stored_has_few_values(tmp_path, quantizer, 
         prune(model, Plan.of(sparsity=sparsity))
     prepare_qat(model, Plan.of(quantizer=quantizer, k=k))
     start = F.cross_entropy(model(X), Y).item()
-    assert train(model, 100) < 0.9 * start
+    assert train(model, 100) < 0.8 * start
     for name in ("0", "2"):
         weight = model.get_submodule(name).weight.detach()
         nonzero = weight[weight != 0]
