@@ -325,7 +325,7 @@ def figures(rows: list[Row], tasks: dict[str, Task]) -> dict[str, Any]:
 
     The spread is the larger one of both methods' largest less least test accuracy over the seeds, and
     the deviation that of their sample standard deviations. Both methods see the same batches of a seed,
-    so the differences of the seeds have a deviation of their own, which is smaller.
+    so the differences of the seeds have a deviation of their own.
     """
     every: list[dict[str, Any]] = []
     top: dict[str, Any] = {}
