@@ -46,6 +46,7 @@ from tersenet.nn import CompressedLayer
 from tersenet.parametrization import Target, as_array, targets
 from tersenet.plan import Plan, Rule
 from tersenet.pruning.magnitude import Weights
+from tersenet.pruning.stages import Progress
 from tersenet.pruning.taylor import mean_gradients
 from tersenet.reporting import Table
 from tersenet.training.loop import Batch, Loss
@@ -95,6 +96,7 @@ def fit_budget(
     quantizer: str = "cws",
     ks: Sequence[int] = (8, 16, 32, 64),
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> BudgetFit:
     """Return the plan that prunes and quantizes a model into a file of at most so many bytes.
 
@@ -105,8 +107,8 @@ def fit_budget(
         nbytes: the most that a file for `goal="size"` may take, with all that is in it.
         evaluate: how good a compressed model is, larger is better; on examples that nothing is
             reported of. None: the smaller the Taylor estimate of the loss, the better.
-        batches: (inputs, targets) for the estimate, as for `fit`; targets may be None where the
-            loss needs none.
+        batches: (inputs, targets) for the estimate, as for `fit`, or inputs alone where the loss
+            needs no targets.
         loss: outputs and targets to a scalar, for the estimate.
         search: "uniform" tries one sparsity and k for all layers, "per layer" some for each too.
         layers: patterns of layer names, as in a `Plan`.
@@ -114,6 +116,8 @@ def fit_budget(
         quantizer: "cws", "pws" or "uq".
         ks: what to try, each in [1, 65,536].
         seed: of the quantizer.
+        progress: called after each plan with the search, and plans done and in all; how many a
+            search per layer will try nobody knows, so that its two numbers are equal.
 
     Raises:
         ValueError: if no file is within the budget (it says what the smallest takes), an option
@@ -145,15 +149,19 @@ def fit_budget(
         gradients = mean_gradients(model, batches, loss, chosen)
     trials = _Trials(model, chosen, gradients, evaluate, nbytes)
     uniform = []
-    for rule in rules:
+    tell = progress or (lambda _, __, ___: None)
+    for number, rule in enumerate(rules):
         plan = Plan(dict.fromkeys(patterns, rule), seed=seed, goal="size")
         row = BudgetRow("uniform", rule.sparsity, rule.k, 0)
         uniform.append(trials.try_plan(plan, row))
+        tell("uniform", number + 1, len(rules))
     if search == "per layer":
-        for choices in _greedy(uniform, nbytes):
+        for number, choices in enumerate(_greedy(uniform, nbytes)):
             own = {glob.escape(name): rules[choice] for name, choice in choices.items()}
             plan = Plan(own, seed=seed, goal="size")
-            if trials.try_plan(plan, BudgetRow(search, None, None, 0)).nbytes <= nbytes:
+            made = trials.try_plan(plan, BudgetRow(search, None, None, 0))
+            tell(search, number + 1, number + 1)
+            if made.nbytes <= nbytes:
                 break
     return trials.best()
 

@@ -169,6 +169,8 @@ def original_of(module: nn.Module, tensor_name: str) -> nn.Parameter:
 
 def attach(target: Target, parametrization: Parametrization, original: nn.Parameter) -> None:
     """Let `parametrization` compute the weight from `original` wherever the weight stands."""
+    if any(getattr(module, "sparse", False) for module, _ in target.places):
+        parametrization.register_forward_hook(_with_dense_gradient)
     for module, tensor_name in target.places:
         _detach_one(module, tensor_name, nn.Parameter(torch.empty(0)))
         chain = _register(module, tensor_name)
@@ -241,6 +243,23 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, int]]:
             parametrization = parametrization_of(module, tensor_name)
             if parametrization is not None:
                 yield tensor_name, id(parametrization)
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The identity, whose gradient is dense: that of an Embedding with sparse=True is not."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0].to_dense()
+
+
+def _with_dense_gradient(_: nn.Module, __: object, weight: Tensor) -> Tensor:
+    dense: Tensor = _DenseGradient.apply(weight)
+    return dense
 
 
 def _detach_one(module: nn.Module, tensor_name: str, parameter: nn.Parameter) -> None:

@@ -20,12 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
+from tersenet.parametrization import masks
 from tersenet.plan import Plan
 from tersenet.pruning import PruningReport, SoftPruning
+from tersenet.pruning.masking import PrunedLayer, sparsified
+from tersenet.pruning.resuming import Folder
 from tersenet.quantization import QuantizationReport, quantize
 from tersenet.training.callback import Callback
 
@@ -53,6 +57,7 @@ def prune_and_quantize(
     by: str = "weight",
     fade: float = 0.0,
     normalize_gradient: bool = True,
+    checkpoint: str | Path | None = None,
 ) -> PipelineReport:
     """Prune and quantize a trained model in place, as the plan says; `compress` then packs it.
 
@@ -68,12 +73,22 @@ def prune_and_quantize(
         by: as `SoftPruning`.
         fade: as `SoftPruning`.
         normalize_gradient: as `quantize`.
+        checkpoint: a folder for the state after the first stage. Where it holds that of the same
+            run, the model starts from there; whether `train` or the data changed it cannot tell.
 
     Raises:
-        ValueError: if the plan prunes or quantizes nothing, or as `SoftPruning` and `quantize`.
+        OSError: if the folder cannot be written.
+        ValueError: if the plan prunes or quantizes nothing, the checkpoint is of another run, or as
+            `SoftPruning` and `quantize`.
     """
     if all(rule.quantizer is None for rule in plan.layers.values()):
         raise ValueError("pipeline: the plan quantizes no layer, expected a quantizer for one")
+    folder = None
+    if checkpoint is not None:
+        decides = repr((plan, steps, every, initial, criterion, by, fade))
+        folder = Folder(Path(checkpoint), decides, model, "pipeline")
+        if folder.load("pruned", model) is not None:
+            return _quantized(model, plan, train, normalize_gradient)
     soft = SoftPruning(
         model,
         plan,
@@ -85,7 +100,23 @@ def prune_and_quantize(
         fade=fade,
     )
     train(model, [soft], "pruning")
-    pruned = soft.finish()
+    soft.finish()
+    if folder is not None:
+        folder.save("pruned", model)
+    return _quantized(model, plan, train, normalize_gradient)
+
+
+def _quantized(
+    model: nn.Module, plan: Plan, train: Train, normalize_gradient: bool
+) -> PipelineReport:
+    """Quantize a pruned model and train it; report what is left of the layers that were pruned."""
+    kept = masks(model)
+    pruned = PruningReport(
+        tuple(
+            PrunedLayer(t.name, tuple(t.original.shape), int(kept[t.name].count_nonzero()))
+            for t in sparsified(model, plan, "pipeline")
+        )
+    )
     shared = quantize(model, plan, normalize_gradient=normalize_gradient)
     train(model, [], "quantization")
     return PipelineReport(pruned, shared)

@@ -81,8 +81,8 @@ class PQK(Callback):
 
     In `fit` it is a callback. In a loop of your own take `pqk.loss(outputs, inputs, targets)` for
     the loss, and call `step()` after each `backward()`, before the optimizer's step. Phase 1 ends
-    after `steps` steps, or by `finish()`, and so does it at the end of `fit`. Make the optimizer
-    after this: steps and codebooks are new parameters. All others stay the same objects.
+    after `steps` steps, over all calls of `fit`, or by `finish()`. Make the optimizer after this:
+    steps and codebooks are new parameters. All others stay the same objects.
 
     Examples:
         >>> import torch
@@ -272,8 +272,8 @@ class PQK(Callback):
         self._in_phase(lambda: self._soft.step_end(state))
 
     def fit_end(self, state: State) -> None:
-        """End phase 1, if it has not ended."""
-        self.finish()
+        """Warn, the first time, where phase 1 has not ended."""
+        self._soft.fit_end(state)
 
     def _in_phase(self, act: Callable[[], Found]) -> Found:
         """Do what may end phase 1; remember before what is kept, and bring it back at the end."""

@@ -236,6 +236,32 @@ def test_a_loop_of_ones_own_gives_the_bits_of_the_callback():
             assert torch.equal(tensor, second.state_dict()[key][name])
 
 
+@pytest.mark.parametrize("calls", [(1, 1, 1, 1), (1, 3), (3, 1)])
+def test_epochs_between_updates_count_over_calls_and_states(calls):
+    data = [(INPUTS, CLASSES)]
+    found = []
+    for epochs in ((4,), calls):
+        model = network()
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        state = None
+        for count in epochs:
+            admm = ADMM(model, Plan.of(sparsity=0.75), rho=1.0, rho_growth=2.0, epochs_per_update=2)
+            if state is not None:
+                admm.load_state_dict(state)
+            fit(
+                model,
+                data,
+                epochs=count,
+                optimizer=sgd,
+                loss=F.cross_entropy,
+                callbacks=[admm],
+            )
+            state = admm.state_dict()
+        assert admm.rho == 4.0
+        found.append(model)
+    same(*found)
+
+
 def test_going_on_from_a_state_gives_the_same_bits():
     plan = Plan.of(sparsity=0.75)
     model, through = network(), network()

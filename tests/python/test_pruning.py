@@ -16,7 +16,15 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
 from tersenet.plan import Plan, Rule
-from tersenet.pruning import magnitude_mask, magnitude_masks, masks, prune, unparametrize
+from tersenet.pruning import (
+    SoftPruning,
+    magnitude_mask,
+    magnitude_masks,
+    masks,
+    prune,
+    unparametrize,
+)
+from tersenet.quantization import prepare_qat, quantize
 
 SMALL = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -3.0, np.inf])
 ARRAYS = hnp.arrays(
@@ -294,3 +302,32 @@ def test_numpy_pruning_and_quantizing_do_not_load_torch():
         "from tersenet.quantization import quantize_arrays; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("method", ["prune", "soft", "share", "learn"])
+def test_an_embedding_with_sparse_gradients_trains_under_a_mask(method):
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Embedding(6, 4, sparse=s), nn.Linear(4, 2)) for s in (True, False)]
+    models[1].load_state_dict(models[0].state_dict())
+    plan = Plan({"embedding:*": Rule(sparsity=0.5, quantizer="cws", k=3)})
+    ids, classes = torch.tensor([0, 1, 1, 4]), torch.tensor([0, 1, 0, 1])
+    for model in models:
+        if method == "soft":
+            SoftPruning(model, plan, steps=9, initial=0.5)
+        elif method == "learn":
+            prepare_qat(model, plan)
+        else:
+            prune(model, plan)
+        if method == "share":
+            quantize(model, plan)
+        for twin in copies(model):
+            twin(ids).sum().backward()
+        adam = torch.optim.Adam(model.parameters(), lr=0.1)
+        for _ in range(3):
+            adam.zero_grad()
+            nn.functional.cross_entropy(model(ids), classes).backward()
+            adam.step()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+    with torch.no_grad():
+        models[0](ids)

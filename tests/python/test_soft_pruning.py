@@ -312,11 +312,28 @@ def test_filters_are_soft_and_hard_as_a_whole():
     assert soft.finish().layers[0].nnz == 36
 
 
-def test_the_end_of_fit_makes_masks_hard_that_are_not():
-    model = network()
-    soft = SoftPruning(model, Plan.of(sparsity=0.9), steps=1000, every=3)
-    trained(model, 2, [soft])
-    assert not soft.is_soft and masks(model)["2"].sum() == 48 - round(0.9 * 48)
+def test_epochs_in_calls_of_their_own_are_those_of_one_call():
+    plan, whole, parts = Plan.of(sparsity=0.9), network(), network()
+    batches = [(X[i : i + 16], Y[i : i + 16]) for i in range(0, 64, 16)]
+
+    def go(model, soft, adam, epochs):
+        of = {"optimizer": adam, "loss": F.cross_entropy, "callbacks": [soft]}
+        fit(model, batches, epochs=epochs, **of)
+
+    runs = [
+        (model, SoftPruning(model, plan, steps=10, every=3), torch.optim.Adam(model.parameters()))
+        for model in (whole, parts)
+    ]
+    go(*runs[0], 4)
+    with pytest.warns(UserWarning, match="fit ended after 4 of 10 steps, so the masks are soft"):
+        go(*runs[1], 1)
+    for taken in (8, 10, 10):  # and no second warning
+        go(*runs[1], 1)
+        assert runs[1][1].state_dict()["taken"] == taken
+        assert runs[1][1].is_soft == (taken < 10)
+    assert not runs[1][1].is_soft and masks(parts)["2"].sum() == 48 - round(0.9 * 48)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(parts.state_dict()[name], value)
 
 
 def test_soft_masks_are_copied_and_pickled_and_compressed_as_they_are():
@@ -349,6 +366,34 @@ def test_two_stages_end_pruned_quantized_and_trained():
         assert quantized(model)[layer.name].nnz == shared.nnz
     small = compress(model)
     assert torch.equal(decompress(small)(X), model.eval()(X))
+
+
+def test_two_stages_go_on_after_the_first_where_it_is_done(tmp_path):
+    plan = Plan.of(sparsity=0.7, quantizer="cws", k=6)
+    stages = []
+
+    def train(model, callbacks, stage):
+        stages.append(stage)
+        if stages == ["pruning", "quantization"]:
+            raise KeyboardInterrupt
+        trained(model, 6, callbacks, lr=0.01)
+
+    def run(checkpoint=None, **options):
+        model = network()
+        of = {"steps": 20, "every": 4} | options
+        return model, prune_and_quantize(model, plan, train, checkpoint=checkpoint, **of)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    model, report = run(tmp_path)
+    assert stages == ["pruning", "quantization", "quantization"]
+    stages.append("")  # from now on nothing interrupts
+    expected, same = run()
+    assert report == same
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    with pytest.raises(ValueError, match=r"pipeline: checkpoint .* is of another run"):
+        run(tmp_path, steps=21)
 
 
 @pytest.mark.parametrize(

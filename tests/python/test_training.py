@@ -1,11 +1,15 @@
 """The training loop: what it computes, when it calls, and what it leaves behind."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from tersenet.training import Callback, TensorBatches, accuracy, evaluate, fit
+from tersenet.pruning import taylor_scores
+from tersenet.training import Callback, TensorBatches, accuracy, evaluate, fit, recalibrate
 
 INPUTS = torch.linspace(-1, 1, 24).reshape(12, 2)
 TARGETS = INPUTS @ torch.tensor([[1.0], [-2.0]])
@@ -203,12 +207,72 @@ def test_under_autocast_each_step_sees_the_weights_of_the_step_before():
     torch.testing.assert_close(model.weight, expected.weight)
 
 
-def test_several_inputs_become_arguments():
+class Pairs(Dataset):
+    """Examples of two inputs and a target, as a DataLoader collates them."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __len__(self):
+        return len(INPUTS)
+
+    def __getitem__(self, place):
+        first, second, target = INPUTS[place], INPUTS[place], TARGETS[place]
+        inputs = {"input1": first, "input2": second} if self.kind is dict else (first, second)
+        return inputs, target
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_several_inputs_become_arguments(kind):
+    torch.manual_seed(0)
     model = nn.Bilinear(2, 2, 1)
+    by_hand = copy.deepcopy(model)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    data = [((INPUTS, INPUTS), TARGETS)]
-    assert len(fit(model, data, epochs=1, optimizer=sgd, loss=F.mse_loss)) == 1
-    assert evaluate(model, data, F.mse_loss) > 0
+    data = DataLoader(Pairs(kind), batch_size=5)
+    expected = F.mse_loss(by_hand(INPUTS, INPUTS), TARGETS).item()
+    assert evaluate(model, data, F.mse_loss) == pytest.approx(expected)
+    of = {"epochs": 1, "optimizer": sgd, "loss": F.mse_loss}
+    fit(model, data, **of)
+    own = torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    for x, y in zip(INPUTS.split(5), TARGETS.split(5), strict=True):
+        own.zero_grad()
+        F.mse_loss(by_hand(x, x), y).backward()
+        own.step()
+    assert torch.equal(model.weight, by_hand.weight)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "list", "dict", "pair", "own"])
+def test_inputs_without_targets(kind):
+    data = {
+        "tensor": DataLoader(INPUTS, batch_size=5),
+        "list": DataLoader(TensorDataset(INPUTS), batch_size=5),
+        "dict": [{"input": part} for part in INPUTS.split(5)],
+        "pair": [(part, None) for part in INPUTS.split(5)],
+        "own": TensorBatches(INPUTS, batch_size=5, shuffle=False),
+    }[kind]
+    model = nn.Linear(2, 1)
+
+    def size(outputs, targets):
+        assert targets is None
+        return outputs.square().mean()
+
+    assert evaluate(model, data, size) == pytest.approx(model(INPUTS).square().mean().item())
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    first, last = fit(model, data, epochs=2, optimizer=sgd, loss=size)
+    assert last < first
+    assert list(taylor_scores(model, data, size)) == [""]
+    norm = nn.BatchNorm1d(2)
+    recalibrate(nn.Sequential(norm), data)
+    torch.testing.assert_close(norm.running_mean, INPUTS.mean(0))
+
+
+def test_a_batch_of_three_parts_is_an_error():
+    for call in (
+        lambda data: evaluate(nn.Bilinear(2, 2, 1), data, F.mse_loss),
+        lambda data: recalibrate(nn.BatchNorm1d(2), data),
+    ):
+        with pytest.raises(ValueError, match=r"batch: 3 parts, expected \(inputs, targets\)"):
+            call([(INPUTS, INPUTS, TARGETS)])
 
 
 def test_evaluate_weighs_examples_and_keeps_no_gradients():

@@ -81,7 +81,7 @@ class ADMM(Callback):
             rho: how hard W is pulled, in units of the loss for a squared unit of the weights;
                 the paper takes 1.5e-3 to 3e-3 for the mean cross-entropy.
             rho_growth: what rho is multiplied by at each update, at least 1.
-            epochs_per_update: how long `fit` trains between two updates.
+            epochs_per_update: how long `fit` trains between two updates, over all calls of it.
 
         Raises:
             ValueError: if an option is out of its range, the plan prunes nothing or by a threshold,
@@ -98,6 +98,7 @@ class ADMM(Callback):
         self._targets = sparsified(model, plan, "admm")
         self.rho = rho
         self._growth, self._epochs = rho_growth, epochs_per_update
+        self._trained = 0  # epochs of `fit` since the last update
         self._parts: dict[str, _Part] = {}
         self._parts = {
             name: _Part(target, torch.where(mask, weight, 0), torch.zeros_like(weight))
@@ -126,6 +127,7 @@ class ADMM(Callback):
                 part.z = torch.where(mask, moved, 0)
                 part.u = (moved - part.z) / self._growth
         self.rho *= self._growth
+        self._trained = 0
 
     def distances(self) -> dict[str, float]:
         """Return |W - Z| / |W| of each layer that is not done: what cutting would change."""
@@ -141,9 +143,13 @@ class ADMM(Callback):
         return prune(self._model, self._plan)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what training goes on from, beside the model: rho, and Z and U by layer name."""
+        """Return what training goes on from, beside the model.
+
+        That is rho, the epochs since the last update, and Z and U by layer name.
+        """
         return {
             "rho": self.rho,
+            "epochs": self._trained,
             "z": {name: part.z.clone() for name, part in self._parts.items()},
             "u": {name: part.u.clone() for name, part in self._parts.items()},
         }
@@ -163,7 +169,7 @@ class ADMM(Callback):
         for name, part in parts.items():
             part.z = state["z"][name].to(part.z, copy=True)
             part.u = state["u"][name].to(part.u, copy=True)
-        self.rho = float(state["rho"])
+        self.rho, self._trained = float(state["rho"]), int(state["epochs"])
 
     def loss_computed(self, state: State) -> None:
         """Add the penalty to the loss."""
@@ -171,7 +177,8 @@ class ADMM(Callback):
 
     def epoch_end(self, state: State) -> None:
         """Update after as many epochs as were asked for."""
-        if (state.epoch + 1) % self._epochs == 0:
+        self._trained += 1
+        if self._trained == self._epochs:
             self.update()
 
     def _projected(self) -> dict[str, tuple[Target, Tensor, Tensor]]:

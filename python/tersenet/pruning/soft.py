@@ -43,8 +43,8 @@ class SoftPruning(SoftMasks):
 
     In `fit` it is a callback. In a loop of your own call `step()` after each `backward()`, before the
     optimizer's step. After `steps` of them the masks are final, and training may go on; `finish()`
-    ends it earlier, and so does the end of `fit`. The parameters stay the same objects. Layers may be
-    in quantization-aware training (`prepare_qat`): what is ranked is the weights under the rounding.
+    ends it earlier. The parameters stay the same objects. Layers may be in quantization-aware training
+    (`prepare_qat`): what is ranked is the weights under the rounding.
 
     To go on with an interrupted run, make the model, its optimizer and this anew with the same
     arguments, and load the state of each.

@@ -26,6 +26,7 @@ fading: Zhou et al. 2021, "Learning N:M fine-grained structured sparse neural ne
 from __future__ import annotations
 
 import abc
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,6 +62,7 @@ class SoftMasks(Callback, abc.ABC):
         self._sums: dict[str, Tensor] = {}  # since the step after the last choice
         self._is_used = False  # by the last choice
         self._taken = 0
+        self._is_warned = False
         self.is_soft = True
         self._report: PruningReport
 
@@ -167,8 +169,14 @@ class SoftMasks(Callback, abc.ABC):
             self._choose()
 
     def fit_end(self, state: State) -> None:
-        """Make the masks hard, if they are not yet."""
-        self.finish()
+        """Warn, the first time, where masks are left soft: `fit` may be called again, or not."""
+        if self.is_soft and not self._is_warned:
+            self._is_warned = True
+            warnings.warn(
+                f"{self._method}: fit ended after {self._taken} of {self._steps} steps, so the masks "
+                "are soft until the others are taken or finish() is called",
+                stacklevel=4,  # whoever called fit
+            )
 
     def _sum_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the sums of a layer, for that of its weight."""

@@ -39,7 +39,7 @@ from tersenet.pruning.magnitude import Weights
 from tersenet.pruning.masking import Masked
 from tersenet.pruning.scores import GROUPS, grouped
 from tersenet.quantization.kept import Quantized
-from tersenet.training.loop import Batch, Loss, in_mode, outputs_of
+from tersenet.training.loop import Batch, Loss, in_mode, outputs_of, parts_of
 
 Quantizing = Callable[[Weights], Quantized] | Mapping[str, "Quantized | Weights"]
 
@@ -61,7 +61,7 @@ def taylor_scores(
 
     Args:
         model: pruned or not, on any device.
-        batches: (inputs, targets), as for `fit`; targets may be None where the loss needs none.
+        batches: (inputs, targets), as for `fit`, or inputs alone where the loss needs no targets.
         loss: outputs and targets to a scalar.
         layers: patterns of layer names, as in a `Plan`.
         by: "weight" gives scores in the shape of the weight, "kernel" [out, in], "filter" [out].
@@ -105,7 +105,8 @@ def mean_gradients(
         for parameter in frozen:
             parameter.requires_grad_(True)
         with in_mode(model, training=False), torch.enable_grad():
-            for inputs, expected in batches:
+            for batch in batches:
+                inputs, expected = parts_of(batch)
                 # cached: the tensors asked for here are the ones that the layers use
                 with parametrize.cached():
                     found = _gradients(model, inputs, expected, loss, chosen)

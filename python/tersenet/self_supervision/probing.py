@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tersenet.training.loop import Batch, in_mode, outputs_of
+from tersenet.training.loop import Batch, in_mode, outputs_of, parts_of
 
 LOSSES = ("logistic", "squared")
 _ITERATIONS = 500
@@ -57,7 +57,8 @@ def features(model: nn.Module, batches: Iterable[Batch], layer: str) -> tuple[Te
     hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     try:
         with in_mode(model, training=False), torch.no_grad():
-            for inputs, wanted in batches:
+            for batch in batches:
+                inputs, wanted = parts_of(batch)
                 seen.clear()
                 outputs_of(model, inputs)
                 if len(seen) != 1:

@@ -16,10 +16,11 @@ rotations" (RotNet).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from tersenet.training.loop import Batch, parts_of
 
 TURNS = ("all", "random")
 
@@ -71,14 +72,12 @@ class RotatedBatches:
         [([20, 3, 8, 8], 20)]
     """
 
-    def __init__(
-        self, batches: Iterable[tuple[Tensor, Any]], *, turns: str = "all", seed: int = 0
-    ) -> None:
+    def __init__(self, batches: Iterable[Batch], *, turns: str = "all", seed: int = 0) -> None:
         """Keep the batches.
 
         Args:
-            batches: (images, targets) of each batch, as `rotated` takes images; the targets, labels
-                or None, are dropped.
+            batches: images, as `rotated` takes them, or (images, targets), whose targets are
+                dropped.
             turns: "all" four of each image, or one at "random".
             seed: of these; a second iteration draws on, a new object draws the first again.
 
@@ -97,7 +96,8 @@ class RotatedBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over (images, classes) of each batch."""
-        for images, _ in self._batches:
+        for batch in self._batches:
+            images, _ = parts_of(batch)
             turns = None
             if self._turns == "random":
                 turns = torch.randint(0, 4, (len(images),), generator=self._generator)

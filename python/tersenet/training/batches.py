@@ -24,18 +24,18 @@ class TensorBatches:
     def __init__(
         self,
         inputs: Tensor,
-        targets: Tensor,
+        targets: Tensor | None = None,
         *,
         batch_size: int,
         shuffle: bool = True,
         seed: int = 0,
     ) -> None:
-        """Keep the tensors, whose first dimensions count the examples.
+        """Keep the tensors, whose first dimensions count the examples; targets may be None.
 
         Raises:
             ValueError: if these differ, or `batch_size` is under 1.
         """
-        if len(inputs) != len(targets):
+        if targets is not None and len(inputs) != len(targets):
             raise ValueError(f"batches: {len(targets)} targets, expected {len(inputs)}, as inputs")
         if batch_size < 1:
             raise ValueError(f"batches: batch_size is {batch_size}, expected at least 1")
@@ -47,8 +47,8 @@ class TensorBatches:
         """Return the number of batches."""
         return math.ceil(len(self._inputs) / self._batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over (inputs, targets) of each batch."""
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Iterate over (inputs, targets) of each batch; without targets these are None."""
         count = len(self._inputs)
         order = None
         if self._shuffle:
@@ -56,4 +56,5 @@ class TensorBatches:
         for start in range(0, count, self._batch_size):
             place = slice(start, start + self._batch_size)
             chosen = place if order is None else order[place]
-            yield self._inputs[chosen], self._targets[chosen]
+            targets = None if self._targets is None else self._targets[chosen]
+            yield self._inputs[chosen], targets

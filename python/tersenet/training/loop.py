@@ -5,7 +5,7 @@
     seed torch's generators, for this loop only
     callback.fit_start
     for each epoch:                                     callback.epoch_start
-        for each (inputs, targets) of batches:          callback.step_start
+        for each batch, inputs and targets:             callback.step_start
             loss = loss(model(inputs), targets)         callback.loss_computed        replaces it
             gradients of the loss                       callback.gradients_computed   changes them
             optimizer.step                              callback.step_end
@@ -24,7 +24,7 @@ Price: beside the model's own work, one number a step that is added up on the mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tersenet.training.callback import Callback, State
 
 Loss = Callable[[Any, Any], Tensor]
-Batch = tuple[Any, Any]
+Batch = Any  # as `fit` takes them: (inputs, targets), or inputs alone
 
 
 def fit(
@@ -57,8 +57,9 @@ def fit(
 
     Args:
         model: what trains; every module is afterwards in the mode it was in.
-        batches: (inputs, targets) of each step, iterated anew each epoch; a tuple of inputs
-            becomes the model's arguments.
+        batches: of each step, iterated anew each epoch, as a DataLoader gives them: (inputs,
+            targets), or inputs alone, a tensor, a dict or [inputs], whose targets are then None. A
+            tuple or list of inputs becomes the model's arguments, a dict its named ones.
         epochs: how often to go through the batches, at least 0.
         optimizer: of the model's parameters.
         loss: outputs and targets to a scalar, the mean over the batch.
@@ -70,8 +71,8 @@ def fit(
             None draws from them.
 
     Raises:
-        ValueError: if `epochs` is negative, the scheduler's unit does not exist, or there are no
-            batches.
+        ValueError: if `epochs` is negative, the scheduler's unit does not exist, there are no
+            batches, or one has more than two parts.
 
     Examples:
         >>> model = nn.Linear(1, 1)
@@ -110,7 +111,8 @@ def fit(
             call("epoch_start")
             total: Tensor | float = 0.0
             count = 0
-            for state.inputs, state.targets in batches:
+            for batch in batches:
+                state.inputs, state.targets = parts_of(batch)
                 call("step_start")
                 optimizer.step(closure)  # type: ignore[arg-type]
                 total = total + state.loss.detach()
@@ -136,17 +138,19 @@ def evaluate(
 
     Args:
         model: every module is afterwards in the mode it was in.
-        batches: (inputs, targets), as for `fit`.
+        batches: (inputs, targets), or inputs alone, as for `fit`.
         measure: outputs and targets to the mean over a batch: `accuracy`, or a loss.
 
     Raises:
-        ValueError: if there are no examples.
+        ValueError: if there are no examples, or a batch has more than two parts.
     """
     total, count = 0.0, 0
     with in_mode(model, training=False), torch.no_grad():
-        for inputs, targets in batches:
-            total += float(measure(outputs_of(model, inputs), targets)) * len(targets)
-            count += len(targets)
+        for batch in batches:
+            inputs, targets = parts_of(batch)
+            size = _size(inputs if targets is None else targets)
+            total += float(measure(outputs_of(model, inputs), targets)) * size
+            count += size
     if count == 0:
         raise ValueError("evaluate: no examples, expected at least one")
     return total / count
@@ -162,9 +166,30 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
     return float((outputs.argmax(1) == targets).float().mean())
 
 
+def parts_of(batch: Batch) -> tuple[Any, Any]:
+    """Return inputs and targets of a batch; the targets of inputs alone are None.
+
+    Raises:
+        ValueError: if it is a tuple or list of neither one nor two.
+    """
+    if not isinstance(batch, tuple | list):
+        return batch, None
+    if len(batch) not in (1, 2):
+        raise ValueError(
+            f"batch: {len(batch)} parts, expected (inputs, targets) or inputs alone; several inputs "
+            "are one tuple"
+        )
+    return batch[0], batch[1] if len(batch) == 2 else None
+
+
 def outputs_of(model: nn.Module, inputs: Any) -> Any:
-    """Return what the model gives for the inputs of a batch; a tuple becomes its arguments."""
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    """Return what the model gives for the inputs of a batch.
+
+    A tuple or list becomes its arguments, a dict its named ones.
+    """
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
 @contextmanager
@@ -185,6 +210,13 @@ class _AtEpochEnd(Callback):
 
     def epoch_end(self, state: State) -> None:
         self._function(state)
+
+
+def _size(values: Any) -> int:
+    """Return the number of examples of inputs or targets, those of the first of several."""
+    while not isinstance(values, Tensor):
+        values = next(iter(values.values())) if isinstance(values, Mapping) else values[0]
+    return len(values)
 
 
 def _advance(scheduler: LRScheduler, loss: Tensor | float) -> None:
