@@ -40,6 +40,7 @@ pub mod mapping;
 pub mod matrix;
 pub mod network;
 pub mod offsets;
+mod pool;
 mod products;
 #[cfg(feature = "python")]
 mod python;

@@ -49,17 +49,39 @@ impl CompressedMatrix {
         x: &[f32],
         threads: usize,
     ) -> Result<Vec<f32>> {
+        let mut y = filled(0.0, self.shape().nrows, 1)?;
+        self.matvec_into(kernels, x, threads, &mut y)?;
+        Ok(y)
+    }
+
+    /// [`CompressedMatrix::matvec_on`] into `y`, whose nrows numbers may be anything.
+    ///
+    /// # Errors
+    /// As [`CompressedMatrix::matvec`].
+    pub(crate) fn matvec_into(
+        &self,
+        kernels: &'static dyn Kernels,
+        x: &[f32],
+        threads: usize,
+        y: &mut [f32],
+    ) -> Result<()> {
         self.check_input("matvec", x.len(), 1)?;
         if let Some(grouped) = self.layout.grouped() {
-            return grouped.joined(&grouped.inner().matvec_on(kernels, x, threads)?, 1);
+            let parts = grouped.inner().matvec_on(kernels, x, threads)?;
+            y.copy_from_slice(&grouped.joined(&parts, 1)?);
+            return Ok(());
         }
-        let mut y = filled(0.0, self.shape().nrows, 1)?;
         let product = Product { codebook: self.codebook_values(), x, kernels };
         let unit = self.layout.block_rows();
-        let ranges = threads::split(self.shape().nrows, self.useful(threads, 1), unit);
-        let items = zip_chunks(ranges, &mut y, 1);
-        threads::for_each(threads, items, |(rows, y)| self.layout.matvec(&product, rows, y))?;
-        Ok(y)
+        match self.useful(threads, 1) {
+            1 => interruption::check()
+                .and_then(|()| self.layout.matvec(&product, 0..self.shape().nrows, y)),
+            threads => {
+                let ranges = threads::split(self.shape().nrows, threads, unit);
+                let items = zip_chunks(ranges, y, 1);
+                threads::for_each(threads, items, |(rows, y)| self.layout.matvec(&product, rows, y))
+            }
+        }
     }
 
     /// Y = X·Wᵀ on the active instruction set: `x` is `[batch, ncols]`, the result

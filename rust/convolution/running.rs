@@ -3,13 +3,14 @@
 use super::columns::Columns;
 use super::interleaved::Interleaved;
 use super::maps::Maps;
-use super::scratch::{Lent, Scratch, TileMemory, lend};
+use super::scratch::{Scratch, TileMemory, lend};
 use super::tile::Tile;
 use super::{Epilogue, Plan, Weights, density, tile_size};
 use crate::error::Result;
 use crate::interruption;
 use crate::lines::Lines;
 use crate::matrix::{CompressedMatrix, zip_chunks};
+use crate::pool::Lent;
 use crate::rows::RowBlock;
 use crate::simd::{Decoded, Filling, Grid, Kernels, Places, Taps};
 use crate::threads;
@@ -157,7 +158,7 @@ impl Plan {
         call: &Call<'_>,
         matrix: &CompressedMatrix,
         rows: Range<usize>,
-    ) -> Result<Vec<(Range<usize>, Lent)>> {
+    ) -> Result<Vec<(Range<usize>, Lent<Scratch>)>> {
         let ranges = threads::split(rows.len(), call.threads, matrix.block_rows()).into_iter();
         let mut parts: Vec<_> =
             ranges.map(|r| (rows.start + r.start..rows.start + r.end, lend())).collect();

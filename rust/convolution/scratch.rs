@@ -2,9 +2,8 @@
 
 use crate::layout::Buffers;
 use crate::lines::Lines;
+use crate::pool::{Lent, Pool};
 use crate::simd::Taps;
-use std::ops::{Deref, DerefMut};
-use std::sync::Mutex;
 
 /// Memory that calls use in turns.
 #[derive(Debug, Default)]
@@ -30,40 +29,9 @@ pub(super) struct TileMemory {
     pub(super) outputs: Lines,
 }
 
-static IDLE: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
-/// Scratch memory that is kept between calls, at most.
-const IDLE_COUNT: usize = 64;
-
-/// Scratch memory that goes back when dropped.
-pub(super) struct Lent(Option<Scratch>);
+static POOL: Pool<Scratch> = Pool::new();
 
 /// Scratch memory from an earlier call, or new.
-///
-/// The lock is only ever tried: a process that forked while another thread held it goes without.
-pub(super) fn lend() -> Lent {
-    let idle = IDLE.try_lock().ok().and_then(|mut idle| idle.pop());
-    Lent(Some(idle.unwrap_or_default()))
-}
-
-impl Deref for Lent {
-    type Target = Scratch;
-    fn deref(&self) -> &Scratch {
-        self.0.as_ref().expect("scratch: in use until dropped")
-    }
-}
-
-impl DerefMut for Lent {
-    fn deref_mut(&mut self) -> &mut Scratch {
-        self.0.as_mut().expect("scratch: in use until dropped")
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if let (Some(scratch), Ok(mut idle)) = (self.0.take(), IDLE.try_lock())
-            && idle.len() < IDLE_COUNT
-        {
-            idle.push(scratch);
-        }
-    }
+pub(super) fn lend() -> Lent<Scratch> {
+    POOL.lend()
 }

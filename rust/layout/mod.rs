@@ -42,6 +42,7 @@ use crate::codebook::Codebook;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::interruption;
+use crate::pool::{Lent, Pool};
 use crate::rows::{RowBlock, Rows, Shape};
 use crate::simd::{Kernels, Lanes};
 pub use runs::{Run, Runs};
@@ -289,6 +290,13 @@ pub struct Buffers {
     pub symbols: Vec<u8>,
 }
 
+static BUFFERS: Pool<Buffers> = Pool::new();
+
+/// Buffers from an earlier product, or new.
+pub fn lend_buffers() -> Lent<Buffers> {
+    BUFFERS.lend()
+}
+
 /// One matrix in one arrangement: valid, immutable, shared between threads.
 pub trait Layout: Send + Sync + std::fmt::Debug {
     /// The layout's row in [`LAYOUTS`].
@@ -343,11 +351,12 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// As [`Layout::decode`].
     fn matvec(&self, product: &Product<'_>, rows: Range<usize>, y: &mut [f32]) -> Result<()> {
-        let mut block = RowBlock::default();
+        let mut buffers = lend_buffers();
+        let block = &mut buffers.block;
         for (start, y) in rows.clone().step_by(BLOCK_ROWS).zip(y.chunks_mut(BLOCK_ROWS)) {
             interruption::check()?;
             block.reserve(y.len(), y.len().saturating_mul(product.x.len()))?;
-            self.decode(start..start + y.len(), &mut block)?;
+            self.decode(start..start + y.len(), block)?;
             block.look_up(product.codebook);
             for (row, y) in y.iter_mut().enumerate() {
                 let (cols, values) = block.row(row);

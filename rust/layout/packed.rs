@@ -38,7 +38,7 @@
 
 use super::{
     Buffers, Encoded, Encoding, Goal, Layout, LayoutSpec, PanelProduct, Parts, Product, Spread,
-    check_rows, decode_and_add_panels,
+    check_rows, decode_and_add_panels, lend_buffers,
 };
 use crate::array::Array;
 use crate::bits::{self, BitReader, BitWriter};
@@ -382,11 +382,12 @@ impl Packed {
 
     /// How many weights each of `rows` keeps, which lie in one block, and the number of kept
     /// weights before them.
-    fn counts(&self, rows: &Range<usize>) -> (Vec<u32>, usize) {
+    fn counts<'c>(&self, rows: &Range<usize>, room: &'c mut [u32; STRIDE]) -> (&'c [u32], usize) {
         let first = rows.start / STRIDE * STRIDE;
-        let mut counts = vec![0; rows.end - first];
-        self.row_nnz.lengths(first, &mut counts);
-        let skipped: usize = counts.drain(..rows.start - first).map(|n| n as usize).sum();
+        let counts = &mut room[..rows.end - first];
+        self.row_nnz.lengths(first, counts);
+        let (before, counts) = counts.split_at(rows.start - first);
+        let skipped: usize = before.iter().map(|&n| n as usize).sum();
         (counts, self.row_nnz.start(first) as usize + skipped)
     }
 
@@ -455,7 +456,9 @@ impl Layout for Packed {
     /// they lie.
     fn matvec(&self, product: &Product<'_>, rows: Range<usize>, y: &mut [f32]) -> Result<()> {
         let codebook = small_codebook(product.codebook);
-        let mut buffers = Buffers::default();
+        let mut lent = lend_buffers();
+        let buffers = &mut *lent;
+        let mut room = [0; STRIDE];
         let mut row = rows.start;
         while row < rows.end {
             let block = row / STRIDE;
@@ -464,10 +467,10 @@ impl Layout for Packed {
             row = part.end;
             let form = self.forms.as_slice()[block];
             if matches!(self.symbol_width, 0 | 8) && matches!(form, WORDS | ABSOLUTE_16) {
-                let (counts, at) = self.counts(&part);
-                let symbols = self.stored_symbols(at, &counts, &mut buffers.symbols);
+                let (counts, at) = self.counts(&part, &mut room);
+                let symbols = self.stored_symbols(at, counts, &mut buffers.symbols);
                 let k = product.codebook.len();
-                let rows = SymbolRows { counts: &counts, symbols, codebook: &codebook, k };
+                let rows = SymbolRows { counts, symbols, codebook: &codebook, k };
                 if form == WORDS {
                     product.kernels.bitmap_dots(&rows, self.words(&part), product.x, y);
                 } else {
@@ -496,6 +499,7 @@ impl Layout for Packed {
         out: &mut [f32],
     ) -> Result<()> {
         let codebook = small_codebook(spread.codebook);
+        let mut room = [0; STRIDE];
         let mut row = rows.start;
         while row < rows.end {
             let part = row..rows.end.min((row / STRIDE + 1) * STRIDE);
@@ -510,9 +514,9 @@ impl Layout for Packed {
                 spread.put(block, out);
                 continue;
             }
-            let (counts, at) = self.counts(&part);
+            let (counts, at) = self.counts(&part, &mut room);
             let symbols = match self.symbol_width {
-                0 | 8 => self.stored_symbols(at, &counts, symbols),
+                0 | 8 => self.stored_symbols(at, counts, symbols),
                 _ => {
                     let kept: usize = counts.iter().map(|&count| count as usize).sum();
                     block.clear();
@@ -523,7 +527,7 @@ impl Layout for Packed {
                 }
             };
             let k = spread.codebook.len();
-            let kept = SymbolRows { counts: &counts, symbols, codebook: &codebook, k };
+            let kept = SymbolRows { counts, symbols, codebook: &codebook, k };
             let row_words = self.shape.ncols.div_ceil(64);
             let words = self.words(&part);
             spread.kernels.spread_bitmap(&kept, words, row_words, spread.pitch, out);
@@ -550,7 +554,8 @@ impl Layout for Packed {
         let Buffers { block: buffer, cols, symbols } = buffers;
         let block = rows.start / STRIDE;
         let form = self.forms.as_slice()[block];
-        let (counts, at) = self.counts(&rows);
+        let mut room = [0; STRIDE];
+        let (counts, at) = self.counts(&rows, &mut room);
         let has_bytes = matches!(self.symbol_width, 0 | 8);
         if !(has_bytes && matches!(form, WORDS | ABSOLUTE_16)) {
             buffer.reserve(rows.len(), rows.len().saturating_mul(product.ncols))?;
@@ -561,7 +566,7 @@ impl Layout for Packed {
             product.kernels.set_bits(self.words(&rows), self.shape.ncols.div_ceil(64), cols);
         }
         let symbols = if has_bytes {
-            self.stored_symbols(at, &counts, symbols)
+            self.stored_symbols(at, counts, symbols)
         } else {
             symbols.clear();
             symbols.extend(buffer.symbols.iter().map(|&symbol| symbol as u8));
@@ -572,7 +577,7 @@ impl Layout for Packed {
             _ => cols,
         };
         let (codebook, k) = (small_codebook(product.codebook), product.codebook.len());
-        let kept = SymbolRows { counts: &counts, symbols, codebook: &codebook, k };
+        let kept = SymbolRows { counts, symbols, codebook: &codebook, k };
         for (width, panel, sums) in product.parts(sums, rows.len()) {
             product.kernels.column_panel(&kept, cols, width, panel, sums);
         }

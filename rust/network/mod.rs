@@ -10,7 +10,7 @@
 //!
 //! Loading checks the whole graph against its weights; the first run on a set of input shapes
 //! plans every shape and buffer, and later runs on it allocate nothing but the result (and what
-//! the products of compressed matrices take). A [`Network`] may run in many threads at once: each
+//! products of matrices in attention take, and linear layers whose rows are grouped). A [`Network`] may run in many threads at once: each
 //! run takes a workspace from a pool, or makes one. Locks are only ever tried, so that a forked
 //! child whose parent held one goes on without it.
 //!

@@ -9,6 +9,7 @@ use super::operator::{Context, Dims, Operands, Operator, dimension, size};
 use super::pooling::sum;
 use crate::array::Array;
 use crate::error::{Error, Result};
+use crate::pool::Pool;
 use crate::simd::maximum;
 use crate::threads;
 
@@ -195,17 +196,21 @@ impl Operator for Softmax {
     }
 }
 
+/// One run of numbers, taken out of a tensor.
+static COLUMN: Pool<Vec<f32>> = Pool::new();
+
 impl Softmax {
     /// Over the first dimension of `y` `[len, inner]`.
     fn columns(&self, y: &mut [f32], inner: usize) {
+        let mut run = COLUMN.lend();
         for col in 0..inner {
-            let at = |y: &[f32]| y.iter().skip(col).step_by(inner).copied().collect::<Vec<f32>>();
-            let mut run = at(y);
+            run.clear();
+            run.extend(y.iter().skip(col).step_by(inner));
             match self.is_log {
                 false => softmax(&mut run),
                 true => log_softmax(&mut run),
             }
-            for (y, value) in y.iter_mut().skip(col).step_by(inner).zip(run) {
+            for (y, &value) in y.iter_mut().skip(col).step_by(inner).zip(run.iter()) {
                 *y = value;
             }
         }

@@ -21,8 +21,9 @@ use super::operator::{Context, Dims, Interleaving, Operands, Operator, image, si
 use crate::array::Array;
 use crate::convolution::{self, Decoding, Epilogue, Geometry, Sides, Weights};
 use crate::error::{Error, Result};
+use crate::layout::lend_buffers;
 use crate::matrix::CompressedMatrix;
-use crate::rows::RowBlock;
+use crate::pool::Pool;
 use crate::simd::{self, Finish, Kernels, LANES, Taps};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -289,8 +290,13 @@ impl Operator for Layer {
         let by_groups =
             self.matrix.layout.grouped().is_some() && !(self.is_kept && input[0] <= LANES);
         if self.form == Form::Linear && (input[0] == 1 || by_groups) {
-            let y = self.matrix.matmul_on(kernels, x, input[0], context.threads)?;
-            out.copy_from_slice(&y);
+            match input[0] {
+                1 => self.matrix.matvec_into(kernels, x, context.threads, out)?,
+                batch => {
+                    let y = self.matrix.matmul_on(kernels, x, batch, context.threads)?;
+                    out.copy_from_slice(&y);
+                }
+            }
             let finish = self.finish();
             out.chunks_exact_mut(self.matrix.shape().nrows.max(1)).for_each(|y| finish.apply(y));
             self.activation.iter().for_each(|activation| activation.apply(out));
@@ -333,6 +339,9 @@ impl Operator for Layer {
     }
 }
 
+/// Which row stands where in the output of an [`Embedding`].
+static WANTED: Pool<Vec<(usize, usize)>> = Pool::new();
+
 /// Rows of a matrix.
 struct Embedding {
     matrix: CompressedMatrix,
@@ -359,7 +368,9 @@ impl Operator for Embedding {
     ) -> Result<()> {
         let (nrows, ncols) = (self.matrix.shape().nrows, self.matrix.shape().ncols);
         let ids = operands.ids(0);
-        let mut wanted = Vec::with_capacity(ids.len());
+        let mut wanted = WANTED.lend();
+        wanted.clear();
+        let mut buffers = lend_buffers();
         for (place, &id) in ids.iter().enumerate() {
             let row = usize::try_from(id)
                 .ok()
@@ -369,10 +380,10 @@ impl Operator for Embedding {
         }
         wanted.sort_unstable();
         out.fill(0.0);
-        let (unit, mut block) = (self.matrix.block_rows(), RowBlock::default());
+        let (unit, block) = (self.matrix.block_rows(), &mut buffers.block);
         for wanted in wanted.chunk_by(|a, b| a.0 / unit == b.0 / unit) {
             let start = wanted[0].0;
-            self.matrix.decode(start..wanted[wanted.len() - 1].0 + 1, &mut block)?;
+            self.matrix.decode(start..wanted[wanted.len() - 1].0 + 1, block)?;
             for &(row, place) in wanted {
                 let (cols, values) = block.row(row - start);
                 let out = &mut out[place * ncols..][..ncols];

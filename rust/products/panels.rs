@@ -8,7 +8,7 @@
 
 use crate::error::Result;
 use crate::interruption;
-use crate::layout::{Buffers, Layout, PanelProduct};
+use crate::layout::{Layout, PanelProduct, lend_buffers};
 use crate::lines::Lines;
 use crate::matrix::CompressedMatrix;
 use crate::simd::{Kernels, LANES, Lanes};
@@ -82,7 +82,7 @@ impl Panels {
     ) -> Result<()> {
         let (ncols, block_rows) = (self.ncols, matrix.block_rows());
         let layout: &dyn Layout = &*matrix.layout;
-        let mut buffers = Buffers::default();
+        let mut buffers = lend_buffers();
         let most = rows.len().min(block_rows).saturating_mul(self.groups);
         let mut sums = Lines::zeroed::<Lanes>(most)?;
         let sums = sums.as_mut_slice();

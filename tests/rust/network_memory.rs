@@ -2,7 +2,7 @@
 
 use crate::allocations::allocated;
 use crate::network::{Weight, container, input, lenet_container, load, node, sparse};
-use tersenet::network::{Argument, Elements, Graph, Resident};
+use tersenet::network::{Argument, Elements, Graph, Input, InputType, Resident};
 
 /// A convolution whose tap columns share one copy of the input.
 fn convolution() -> Vec<u8> {
@@ -10,6 +10,22 @@ fn convolution() -> Vec<u8> {
     let nodes = vec![node("conv", &[0], &["weight"], &ints, &[])];
     let graph = Graph::new(vec![input("x", &[-1, 16, 16, 16])], nodes, vec![1], false).unwrap();
     container(&graph, &[("weight", Weight::Matrix(vec![8, 16, 3, 3], sparse(8 * 16 * 9, 3)))])
+}
+
+/// Rows of an embedding, a softmax over their places, and a linear layer of one number.
+fn embedding() -> Vec<u8> {
+    let nodes = vec![
+        node("embedding", &[0], &["letters"], &[], &[]),
+        node("softmax", &[1], &[], &[1], &[]),
+        node("linear", &[2], &["weight"], &[0], &[]),
+    ];
+    let ids = Input { dtype: InputType::Int64, ..input("ids", &[-1, 9]) };
+    let graph = Graph::new(vec![ids], nodes, vec![3], false).unwrap();
+    let weights = [
+        ("letters", Weight::Matrix(vec![200, 12], sparse(2400, 3))),
+        ("weight", Weight::Matrix(vec![70, 12], sparse(840, 5))),
+    ];
+    container(&graph, &weights)
 }
 
 #[test]
@@ -28,12 +44,19 @@ fn a_second_run_allocates_nothing() {
         return;
     }
     let networks = [
-        ("lenet", lenet_container(), [3, 1, 28, 28], 30),
-        ("convolution", convolution(), [4, 16, 16, 16], 4 * 8 * 256),
+        ("lenet", lenet_container(), vec![3, 1, 28, 28], 30),
+        ("lenet, an image", lenet_container(), vec![1, 1, 28, 28], 10),
+        ("convolution", convolution(), vec![4, 16, 16, 16], 4 * 8 * 256),
+        ("embedding", embedding(), vec![2, 9], 2 * 9 * 70),
     ];
     for (name, bytes, dims, outputs) in networks {
-        let x = sparse(dims.iter().product(), 7);
-        let arguments = [Argument { dims: &dims, elements: Elements::Float32(&x) }];
+        let len = dims.iter().product::<usize>();
+        let (x, ids) = (sparse(len, 7), (0..len as i64).map(|i| i * 67 % 200).collect::<Vec<_>>());
+        let elements = match name {
+            "embedding" => Elements::Int64(&ids),
+            _ => Elements::Float32(&x),
+        };
+        let arguments = [Argument { dims: &dims, elements }];
         for resident in ["compressed", "cached", "dense"] {
             let network = load(bytes.clone(), Resident::by_name(resident).unwrap()).unwrap();
             let mut y = vec![0.0; outputs];
