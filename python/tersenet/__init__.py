@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tersenet import _core, bounds
+from tersenet import _core, bounds, hardware
 from tersenet._core import CODERS, LAYOUTS, PAIRS, Codebook, CompressedMatrix
 from tersenet.errors import FormatError, InternalError
 from tersenet.io import Limits, from_safetensors, load, open, save, to_safetensors
@@ -51,6 +51,7 @@ __all__ = [
     "export",
     "fit_budget",
     "from_safetensors",
+    "hardware",
     "left_dense",
     "load",
     "masks",

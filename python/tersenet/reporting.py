@@ -3,14 +3,18 @@
 ::
 
     compare(w)      a row for every pair of layout and coder: bytes, encode, decode, product
-    report(model)   a row for every weight: shape, density, k, layout, bytes, entropy, occupancy
+    report(model)   a row for every weight: shape, density, k, layout, bytes, entropy, occupancy,
+                    multiply-adds, and what they and reading it cost
 
 The entropy beside the bits a weight is that of independent weights (order 0): H(kept or pruned) +
 density * H(symbols), without the codebook. A coder that knows no context cannot go below it.
 
 Multiply-adds are kept weights times the positions at which each is used: 1 for a Linear layer and
 one row of input, the output pixels for a convolution. They are counted on an `example`, by hooks;
-without one, only Linear layers have a number, for one row of input.
+without one, only Linear layers have a number, for one row of input. What they cost is in `hardware`.
+
+The totals of costs stand below the table; a row's are columns that would make it wider than a screen,
+so `costs=True` prints them in place of how the weight is stored. The rows have all of them anyway.
 
 Times are medians; the smallest of several runs would hide what a product costs in practice.
 
@@ -20,6 +24,7 @@ Price: `compare` compresses the matrix once a pair; `report` decodes every matri
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,8 +41,13 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from torch import Tensor, nn
 
+    from tersenet.files import Path
+    from tersenet.hardware import Energy, EnergyRow
+
 Row = TypeVar("Row", bound="DataclassInstance")
 
+_COSTS = ("bits", "multiply_add_bits", "arithmetic_pj", "memory_pj", "energy_pj")
+_WITH_COSTS = ("name", "kind", "shape", "density", "k", "nbytes", "multiply_adds", *_COSTS)
 _BLOCK = 1 << 21  # values decoded at a time
 _RUNS = 5
 
@@ -65,7 +75,9 @@ class WeightRow:
     """One weight of a model; None where a number does not exist.
 
     `occupancy` is `nbytes` as a fraction of dense float32. `multiply_adds` are for the example,
-    or for one row of input. `reason` says why a weight is dense.
+    or for one row of input. `reason` says why a weight is dense. `bits` tell one kept value from the
+    others, or are those of a dense element; they and what is below them are as in
+    `hardware.EnergyRow`.
     """
 
     name: str
@@ -81,6 +93,11 @@ class WeightRow:
     occupancy: float
     multiply_adds: int | None = None
     reason: str | None = None
+    bits: int = 32
+    multiply_add_bits: int | None = None
+    arithmetic_pj: float | None = None
+    memory_pj: float = 0.0
+    energy_pj: float = 0.0
 
 
 class Table(Sequence[Row], Generic[Row]):
@@ -128,14 +145,26 @@ class Table(Sequence[Row], Generic[Row]):
 
 
 class Report(Table["WeightRow"]):
-    """The weights of a model, and its totals in bytes.
+    """The weights of a model, and its totals in bytes, multiply-adds and picojoules.
 
     `weights_nbytes` are those of the rows, `other_nbytes` those of biases, norms and other
     tensors, `dense_nbytes` what the whole model takes with each weight dense in float32.
+    `multiply_adds`, `multiply_add_bits`, `arithmetic_pj` and `energy_pj` are None where no row has
+    multiply-adds; else rows without them add their `memory_pj` alone. `arithmetic` and `memory` are
+    those that the picojoules are for.
     """
 
-    def __init__(self, rows: Sequence[WeightRow], other_nbytes: int) -> None:
-        """Add up the rows."""
+    def __init__(
+        self,
+        rows: Sequence[WeightRow],
+        other_nbytes: int,
+        energy: Energy,
+        *,
+        shows_costs: bool = False,
+    ) -> None:
+        """Add up the rows, and take what they cost, in the same order."""
+        rows = [_with_costs(row, energy[place]) for place, row in enumerate(rows)]
+        self._shows_costs = shows_costs
         self.weights_nbytes = sum(row.nbytes for row in rows)
         self.other_nbytes = other_nbytes
         self.nbytes = self.weights_nbytes + other_nbytes
@@ -144,13 +173,36 @@ class Report(Table["WeightRow"]):
         self.occupancy = self.nbytes / self.dense_nbytes if self.dense_nbytes else 1.0
         counts = [row.multiply_adds for row in rows if row.multiply_adds is not None]
         self.multiply_adds = sum(counts) if counts else None
+        self.multiply_add_bits = energy.multiply_add_bits if counts else None
+        self.arithmetic_pj = energy.arithmetic_pj if counts else None
+        self.memory_pj = energy.memory_pj
+        self.energy_pj = energy.energy_pj if counts else None
+        self.arithmetic = energy.arithmetic
+        self.memory = energy.memory
         footer = (
             f"weights {self.weights_nbytes:,} + other tensors {other_nbytes:,} = "
             f"{self.nbytes:,} bytes, {100 * self.occupancy:.2f} % of dense {self.dense_nbytes:,}"
         )
         if self.multiply_adds is not None:
-            footer += f"; {self.multiply_adds:,} multiply-adds"
+            footer += f"; {self.multiply_adds:,} multiply-adds\n{energy.summary}"
         super().__init__(rows, footer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the totals by name, and the rows as `weights`, all plain values."""
+        totals = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {**totals, "weights": self.to_dicts()}
+
+    @property
+    def summary(self) -> str:
+        """The totals, in the lines that are printed below the rows."""
+        return self._footer
+
+    def cells(self, row: WeightRow) -> Mapping[str, Any]:
+        """Return what is printed of a row by column: what it costs, or how it is stored."""
+        cells = super().cells(row)
+        if self._shows_costs:
+            return {name: cells[name] for name in _WITH_COSTS}
+        return {name: value for name, value in cells.items() if name not in _COSTS}
 
 
 def compare(w: npt.ArrayLike | CompressedMatrix, threads: int = 1) -> Table[PairRow]:
@@ -179,19 +231,46 @@ def compare(w: npt.ArrayLike | CompressedMatrix, threads: int = 1) -> Table[Pair
     return Table([_compare_pair(dense, x, layout, coder, threads) for layout, coder in PAIRS])
 
 
-def report(model: nn.Module, example: Any = None) -> Report:
-    """Return what each weight of a model takes, and the totals.
+def report(
+    model: nn.Module | Path,
+    example: Any = None,
+    *,
+    costs: bool = False,
+    arithmetic: str = "float32",
+    memory: str | float = "dram",
+) -> Report:
+    """Return what each weight of a model takes and costs, and the totals.
 
     Args:
         model: any model; its compressed layers, and weights of two dimensions or more that are
-            dense. It is run in evaluation mode, and left as it was.
+            dense. It is run in evaluation mode, and left as it was. Or the path of a file that
+            `export` wrote, which is reported as it is stored, without torch and without an example:
+            its operators say the multiply-adds for a batch of one.
         example: an input, a tuple of inputs, or a dict of named ones, to count multiply-adds on.
+        costs: print what each weight costs on hardware, in place of how it is stored.
+        arithmetic: of a multiply-add, see `tersenet.hardware.energy`.
+        memory: where weights are read from, see `tersenet.hardware.energy`.
+
+    Raises:
+        OSError: if a file cannot be read.
+        FormatError: if it is damaged.
+        ValueError: if it holds no network, or has an example; if `arithmetic` or `memory` is unknown.
 
     Examples:
         >>> from torch import nn
-        >>> report(nn.Linear(3, 2))[0].nbytes
-        24
+        >>> table = report(nn.Linear(3, 2))
+        >>> table[0].nbytes, table.multiply_adds, table.multiply_add_bits
+        (24, 6, 192)
     """
+    from tersenet.hardware import energy, prices
+
+    if isinstance(model, str | os.PathLike):
+        from tersenet.network_report import of_file
+
+        if example is not None:
+            raise ValueError(f"report: an example for a file, expected none: {os.fspath(model)}")
+        return of_file(model, costs=costs, arithmetic=arithmetic, memory=memory)
+    prices(arithmetic, memory)  # a bad name is an error before anything is run
     from tersenet.compression import left_dense
     from tersenet.quantization import quantized
 
@@ -210,7 +289,8 @@ def report(model: nn.Module, example: Any = None) -> Report:
             quantized_k = shared[weight.layer].k if weight.layer in shared else None
             row = _dense_row(weight, quantized_k, reasons.get(weight.layer))
         rows.append(replace(row, multiply_adds=_multiply_adds(weight, row, uses)))
-    return Report(rows, _other_nbytes(model))
+    reckoned = energy(rows, arithmetic=arithmetic, memory=memory)
+    return Report(rows, _other_nbytes(model), reckoned, shows_costs=costs)
 
 
 @dataclass(frozen=True)
@@ -268,6 +348,10 @@ def _weights(model: nn.Module) -> Iterator[_Weight]:
                 yield _Weight(full, path, module, id(parameter), shape, dense=parameter.detach())
 
 
+def _with_costs(row: WeightRow, cost: EnergyRow) -> WeightRow:
+    return replace(row, **{name: getattr(cost, name) for name in _COSTS})
+
+
 def _tied_row(weight: _Weight, tied_to: str, rows: Sequence[WeightRow]) -> WeightRow:
     row = next(row for row in rows if row.name == tied_to)
     reason = f"is the weight of {tied_to}"
@@ -277,6 +361,8 @@ def _tied_row(weight: _Weight, tied_to: str, rows: Sequence[WeightRow]) -> Weigh
 
 
 def _matrix_row(weight: _Weight, matrix: CompressedMatrix) -> WeightRow:
+    from tersenet.hardware import weight_bits
+
     codebook = matrix.codebook
     return WeightRow(
         name=weight.name,
@@ -290,10 +376,13 @@ def _matrix_row(weight: _Weight, matrix: CompressedMatrix) -> WeightRow:
         bits_per_weight=matrix.bits_per_weight,
         entropy_bits=_entropy_bits(matrix, codebook),
         occupancy=matrix.occupancy,
+        bits=weight_bits(len(codebook), 32),
     )
 
 
 def _dense_row(weight: _Weight, k: int | None, reason: str | None) -> WeightRow:
+    from tersenet.hardware import weight_bits
+
     dense = weight.dense
     assert dense is not None
     nbytes = dense.numel() * dense.element_size()
@@ -311,6 +400,7 @@ def _dense_row(weight: _Weight, k: int | None, reason: str | None) -> WeightRow:
         entropy_bits=None,
         occupancy=nbytes / (4 * size),
         reason=reason,
+        bits=weight_bits(k, 8 * dense.element_size()),
     )
 
 

@@ -4,6 +4,7 @@
 
     results of a sweep ──of_results──▶ Page: facts, sections ──document──▶ one .html file
     a .terse file ──weights──▶ of_file ──▶        │
+    a network in it ──network_report──▶           │
                                                figures: plotly's JSON, colours as CSS variables
 
 The page needs nothing from anywhere: plotly's JavaScript (about 5 MB, all of it: its Python package
@@ -21,10 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
 from tersenet.errors import FormatError
 from tersenet.files import File, Limits, Path
+from tersenet.hardware import prices
+from tersenet.network_report import of_file as of_network
 from tersenet.pages.document import Page, check_target, plotly_script, write
+from tersenet.reporting import Report
 
 __all__ = ["Page", "report_page"]
 
@@ -38,6 +43,8 @@ def report_page(
     *,
     max_drop: float | None = None,
     times: bool = True,
+    arithmetic: str = "float32",
+    memory: str | float = "dram",
     limits: Limits | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> int:
@@ -45,7 +52,7 @@ def report_page(
 
     Of results: bytes against accuracy, the Pareto front, and of one trial at a time the bits and
     bytes of each layer. Of a `.terse` file: bits a weight beside their entropy, histograms, bytes,
-    and times. The page opens in a browser without a network, on phones and in the dark, too.
+    and times; and where it holds a network, as `export` writes, what that costs on hardware. The page opens in a browser without a network, on phones and in the dark, too.
 
     Args:
         source: a file of results, as `sweep` writes, or a `.terse` file.
@@ -53,6 +60,8 @@ def report_page(
         max_drop: of results, show first what `Results.choose` takes; by default the most accurate
             trial, of equal ones the smallest.
         times: of a `.terse` file, measure here how long each matrix takes to decode and to multiply.
+        arithmetic: of a network, that of a multiply-add: see `tersenet.hardware.energy`.
+        memory: of a network, where weights are read from: see there.
         limits: what a `.terse` file may ask for.
         progress: called with what is done, how far, and of how much.
 
@@ -60,12 +69,14 @@ def report_page(
         ImportError: if plotly is not installed.
         OSError: if a file cannot be read or written.
         FormatError: if the source is neither kind of file, or damaged.
-        ValueError: if there is no finished trial, none that loses as little as `max_drop`, or the
-            page cannot be at `path`.
+        ValueError: if there is no finished trial, none that loses as little as `max_drop`, the
+            page cannot be at `path`, or `arithmetic` or `memory` is unknown.
     """
     check_target(source, path)
+    prices(arithmetic, memory)
     script = plotly_script()
-    page = _page(source, max_drop, times, limits or Limits(), progress or _silent)
+    costs = partial(of_network, arithmetic=arithmetic, memory=memory)
+    page = _page(source, max_drop, times, limits or Limits(), progress or _silent, costs)
     return write(page, script, path)
 
 
@@ -75,6 +86,7 @@ def _page(
     times: bool,
     limits: Limits,
     progress: Callable[[str, int, int], None],
+    costs: Callable[[Path, Limits], Report],
 ) -> Page:
     with open(source, "rb") as file:
         start = file.read(len(_SQLITE))
@@ -96,7 +108,8 @@ def _page(
             raise ValueError(
                 f"{source}: a .terse file, expected the results of a sweep with max_drop {max_drop}"
             )
-        return of_file.page(opened, times, progress)
+        found = costs(source, limits) if opened.has_network else None
+        return of_file.page(opened, times, progress, found)
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""The page about a `.terse` file: bits and entropies, histograms, bytes, times, and what it says.
+"""The page about a `.terse` file: bits and entropies, histograms, bytes, times, costs, what it says.
 
 Tensors under other names are there once. Figures by layer are of the largest weights, where there are
 many.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from tersenet._core import SIMD
 from tersenet.files import File
+from tersenet.hardware import prices
 from tersenet.pages.document import Choice, Drawing, Page, Section, Table, Variant
 from tersenet.pages.figures import (
     Bits,
@@ -20,17 +21,23 @@ from tersenet.pages.figures import (
     histogram_figure,
     times_figure,
 )
-from tersenet.pages.texts import counted, nbytes, percent, real, shape, shown
+from tersenet.pages.texts import counted, joules, nbytes, percent, real, shape, shown
 from tersenet.pages.treemaps import Leaf, treemap_figure
 from tersenet.pages.weights import Tensor, Weights, measured, weights_of
+from tersenet.reporting import Report
 
 _WEIGHTS = 80  # tensors whose weights are drawn
 _TABLE_ROWS = 300
 _METADATA_ROWS = 100
 
 
-def page(file: File, times: bool, progress: Callable[[str, int, int], None]) -> Page:
-    """Return the page about an open file; `times` says whether to measure.
+def page(
+    file: File,
+    times: bool,
+    progress: Callable[[str, int, int], None],
+    costs: Report | None = None,
+) -> Page:
+    """Return the page about an open file; `times` says whether to measure, `costs` are a network's.
 
     Raises:
         FormatError: if what is drawn is damaged.
@@ -54,12 +61,18 @@ def page(file: File, times: bool, progress: Callable[[str, int, int], None]) -> 
     matrices = [tensor.name for tensor in weights if tensor.nnz is not None]
     if times and matrices:
         sections.append(_times_section(measured(file, matrices, progress), largest))
+    if costs is not None:
+        sections.append(_costs_section(costs))
     sections.append(_tensors_section(tensors, len(infos)))
     if metadata := file.metadata():
         sections.append(_metadata_section(metadata))
     name = os.path.basename(file.path)
     about = f"What the file {name} holds."
-    return Page(name, about, _facts(file, tensors, infos), sections)
+    facts = _facts(file, tensors, infos)
+    if costs is not None and costs.multiply_adds is not None:
+        facts.append(("Multiply-adds", f"{costs.multiply_adds:,}", "for one example"))
+        facts.append(("Energy", joules(costs.energy_pj or 0), "of the weights, by a table"))
+    return Page(name, about, facts, sections)
 
 
 def _largest(weights: Sequence[Tensor]) -> list[Tensor]:
@@ -203,6 +216,46 @@ def _times_section(times: dict[str, tuple[float, float]], largest: str) -> Secti
         "one vector, in the layout that loading holds for it." + largest,
         [Drawing("times", "Milliseconds by tensor", times_figure(dots))],
     )
+
+
+def _costs_section(costs: Report) -> Section:
+    columns = [
+        *("tensor", "used by", "kept", "multiply-adds", "bits", "multiply-add bits"),
+        *("arithmetic", "memory", "energy"),
+    ]
+    rows = [
+        [
+            shown(row.name),
+            row.kind,
+            percent(row.density),
+            "" if row.multiply_adds is None else f"{row.multiply_adds:,}",
+            f"{row.bits}",
+            "" if row.multiply_add_bits is None else f"{row.multiply_add_bits:,}",
+            "" if row.arithmetic_pj is None else joules(row.arithmetic_pj),
+            joules(row.memory_pj),
+            joules(row.energy_pj),
+        ]
+        for row in costs[:_TABLE_ROWS]
+    ]
+    operation, word = prices(costs.arithmetic, costs.memory)
+    place = costs.memory if isinstance(costs.memory, str) else "memory"
+    total = "Nothing in it is known to be multiplied."
+    if costs.multiply_adds is not None:
+        total = (
+            f"In all {costs.multiply_adds:,} multiply-adds and {costs.multiply_add_bits:,} "
+            f"multiply-add bits; arithmetic {joules(costs.arithmetic_pj or 0)} and memory "
+            f"{joules(costs.memory_pj)} make {joules(costs.energy_pj or 0)}."
+        )
+    text = (
+        "What the weights cost on hardware of its own, for one example: multiply-adds of kept weights "
+        "times the bits that tell one value from the others, and energy by Horowitz's table (45 nm), "
+        f"where a multiply-add in {costs.arithmetic} takes {operation:.4g} pJ, 32 bits from {place} "
+        f"{word:.4g} pJ. Each weight is read once, as it is in the file; decoding, activations and "
+        f"control are not in it. {total}"
+    )
+    if len(costs) > len(rows):
+        text += f" The first {len(rows)}, of {len(costs):,}."
+    return Section("Costs", text, table=Table(columns, rows, columns[2:]))
 
 
 def _tensors_section(tensors: Sequence[Tensor], names: int) -> Section:

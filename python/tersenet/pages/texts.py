@@ -17,6 +17,7 @@ from typing import Any
 
 _LONGEST = 160  # characters of a text from a file, anywhere
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+_JOULES = ("pJ", "nJ", "µJ", "mJ", "J")
 
 
 def shown(text: object, width: int = _LONGEST) -> str:
@@ -60,6 +61,14 @@ def nbytes(number: float) -> str:
     while number >= 999.95 and unit < len(_UNITS) - 1:
         number, unit = number / 1000, unit + 1
     return f"{number:.0f} B" if unit == 0 else f"{number:.1f} {_UNITS[unit]}"
+
+
+def joules(picojoules: float) -> str:
+    """Return an energy with a unit."""
+    unit = 0
+    while picojoules >= 999.95 and unit < len(_JOULES) - 1:
+        picojoules, unit = picojoules / 1000, unit + 1
+    return f"{picojoules:.4g} pJ" if unit == 0 else f"{picojoules:.1f} {_JOULES[unit]}"
 
 
 def percent(fraction: float) -> str:
