@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 import tersenet
 from tersenet.layer_pruning import LayerL1, ResConv2d, convert, fuse, normalize, remove, scales
 from tersenet.plan import Plan
+from tersenet.pruning import reinitialize, reset_parameters
 from tersenet.reporting import report
 from tersenet.training import TensorBatches, fit
 
@@ -298,6 +299,20 @@ def test_removed_layers_leave_every_bit(zeros, seed):
         assert_close(expected, exact, exact)
 
 
+def test_a_model_whose_layers_are_all_gone_has_nothing_to_fuse():
+    model = convertible()
+    with torch.no_grad():
+        for scale in scales(model).values():
+            scale.zero_()
+    assert all(row.is_removed for row in remove(model))
+    x = F.relu(X)
+    assert fuse(model) == []
+    assert torch.equal(model(x), x)
+    model = convertible()
+    assert fuse(model) == ["0", "2", "4"]
+    assert fuse(model) == []
+
+
 @given(
     values=st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=4),
     strength=st.floats(0, 3),
@@ -481,6 +496,97 @@ def test_layers_copy_pickle_and_load():
     assert torch.equal(other(IMAGES), model(IMAGES))
 
 
+@pytest.mark.parametrize("bn", [False, True])
+def test_parameters_are_drawn_anew_and_factors_as_they_began(bn):
+    torch.manual_seed(0)
+    norm = lively(nn.BatchNorm2d(4)) if bn else None
+    layer = ResConv2d(nn.Conv2d(4, 4, 3, padding=1).train(), norm, scale=0.5)
+    with torch.no_grad():
+        layer.scale.zero_()
+    torch.manual_seed(7)
+    layer.reset_parameters()
+    torch.manual_seed(7)
+    fresh = ResConv2d(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4) if bn else None, scale=0.5)
+    assert {name: tensor.tolist() for name, tensor in layer.state_dict().items()} == {
+        name: tensor.tolist() for name, tensor in fresh.state_dict().items()
+    }
+    assert ResConv2d.from_conv(nn.Conv2d(4, 4, 1), scale=-2.0).reset_parameters() is None
+
+
+@pytest.mark.parametrize("keep", ["function", "weights"])
+def test_converted_models_start_again_under_their_masks(keep):
+    models = []
+    for seed in (0, 1):
+        model = net(seed)
+        convert(model, keep=keep)
+        with torch.no_grad():
+            for scale in scales(model).values():
+                scale.fill_(0.25)
+        tersenet.prune(model, Plan.of("conv*", sparsity=0.5))
+        reinitialize(model, seed=3)
+        assert [scale.item() for scale in scales(model).values()] == [1.0] * 4
+        assert (model.conv1.conv.weight == 0).float().mean() == 0.5
+        models.append(model)
+    first, second = (dict(model.named_parameters()) for model in models)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    reset_parameters(convertible())
+
+
+def made_again(model, state, stage):
+    """What `tersenet.layer_pruning` says: the steps anew, on any data, before the state."""
+    convert(model)
+    normalize(model, [(torch.zeros(1, 3, 12, 12), torch.zeros(1))])
+    for name, scale in scales(model).items():
+        if not any(key.startswith(f"{name}.") for key in state):
+            scale.detach().zero_()
+    if stage != "normalize":
+        remove(model)
+    if stage == "fuse":
+        fuse(model)
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.parametrize("stage", ["normalize", "remove", "remove all", "fuse"])
+def test_a_training_goes_on_from_its_state_in_a_fresh_model(stage, tmp_path):
+    def parts(model):
+        sgd = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        return model, sgd, [LayerL1(model, 0.1)] if scales(model) else []
+
+    def trained(model, sgd, callbacks):
+        data = [(IMAGES, torch.tensor([0, 1, 1, 0]))] * 2
+        fit(model, data, epochs=1, optimizer=sgd, loss=F.cross_entropy, callbacks=callbacks)
+
+    model = net()
+    convert(model)
+    normalize(model, TensorBatches(IMAGES, torch.zeros(4), batch_size=2))
+    trained(*parts(model))
+    with torch.no_grad():
+        for name, scale in scales(model).items():
+            if stage != "normalize" and (stage == "remove all" or name in ("conv2", "seen")):
+                scale.zero_()
+    if stage != "normalize":
+        remove(model)
+    if stage == "fuse":
+        fuse(model)
+    going = parts(model)
+    trained(*going)
+    torch.save({"model": model.state_dict(), "sgd": going[1].state_dict()}, tmp_path / "state.pt")
+
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other = parts(made_again(net(seed=1), state["model"], stage))
+    other[1].load_state_dict(state["sgd"])
+    for run in (going, other):
+        trained(*run)
+    assert str(other[0]) == str(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other[0].state_dict()[name]), name
+
+    torch.save(model, tmp_path / "whole.pt")
+    whole = torch.load(tmp_path / "whole.pt", weights_only=False)
+    assert torch.equal(whole(IMAGES), model(IMAGES))
+
+
 def test_converting_twice_draws_nothing_and_gives_the_same_bits():
     first, second = net(), net()
     before = torch.get_rng_state()
@@ -541,9 +647,9 @@ def test_bad_arguments_are_errors():
     with pytest.raises(TypeError, match="itself is a Conv2d"):
         convert(nn.Conv2d(2, 2, 1))
     layer = ResConv2d(nn.Conv2d(2, 2, 1))
+    with pytest.raises(ValueError, match=r"has no ResConv2d.*\(convert first\)"):
+        remove(net())
     for function in (remove, fuse):
-        with pytest.raises(ValueError, match="has no ResConv2d"):
-            function(net())
         with pytest.raises(TypeError, match="itself is a ResConv2d"):
             function(layer)
     example = torch.zeros(1, 2, 3, 3)

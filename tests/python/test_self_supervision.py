@@ -129,15 +129,15 @@ def test_the_instance_loss_is_the_softmax_over_the_memory_and_moves_it():
 
 
 def test_the_estimated_instance_loss_is_noise_contrastive_with_one_constant():
-    instances = InstanceMemory(9, 4, temperature=0.5, negatives=5).double()
+    instances = InstanceMemory(9, 4, temperature=0.5, negatives=5, seed=2).double()
+    generator = torch.Generator().manual_seed(2)
+    torch.randn(9, 4, generator=generator)  # the memory
     constant = None
-    for step in range(2):
+    for _ in range(2):
         memory = instances.memory.numpy().copy()
         drawn, numbers = SMALL.standard_normal((3, 4)), np.array([4, 0, 8])
-        torch.manual_seed(step)
         loss = instances(torch.from_numpy(drawn).requires_grad_(), torch.tensor(numbers)).item()
-        torch.manual_seed(step)
-        others = torch.randint(9, (3, 5)).numpy()
+        others = torch.randint(9, (3, 5), generator=generator).numpy()
         v = unit(drawn)
         total = 0.0
         if constant is None:
@@ -155,6 +155,47 @@ def test_the_estimated_instance_loss_is_noise_contrastive_with_one_constant():
     again = InstanceMemory(9, 4, temperature=0.5, negatives=5).double()
     again.load_state_dict(instances.state_dict())
     assert torch.equal(again.memory, instances.memory) and again.constant == instances.constant
+
+
+def losses_of(instances, steps, *, start=0):
+    """Return the losses of so many steps, each with its own features."""
+    found = []
+    for step in range(start, start + steps):
+        drawn = np.random.default_rng(step).standard_normal((3, 4))
+        outputs = torch.from_numpy(drawn).float().requires_grad_()
+        found.append(instances(outputs, torch.tensor([4, 0, 8])).item())
+    return found
+
+
+def test_negatives_are_those_of_the_seed_and_torchs_generator_stays():
+    first, second = (InstanceMemory(50, 4, negatives=3, seed=1) for _ in range(2))
+    other = InstanceMemory(50, 4, negatives=3, seed=2)
+    other.load_state_dict({**other.state_dict(), "memory": first.memory})
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first(torch.ones(1, 4), torch.tensor([0]))
+    assert torch.equal(torch.get_rng_state(), before)
+    second(torch.ones(1, 4), torch.tensor([0]))
+    assert losses_of(first, 4) == losses_of(second, 4) != losses_of(other, 4)
+
+
+@pytest.mark.parametrize("way", ["state", "file", "copy"])
+def test_training_with_negatives_goes_on_to_the_same_bits(way, tmp_path):
+    whole = InstanceMemory(50, 4, negatives=3, seed=1)
+    stopped = copy.deepcopy(whole)
+    expected = losses_of(whole, 6)
+    assert losses_of(stopped, 3) == expected[:3]
+    if way == "copy":
+        resumed = copy.deepcopy(stopped)
+    else:
+        resumed, state = InstanceMemory(50, 4, negatives=3, seed=9), stopped.state_dict()
+        if way == "file":
+            torch.save(state, tmp_path / "state.pt")
+            state = torch.load(tmp_path / "state.pt", weights_only=True)
+        resumed.load_state_dict(state)
+    losses_of(stopped, 2)  # which does not reach the other
+    assert losses_of(resumed, 3, start=3) == expected[3:]
+    assert torch.equal(resumed.memory, whole.memory)
 
 
 def test_instances_are_told_apart_by_training_in_fit():

@@ -41,6 +41,10 @@ def remove(model: nn.Module) -> Table[ScaledLayer]:
         ValueError: if it has none.
     """
     layers = _layers(model, "remove")
+    if not layers:
+        raise ValueError(
+            "remove: the model has no ResConv2d, expected one at least (convert first)"
+        )
     rows = []
     for name, layer in layers.items():
         scale = layer.scale.item()
@@ -55,23 +59,28 @@ def remove(model: nn.Module) -> Table[ScaledLayer]:
     )
 
 
-def fuse(model: nn.Module) -> None:
+def fuse(model: nn.Module) -> list[str]:
     """Turn each ResConv2d into a plain Conv2d that computes the same in evaluation mode, in place.
 
     Fuse before pruning and quantizing: the kernel that is stored is the fused one. Parameters are
     new: make the optimizer anew. If an error is raised, the model is as it was.
 
+    Returns:
+        The names of these layers, in the model's order: none where `remove` took all of them.
+
     Raises:
         TypeError: if the model is itself a ResConv2d.
-        ValueError: if it has none, or the weight of one is pruned, quantized or compressed.
+        ValueError: if the weight of one is pruned, quantized or compressed.
     """
+    layers = _layers(model, "fuse")
     made: dict[nn.Module, nn.Module] = {}
-    for name, layer in _layers(model, "fuse").items():
+    for name, layer in layers.items():
         try:
             made[layer] = layer.fuse()
         except ValueError as error:
             raise ValueError(f"{error} (layer {name!r})") from None
     replace_layers(model, made)
+    return list(layers)
 
 
 def _layers(model: nn.Module, function: str) -> dict[str, ResConv2d]:
@@ -80,7 +89,4 @@ def _layers(model: nn.Module, function: str) -> dict[str, ResConv2d]:
             f"{function}: the model itself is a ResConv2d, expected one that holds it "
             "(or its own fuse())"
         )
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, ResConv2d)}
-    if not layers:
-        raise ValueError(f"{function}: the model has no ResConv2d, expected one at least")
-    return layers
+    return {name: m for name, m in model.named_modules() if isinstance(m, ResConv2d)}

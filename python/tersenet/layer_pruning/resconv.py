@@ -56,6 +56,7 @@ class ResConv2d(nn.Module):
             raise ValueError(f"resconv: {reason}")
         weight = conv.weight
         self.conv, self.bn = conv, bn
+        self._first_scale = scale
         self.scale = nn.Parameter(torch.tensor(scale, dtype=weight.dtype, device=weight.device))
         self.train(conv.training)
 
@@ -92,6 +93,16 @@ class ResConv2d(nn.Module):
             y = self.bn(y)
         scaled: Tensor = self.scale * y + x
         return scaled
+
+    def reset_parameters(self) -> None:
+        """Draw the convolution anew; norm and factor become as they were at construction.
+
+        What was drawn is trained from the start, also in a layer that `from_conv` made.
+        """
+        self.conv.reset_parameters()
+        if self.bn is not None:
+            self.bn.reset_parameters()
+        nn.init.constant_(self.scale, self._first_scale)
 
     def fuse(self) -> nn.Conv2d:
         """Return a plain convolution that computes the same in evaluation mode, up to rounding.

@@ -31,10 +31,12 @@ from torch.nn import functional as F
 
 
 class InstanceMemory(nn.Module):
-    """The loss of telling images apart, and the memory of their features; its state is saved with it.
+    """The loss of telling images apart, and the memory of their features.
 
     In `fit` it is the loss, of batches whose targets are the numbers of the images. The memory moves
-    on while it is in training mode and gradients are computed.
+    on while it is in training mode and gradients are computed. Its `state_dict()` has the memory and
+    the state of the generator that negatives are drawn from, so that a training goes on to the same
+    bits.
 
     Examples:
         >>> instances = InstanceMemory(100, 8)
@@ -63,9 +65,8 @@ class InstanceMemory(nn.Module):
             features: how many a model gives of each, at least 1.
             temperature: what the cosines are divided by, above 0.
             momentum: what part of its features the memory of an image keeps, in [0, 1).
-            negatives: how many to draw for each image, at least 1, from torch's generator; None
-                takes all.
-            seed: of the first memory.
+            negatives: how many to draw for each image, at least 1; None takes all.
+            seed: of the first memory, and of what is drawn.
 
         Raises:
             ValueError: if an option is out of its range.
@@ -79,7 +80,8 @@ class InstanceMemory(nn.Module):
         if not 0 <= momentum < 1:
             raise ValueError(f"instances: momentum is {momentum}, expected a number in [0, 1)")
         self._temperature, self._momentum, self._negatives = temperature, momentum, negatives
-        drawn = torch.randn(count, features, generator=torch.Generator().manual_seed(seed))
+        self._generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(count, features, generator=self._generator)
         self.register_buffer("memory", F.normalize(drawn, dim=1))
         self.register_buffer("constant", torch.zeros(()))  # Z, once there is one
 
@@ -108,10 +110,18 @@ class InstanceMemory(nn.Module):
             self._remember(v.detach(), numbers)
         return loss
 
+    def get_extra_state(self) -> Tensor:
+        """Return the state of the generator, for `state_dict`."""
+        return self._generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the state of the generator, from `load_state_dict`."""
+        self._generator.set_state(state.cpu())
+
     def _estimated(self, v: Tensor, numbers: Tensor, negatives: int) -> Tensor:
         count = len(self.memory)
-        drawn = torch.randint(count, (len(v), negatives), device=v.device)
-        rows = self.memory[torch.cat([numbers[:, None], drawn], 1)]
+        drawn = torch.randint(count, (len(v), negatives), generator=self._generator)
+        rows = self.memory[torch.cat([numbers[:, None], drawn.to(v.device)], 1)]
         scores = torch.einsum("bmd,bd->bm", rows, v).div(self._temperature).exp()
         if self.constant == 0:
             self.constant = count * scores[:, 1:].detach().mean()
