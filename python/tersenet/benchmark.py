@@ -106,6 +106,7 @@ def measure(
     peer: TorchPeer | None = None,
     seconds: float = 1.0,
     seed: int = 0,
+    limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Benchmark:
     """Run networks in turn and return their times and bytes.
@@ -117,6 +118,7 @@ def measure(
         peer: a model of torch's that takes the same inputs.
         seconds: how long each batch is measured on each number of threads, all forms together.
         seed: of the inputs.
+        limits: what the file may ask for.
         progress: called with what is done now, and parts done and in all.
 
     Raises:
@@ -124,7 +126,7 @@ def measure(
     """
     _check(batches, threads, seconds, seed)
     first = next(iter(networks.values()))
-    reader = _core.Reader(first.path, **vars(Limits()))
+    reader = _core.Reader(first.path, **vars(limits or Limits()))
     graph = reader.graph()
     assert graph is not None, "a network was loaded from here"
     rows = _rows(graph, reader)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -91,11 +91,13 @@ class Network:
             ValueError: for another number of inputs, another type or another shape.
         """
         checked = self._checked(arrays)
-        given: Sequence[F32] | None
-        if out is None or isinstance(out, np.ndarray):
-            given = None if out is None else [out]
-        else:
-            given = list(out)
+        given: Sequence[F32] | None = None
+        if out is not None:
+            given = list(out) if isinstance(out, tuple | list) else [cast("F32", out)]
+        for number, array in enumerate(given or []):
+            if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+                kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+                raise ValueError(f"out: array {number} is {kind}, expected an array of float32")
         outputs = self._core.run(checked, threads, given)
         return tuple(outputs) if self._core.outputs[1] else outputs[0]
 

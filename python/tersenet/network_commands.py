@@ -127,6 +127,7 @@ def bench(
             peer=peer,
             seconds=seconds,
             seed=seed,
+            limits=limits(limit),
             progress=advance,
         )
     if as_json:

@@ -187,6 +187,10 @@ CASES = {
         Call(lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True, scale=0.3)),
         (2, 5, 8),
     ),
+    "attention_scale_zero": (
+        Call(lambda x, y: F.scaled_dot_product_attention(x, y, y, scale=0.0)),
+        *((2, 5, 8), (2, 7, 8)),
+    ),
     "attention_mask": (
         Call(lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(5, 5).tril().bool())),
         (2, 5, 8),
@@ -400,6 +404,31 @@ class Outside(nn.Module):
 
     def forward(self, x):
         return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        (
+            nn.Conv3d(2, 3, 2),
+            (2, 4, 5, 6),
+            r"in 0 \(Conv3d\).*: it is over 3 dimensions, expected 1 or",
+        ),
+        (
+            nn.ConvTranspose3d(2, 3, 2),
+            (2, 4, 5, 6),
+            r"\(ConvTranspose3d\).*: it is over 3 dimensions",
+        ),
+        (nn.ConvTranspose2d(4, 6, 2, 2, 2), IMAGE, "its padding is 2, expected at most 1 for its"),
+        (nn.ConvTranspose1d(4, 6, 1, padding=1), LENGTH, "its padding is 1, expected at most 0"),
+    ],
+)
+def test_a_convolution_that_no_operator_computes_is_named_and_where(
+    tmp_path, model, shape, message
+):
+    with pytest.raises(ValueError, match=message):
+        tersenet.export(nn.Sequential(model), torch.zeros(2, *shape), tmp_path / "x.terse")
+    assert not (tmp_path / "x.terse").exists()
 
 
 def test_an_operator_without_a_counterpart_is_named_with_its_place(tmp_path):

@@ -192,6 +192,15 @@ def test_results_go_where_asked(path):
     expected = network.run(ids)
     out = np.empty_like(expected)
     assert network.run(ids, out=out) is out
+    wrong = {
+        "float64": out.astype(float),
+        ">f4": out.astype(">f4"),
+        "Tensor": torch.from_numpy(out),
+    }
+    for found, array in wrong.items():
+        for wrongly in (array, [array]):
+            with pytest.raises(ValueError, match=f"out: array 0 is {found}, expected an array of"):
+                network.run(ids, out=wrongly)
     assert np.array_equal(out, expected)
     with pytest.raises(ValueError, match="out: shapes"):
         network.run(ids, out=out[:1])

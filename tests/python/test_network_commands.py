@@ -337,6 +337,19 @@ def test_bench_shows_the_bytes_of_each_form():
     assert answer["held"]["compressed"]["nbytes"] < answer["held"]["cached"]["nbytes"]
 
 
+def test_bench_keeps_to_its_limits_whenever_it_opens_the_file(monkeypatch):
+    opened = []
+
+    def reader(path, **allowed):
+        opened.append(allowed)
+        return make(path, **allowed)
+
+    make = benchmark._core.Reader
+    monkeypatch.setattr(benchmark._core, "Reader", reader)
+    bench("small.terse", "--batch", 1, "--threads", 1, "--limit", "tensors=1000")
+    assert [allowed["max_tensors"] for allowed in opened] == [1000]
+
+
 def test_bench_goes_on_until_the_time_is_over():
     networks = {"cached": tersenet.Network.load("two.terse")}
     result = benchmark.measure(networks, batches=[1], threads=[1], seconds=0.2)

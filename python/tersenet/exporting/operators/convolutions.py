@@ -53,6 +53,11 @@ def conv_transpose(step: Step, a: Arguments) -> Value:
     padding = _pair(_each(a["padding"], ndim), 0)
     output_padding = _pair(_each(a["output_padding"], ndim), 0)
     dilation = _pair(_each(a["dilation"], ndim), 1)
+    for pad, size, apart in zip(padding, sizes[0], dilation, strict=True):
+        if pad > apart * (size - 1):
+            step.refuse(
+                f"its padding is {pad}, expected at most {apart * (size - 1)} for its kernel"
+            )
     ints = [*sizes[0], *sizes[1], *padding, *output_padding, *dilation, groups]
     shape = step.shape
     if is_flat:
@@ -66,6 +71,9 @@ def conv_transpose(step: Step, a: Arguments) -> Value:
 @lowers("aten.convolution.default")
 def convolution(step: Step, a: Arguments) -> Value:
     """Lower the general form to one of the above."""
+    ndim = len(step.node.meta["val"].shape) - 2
+    if ndim > 2:
+        step.refuse(f"it is over {ndim} dimensions, expected 1 or 2")
     return conv_transpose(step, a) if a["transposed"] else conv(step, a)
 
 

@@ -68,6 +68,9 @@ def embedding(step: Step, a: Arguments) -> Operand:
     return step.emit("embedding", [ids], weights=[step.matrix(weight)])
 
 
+_LEAST = 2.0**-149  # of float32
+
+
 @lowers("aten.scaled_dot_product_attention.default")
 def attention(step: Step, a: Arguments) -> Value:
     """Lower torch's attention; a bool mask becomes 0 and -inf."""
@@ -80,6 +83,8 @@ def attention(step: Step, a: Arguments) -> Value:
         inputs.append(mask)
     if not isinstance(scale, float):
         scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    # 0 stands for the default in a file; by the least number above it all scores are equal too.
+    scale = scale if abs(scale) >= _LEAST else _LEAST
     ints = [int(a["is_causal"]), int(a["enable_gqa"])]
     return step.emit("attention", inputs, ints=ints, floats=[scale])
 
