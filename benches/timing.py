@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import subprocess
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +61,19 @@ def environment() -> dict[str, Any]:
             "scipy": scipy.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
+            **_installed(),
         },
         "commit": commit.stdout.strip(),
     }
+
+
+def _installed() -> dict[str, str]:
+    """Return the versions of peers that a bench may take, where they are there."""
+    found = {}
+    for name in ("onnxruntime", "openvino", "scikit-learn"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def write_speed(name: str, record: dict[str, Any]) -> None:

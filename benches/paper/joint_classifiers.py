@@ -42,7 +42,7 @@ from tersenet.parametrization import unparametrize
 from tersenet.pipeline import prune_and_quantize
 from tersenet.pruning import SoftPruning, prune, taylor_scores
 from tersenet.quantization import quantize
-from tersenet.training import Callback, TensorBatches, accuracy, evaluate
+from tersenet.training import Callback, TensorBatches, accuracy, evaluate, recalibrate
 
 SEEDS = (0, 1, 2)
 CRITERIA = ("magnitude", "taylor")
@@ -221,7 +221,7 @@ class Classifiers:
             self._train_resnet(model, steps, f"ResNet-20, {method}, {sparsity:.0%}", _RESNET_LR)
         if found:
             unparametrize(model)
-            self._adapt_norms(model)
+            self._recalibrate(model)
         return asdict(ResNetRow(method, _sparsity(model), *self._judge(model)))
 
     def _train_resnet(
@@ -249,27 +249,19 @@ class Classifiers:
 
     def _searched(self, model: nn.Module) -> float:
         """Return minus the loss, finer than accuracy, once the norms know the compressed layers."""
-        self._adapt_norms(model)
+        self._recalibrate(model)
         return -evaluate(model, self.judged[0], F.cross_entropy)
 
-    def _adapt_norms(self, model: nn.Module) -> None:
-        """Give the norms the statistics of the first training images."""
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_running_stats()
-                module.momentum = None  # the mean of what follows
-        model.train()
-        with torch.no_grad():
-            for images in self.cifar[0][:_NORMED].split(250):
-                model(images)
-        model.eval()
+    def _recalibrate(self, model: nn.Module) -> None:
+        images = self.cifar[0][:_NORMED].split(250)
+        recalibrate(model, [(part, None) for part in images])
 
     def _within(self, budget: int, method: str, way: Callable) -> dict[str, Any]:
         """Search, train, and check the bytes of the file that is written at the end."""
         model = _resnet()
         sparsity, k, searched = way(model, budget - FOR_TRAINING, f"{budget:,} bytes, {method}")
         unparametrize(model)
-        self._adapt_norms(model)
+        self._recalibrate(model)
         nbytes = _file_nbytes(model)
         if nbytes > budget:
             raise RuntimeError(f"{method}: the file takes {nbytes:,} bytes, expected {budget:,}")
