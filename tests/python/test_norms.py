@@ -100,15 +100,25 @@ def test_with_a_reference_only_what_changed_is_taken_over():
     with torch.no_grad():
         doubled[0].weight *= 2.0
         doubled[0].bias *= 2.0
-    measured = copy.deepcopy(model)
-    recalibrate(measured, others)
     recalibrate(doubled, others, reference=model)
-    torch.testing.assert_close(
-        doubled[1].running_mean, before["1.running_mean"] + measured[1].running_mean
-    )
+    torch.testing.assert_close(doubled[1].running_mean, 2 * before["1.running_mean"])
     torch.testing.assert_close(doubled[1].running_var, 4 * before["1.running_var"])
     for name, buffer in statistics(model).items():
         assert torch.equal(buffer, before[name])
+
+
+def test_a_channel_that_is_pruned_whole_is_near_its_mean_though_inputs_are_others():
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4)).double()
+    recalibrate(model, BATCHES)
+    model.eval()
+    pruned = copy.deepcopy(model)
+    with torch.no_grad():
+        pruned[0].weight[1] = 0.0
+    others = 3 * X + 1
+    recalibrate(pruned, [others], reference=model)
+    # A constant channel gives what the dense one gives in the mean, and not that over sqrt(eps).
+    expected = model(others)[:, 1].mean()
+    torch.testing.assert_close(pruned(others)[:, 1].mean(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_channel_that_is_pruned_whole_has_finite_statistics():

@@ -8,8 +8,8 @@
     running_mean, running_var = mean and unbiased variance of all that it saw
 
     with a reference, the network before compression:           # inputs not as in training
-        running_mean += mean here - mean there
-        running_var  *= variance here / variance there
+        running_var  *= variance here / variance there          # r² times
+        running_mean  = mean here - r * (mean there - running_mean)
 
 Why this way: pruned or shared weights shift what every later layer sees, and the running statistics
 in its batch norm are still those of the dense network. What is lost by that costs a pass over a few
@@ -17,9 +17,9 @@ hundred inputs to get back. Statistics of batches are pooled (Chan, Golub and Le
 averaged as the momentum of training does, so that neither the last batches nor a small one weighs
 more than its inputs, and the size of the batches hardly matters.
 
-Where inputs are not distributed as those of training (other speakers, one class more often), their
-statistics would be wrong for the dense network already. Then only what compression changed is taken
-over, which the same inputs tell on both networks.
+Where inputs are not distributed as those of training (other speakers, no augmentation), their
+statistics would be wrong for the dense network already. With it as the reference what a norm gives for
+them has the mean and the variance that it had before compression: only what that changed is taken over.
 
 Price: a pass over the inputs (two with a reference), and two float64 a channel.
 
@@ -194,10 +194,10 @@ def _check_same(norms: dict[str, _BatchNorm], reference: dict[str, _BatchNorm]) 
 
 def _moved(norm: _BatchNorm, before: Statistics, after: Statistics) -> Statistics:
     """Return the norm's statistics, changed as those of the inputs did."""
-    mean = _buffer(norm, "running_mean").double() + after[0] - before[0]
     old = _buffer(norm, "running_var").double() + norm.eps
-    variance = old * (after[1] + norm.eps) / (before[1] + norm.eps) - norm.eps
-    return mean, variance.clamp(min=0)
+    new = (old * (after[1] + norm.eps) / (before[1] + norm.eps)).clamp(min=norm.eps)
+    off = before[0] - _buffer(norm, "running_mean").double()
+    return after[0] - off * (new / old).sqrt(), new - norm.eps
 
 
 def _buffer(norm: _BatchNorm, name: str) -> Tensor:
