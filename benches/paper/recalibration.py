@@ -83,7 +83,10 @@ def plot(rows: list[Row], path: Path) -> None:
     shown = [row for row in rows if row.network == "resnet20" and row.k is None]
     percents = [100 * row.sparsity for row in shown]
     axes.plot(percents, [100 * row.test for row in shown], "x-", label="pruned")
-    for name, label in (("recalibrated", "to statistics of"), ("with_reference", "by changes of")):
+    for name, label in (
+        ("recalibrated", "to the statistics of"),
+        ("with_reference", "to a reference by"),
+    ):
         after = [100 * statistics.mean(getattr(row, name)) for row in shown]
         axes.plot(percents, after, "o-", label=f"{label} {IMAGES} images")
     axes.set(xlabel="weights pruned, %", ylabel="test accuracy, %", title="ResNet-20, CIFAR-10")
