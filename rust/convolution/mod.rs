@@ -219,7 +219,7 @@ impl Plan {
             unfolding = Unfolding::new(input, geometry, LARGEST_TILE, false).unwrap_or(unfolding);
         }
         let winograd = density::winograd_is_faster(kernels, matrix)
-            .then(|| Winograd::new(input, geometry, nrows, unfolding.outputs()))
+            .then(|| Winograd::new(input, geometry, matrix, unfolding.outputs()))
             .flatten();
         let interleaved = (sides != Sides::default() && !is_dense && winograd.is_none())
             .then(|| Interleaved::new(kernels, input, geometry, unfolding.outputs(), sides))

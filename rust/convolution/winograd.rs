@@ -1,12 +1,16 @@
 //! Dense 3 × 3 kernels by 16 products of matrices, which take 16 multiply–adds where 36 are usual.
 //!
 //! ```text
-//!   kernels of all rows, transformed             [16][nrows][channels]       once a call
-//!   for each block of tiles, two by two outputs each:                        threads share the blocks
-//!     inputs, transformed                        [16][channels][tiles]
-//!     products, one of matrices for each of 16   [16][nrows][tiles]
-//!     outputs, transformed, finished, stored
+//!   for each pass over some rows:
+//!     kernels of these rows, transformed           [16][rows][channels]      threads share the rows
+//!     for each block of tiles, two by two outputs each:                      threads share the blocks
+//!       inputs, transformed                        [16][channels][tiles]
+//!       products, one of matrices for each of 16   [16][rows][tiles]
+//!       outputs, transformed, finished, stored
 //! ```
+//!
+//! A layer is one pass, unless its kernels are large: then inputs are transformed in every pass, so that
+//! no more than a part of the kernels is there at a time.
 //!
 //! A block is some rows of tiles of an image, or some whole images. Which tiles it has depends on shapes
 //! alone, so that any number of threads gives the same bits. Its numbers stay in the last-level
@@ -28,8 +32,8 @@
 //!   512 → 512, 4 × 4,   batch 32         0.97   0.94   1.37      128 tiles
 //! ```
 //!
-//! Price: 16 numbers a kernel for a call, which are not kept from call to call; for each thread's block
-//! four times its input and its output.
+//! Price: 16 numbers for each kernel of a pass, which are not kept from call to call; for each thread's
+//! block four times its input and its output.
 
 use super::scratch::{Scratch, lend};
 use super::{Epilogue, Geometry};
@@ -54,9 +58,9 @@ const MANY_TILES: usize = 1024;
 const MIN_TILES: usize = 256;
 /// Channels of input and output from which on transforms are worth their products.
 const MIN_CHANNELS: usize = 64;
-/// Transformed kernels at most, in numbers: 64 MiB.
-const MAX_KERNELS: usize = 1 << 24;
-/// Rows that are decoded at a time.
+/// Numbers of the transformed kernels of a pass, about: 4 MiB.
+const PASS_KERNELS: usize = 1 << 20;
+/// Rows that are decoded at a time, at least.
 const DECODED_ROWS: usize = 32;
 /// Channels of a strip: 32 tiles of each are a first-level cache.
 const STRIP: usize = 256;
@@ -71,6 +75,8 @@ pub(super) struct Winograd {
     /// `[images, channels, height, width]`.
     input: [usize; 4],
     nrows: usize,
+    /// Rows of a pass.
+    step: usize,
     /// Height and width of an output.
     output: [usize; 2],
     /// Rows and columns of tiles of an image.
@@ -83,6 +89,8 @@ pub(super) struct Winograd {
     rows: usize,
     /// Numbers of a map of a block: its tiles, filled up to whole tiles of products.
     width: usize,
+    /// Of the transformed kernels, in a block's inputs.
+    places: Places,
 }
 
 /// Some tiles: images, and rows of tiles of each.
@@ -104,19 +112,21 @@ impl Winograd {
     pub(super) fn new(
         input: [usize; 4],
         geometry: &Geometry,
-        nrows: usize,
+        matrix: &CompressedMatrix,
         output: [usize; 2],
     ) -> Option<Self> {
+        let nrows = matrix.shape().nrows;
         let ones = [geometry.stride, geometry.dilation, geometry.spread];
         let fits = geometry.kernel == [3, 3] && ones == [[1, 1]; 3] && geometry.groups == 1;
         let [images, channels, ..] = input;
         let tiles = output.map(|len| len.div_ceil(2));
         let area = tiles[0].checked_mul(tiles[1])?;
         let total = area.checked_mul(images)?;
-        let kernels = (channels + GAP).checked_mul(nrows)?.checked_mul(POINTS)?;
+        let passes = nrows.div_ceil((PASS_KERNELS / POINTS / channels.max(1)).max(1)).max(1);
+        let step = nrows.div_ceil(passes).next_multiple_of(decoded_rows(matrix));
         let is_worth = total >= MIN_TILES
+            && step.checked_mul(channels * POINTS)? <= 2 * PASS_KERNELS
             && channels.min(nrows) >= MIN_CHANNELS
-            && kernels <= MAX_KERNELS
             && (1..=MAX_ROW).contains(&tiles[1]);
         if !fits || !is_worth {
             return None;
@@ -128,7 +138,19 @@ impl Winograd {
         };
         let before = geometry.padding.map(|[before, _]| before);
         let width = (images * rows * tiles[1]).next_multiple_of(SMALLEST_DENSE_TILE);
-        Some(Self { input, nrows, output, tiles, before, images, rows, width })
+        let strips = channels.div_ceil(STRIP);
+        let places = Places {
+            strip: channels.div_ceil(strips),
+            count: strips,
+            taps: vec![0],
+            channel: width as u32,
+            group_rows: POINTS * step,
+            group_step: 0,
+            end: channels * width,
+            shifts: Arc::default(),
+            is_sorted: false,
+        };
+        Some(Self { input, nrows, step, output, tiles, before, images, rows, width, places })
     }
 
     /// Computes the output `y` from the input `x`, whose numbers are all moderate.
@@ -145,12 +167,29 @@ impl Winograd {
         threads: usize,
     ) -> Result<()> {
         let mut scratch = lend();
-        self.transform_kernels(kernels, matrix, &mut scratch.kernels, threads)?;
-        let taps = &scratch.kernels;
+        let taps = &mut scratch.kernels;
+        for start in (0..self.nrows).step_by(self.step) {
+            let rows = start..self.nrows.min(start + self.step);
+            self.transform_kernels(kernels, matrix, rows.clone(), taps, threads)?;
+            self.run_pass(kernels, (rows, taps), x, y, epilogue, threads)?;
+        }
+        Ok(())
+    }
+
+    /// Computes the outputs of some rows, whose kernels are transformed.
+    fn run_pass(
+        &self,
+        kernels: &'static dyn Kernels,
+        (rows, taps): (Range<usize>, &Taps),
+        x: &[f32],
+        y: &mut [f32],
+        epilogue: &Epilogue<'_>,
+        threads: usize,
+    ) -> Result<()> {
         let work = |(block, mut outputs): (Block, Outputs<'_>)| {
             let mut scratch = lend();
-            self.multiply(kernels, taps, x, &block, &mut scratch)?;
-            self.finish(kernels, &block, &scratch.products, epilogue, &mut outputs);
+            self.multiply(kernels, taps, rows.len(), x, &block, &mut scratch)?;
+            self.finish(kernels, &block, &rows, &scratch.products, epilogue, &mut outputs);
             Ok(())
         };
         let [height, width] = self.output;
@@ -173,8 +212,8 @@ impl Winograd {
             let mut items = Vec::new();
             for (number, y) in y.chunks_exact_mut(image).enumerate() {
                 let mut parts: Vec<_> =
-                    (0..bands).map(|_| Vec::with_capacity(self.nrows)).collect();
-                for map in y.chunks_exact_mut(map) {
+                    (0..bands).map(|_| Vec::with_capacity(rows.len())).collect();
+                for map in y[rows.start * map..rows.end * map].chunks_exact_mut(map) {
                     let cut = map.chunks_mut(2 * self.rows * width);
                     parts.iter_mut().zip(cut).for_each(|(parts, part)| parts.push(part));
                 }
@@ -199,29 +238,30 @@ impl Winograd {
         Block { images: image..image + 1, rows: start..self.tiles[0].min(start + self.rows) }
     }
 
-    /// Transforms the kernels of all rows: dense rows, those of each point after those of the one before.
+    /// Transforms the kernels of some rows: dense rows, those of each point after those of the one before.
     fn transform_kernels(
         &self,
         kernels: &'static dyn Kernels,
         matrix: &CompressedMatrix,
+        rows: Range<usize>,
         taps: &mut Taps,
         threads: usize,
     ) -> Result<()> {
         let channels = self.input[1];
         let pitch = dense_rows::pitch(channels);
-        let plane = self.nrows * pitch;
+        let plane = rows.len() * pitch;
         let mut transformed = taps.take_dense();
         if transformed.len() < POINTS * plane {
-            transformed = filled(0.0, POINTS * self.nrows, pitch)?;
+            transformed = filled(0.0, POINTS * rows.len(), pitch)?;
         }
         let mut planes = transformed.chunks_exact_mut(plane);
-        let step = DECODED_ROWS.next_multiple_of(matrix.block_rows());
+        let step = decoded_rows(matrix);
         let mut next = || planes.next().expect("a plane for each point").chunks_mut(step * pitch);
         let mut parts: [_; POINTS] = std::array::from_fn(|_| next());
         let mut next = |start| {
             (start, parts.each_mut().map(|parts| parts.next().expect("planes of one length")))
         };
-        let mut items = (0..self.nrows).step_by(step).map(&mut next);
+        let mut items = rows.clone().step_by(step).map(&mut next);
         let work = |(start, mut out): (usize, [&mut [f32]; POINTS])| {
             let mut scratch = lend();
             let Scratch { buffers, weights, .. } = &mut *scratch;
@@ -238,19 +278,8 @@ impl Winograd {
             1 => items.try_for_each(work)?,
             _ => threads::for_each(threads, items.collect(), work)?,
         }
-        let strips = channels.div_ceil(STRIP);
-        let places = Places {
-            strip: channels.div_ceil(strips),
-            count: strips,
-            taps: vec![0],
-            channel: self.width as u32,
-            group_rows: POINTS * self.nrows,
-            group_step: 0,
-            end: channels * self.width,
-            shifts: Arc::default(),
-            is_sorted: false,
-        };
-        taps.fill_dense(kernels, &mut transformed, [POINTS * self.nrows, channels], &places);
+        let sizes = [POINTS * rows.len(), channels];
+        taps.fill_dense(kernels, &mut transformed, sizes, &self.places);
         Ok(())
     }
 
@@ -264,6 +293,7 @@ impl Winograd {
         &self,
         kernels: &'static dyn Kernels,
         taps: &Taps,
+        nrows: usize,
         x: &[f32],
         block: &Block,
         scratch: &mut Scratch,
@@ -271,7 +301,7 @@ impl Winograd {
         let channels = self.input[1];
         let Scratch { unfolded: inputs, products, tiles, .. } = scratch;
         let padded = &mut tiles.sums;
-        let [plane, out] = self.planes();
+        let [plane, out] = self.planes(nrows);
         let inputs = inputs.at_least::<f32>(POINTS * plane)?;
         self.transform_inputs(kernels, x, block, padded, inputs)?;
         let products = products.at_least::<f32>(POINTS * out)?;
@@ -284,7 +314,7 @@ impl Winograd {
                 let size = (1 << (self.width - at).ilog2()).min(kernels.tile());
                 for strip in 0..channels.div_ceil(STRIP) {
                     let product = TileProduct {
-                        strip: taps.strip(strip, point * self.nrows, (point + 1) * self.nrows),
+                        strip: taps.strip(strip, point * nrows, (point + 1) * nrows),
                         size,
                         input: &inputs[at..],
                         start: if strip == 0 { Start::Zero } else { Start::Output },
@@ -300,9 +330,9 @@ impl Winograd {
         Ok(())
     }
 
-    /// Numbers from one plane of inputs to the next, and of products.
-    fn planes(&self) -> [usize; 2] {
-        [self.input[1], self.nrows].map(|maps| maps * self.width + GAP)
+    /// Numbers from one plane of inputs to the next, and of products of some rows.
+    fn planes(&self, nrows: usize) -> [usize; 2] {
+        [self.input[1], nrows].map(|maps| maps * self.width + GAP)
     }
 
     /// Transforms the inputs of a block, `[16][channels][tiles]`.
@@ -315,7 +345,7 @@ impl Winograd {
         out: &mut [f32],
     ) -> Result<()> {
         let [_, channels, height, width] = self.input;
-        let ([plane, _], cols) = (self.planes(), self.tiles[1]);
+        let ([plane, _], cols) = (self.planes(0), self.tiles[1]);
         // The rows that the block's tiles read of a map, with zeros where there is padding.
         let (nrows, pitch) = (2 * block.rows.len() + 2, 2 * cols + 2);
         let padded = padded.at_least::<f32>(nrows * pitch)?;
@@ -348,28 +378,29 @@ impl Winograd {
         &self,
         kernels: &'static dyn Kernels,
         block: &Block,
+        rows: &Range<usize>,
         products: &Lines,
         epilogue: &Epilogue<'_>,
         outputs: &mut Outputs<'_>,
     ) {
         let [height, width] = self.output;
-        let (map, cols, [_, plane]) = (height * width, self.tiles[1], self.planes());
+        let (map, cols, [_, plane]) = (height * width, self.tiles[1], self.planes(rows.len()));
         let products = &products.as_slice::<f32>()[..POINTS * plane];
         let (first, end) = (2 * block.rows.start, height.min(2 * block.rows.end));
         let finish: &Finish<'_> = &epilogue.finish;
         for image in 0..block.images.len() {
-            for row in 0..self.nrows {
+            for (index, row) in rows.clone().enumerate() {
                 let rows = match outputs {
                     Outputs::Whole(y) => {
                         let at = (image * self.nrows + row) * map;
                         &mut y[at + first * width..at + end * width]
                     }
-                    Outputs::Parts(parts) => &mut *parts[row],
+                    Outputs::Parts(parts) => &mut *parts[index],
                 };
                 for (number, pair) in rows.chunks_mut(2 * width).enumerate() {
                     let tile = (image * block.rows.len() + number) * cols;
                     let outputs = pair.split_at_mut(width).into();
-                    let products = &products[row * self.width + tile..];
+                    let products = &products[index * self.width + tile..];
                     kernels.transform_products(products, plane, (finish, row), outputs);
                 }
                 if let Some(activation) = epilogue.activation {
@@ -378,4 +409,9 @@ impl Winograd {
             }
         }
     }
+}
+
+/// Rows that are decoded at a time.
+fn decoded_rows(matrix: &CompressedMatrix) -> usize {
+    DECODED_ROWS.next_multiple_of(matrix.block_rows())
 }

@@ -453,6 +453,33 @@ fn a_hardly_pruned_convolution_is_the_definition_and_keeps_pruned_weights_out() 
     }
 }
 
+/// More kernels than are transformed at a time, in whole images, and in rows of tiles.
+#[test]
+fn many_kernels_that_are_hardly_pruned_agree_with_the_definition() {
+    let geometry = Geometry { kernel: [3, 3], padding: [[1, 1]; 2], ..Geometry::POINT };
+    for (shape, nrows) in [([5, 512, 16, 15], 150), ([1, 384, 33, 34], 190)] {
+        let ncols = shape[1] * 9;
+        let w = numbers(nrows * ncols, 17, 0.9);
+        let x = numbers(shape.iter().product(), 23, 1.0);
+        let case = Case { x, shape, w, nrows, bias: None, geometry, layout: 0 };
+        let request = Request { goal: Goal::Speed, ..Request::default() };
+        let shape_of_w = Shape::new(nrows, ncols).unwrap();
+        let matrix = CompressedMatrix::compress(&case.w, shape_of_w, &request).unwrap();
+        let (expected, _) = matrix.conv(&case.x, shape, &geometry, None, 1).unwrap();
+        for threads in [2, 3, 8] {
+            let (y, _) = matrix.conv(&case.x, shape, &geometry, None, threads).unwrap();
+            assert_eq!(y, expected);
+        }
+        let [height, width] = [shape[2], shape[3]];
+        for (at, &y) in expected.iter().enumerate().step_by(11) {
+            let (image, at) = (at / height / width / nrows, at % (height * width * nrows));
+            let (row, at) = (at / height / width, at % (height * width));
+            let (sum, _) = exact(&case, image, row, at / width, at % width);
+            assert_eq!(f64::from(y), sum, "eighths, so that every sum is exact");
+        }
+    }
+}
+
 #[test]
 fn a_large_convolution_has_the_same_bits_on_any_number_of_threads() {
     let (shape, geometry) = (

@@ -28,19 +28,25 @@ fn embedding() -> Vec<u8> {
     container(&graph, &weights)
 }
 
+/// Whether this process runs nothing but a test; else the test was run so, and passed.
+///
+/// Convolutions of tests beside it would take scratch memory from the same pool.
+fn is_alone(test: &str) -> bool {
+    const ALONE: &str = "TERSENET_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let name = format!("network_memory::{test}");
+    let mut itself = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = itself.args(["--exact", &name]).env(ALONE, "1").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    false
+}
+
 #[test]
 fn a_second_run_allocates_nothing() {
-    // Convolutions of tests beside this one would take scratch memory from the same pool, so it runs
-    // in a process of its own.
-    const ALONE: &str = "TERSENET_TEST_ALONE";
-    if std::env::var_os(ALONE).is_none() {
-        let itself = std::env::current_exe().unwrap();
-        let name = "network_memory::a_second_run_allocates_nothing";
-        let run =
-            std::process::Command::new(itself).args(["--exact", name]).env(ALONE, "1").output();
-        let output = run.unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    if !is_alone("a_second_run_allocates_nothing") {
         return;
     }
     let networks = [
@@ -67,4 +73,28 @@ fn a_second_run_allocates_nothing() {
             }
         }
     }
+}
+
+/// Weights that are quantized and not pruned; kernels of enough outputs to be transformed.
+#[test]
+fn a_layer_that_is_not_pruned_has_no_dense_copy() {
+    if !is_alone("a_layer_that_is_not_pruned_has_no_dense_copy") {
+        return;
+    }
+    let (channels, len) = (768, 768 * 768 * 9);
+    let weight =
+        sparse(len, 3).iter().map(|w| if *w == 0.0 { 0.5 } else { *w }).collect::<Vec<_>>();
+    let ints = [3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0];
+    let nodes = vec![node("conv", &[0], &["weight"], &ints, &[])];
+    let image = input("x", &[-1, channels as i64, 16, 16]);
+    let graph = Graph::new(vec![image], nodes, vec![1], false).unwrap();
+    let dims = vec![channels, channels, 3, 3];
+    let bytes = container(&graph, &[("weight", Weight::Matrix(dims, weight))]);
+    let (x, mut y) = (vec![1.0; 4 * channels * 256], vec![0.0; 4 * channels * 256]);
+    let elements = Elements::Float32(&x);
+    let arguments = [Argument { dims: &[4, channels, 16, 16], elements }];
+    let network = load(bytes, Resident::by_name("compressed").unwrap()).unwrap();
+    let (_, nbytes) = allocated(|| network.run_into(&arguments, &mut [&mut y], 1).unwrap());
+    let moderate = 2 * (x.len() + y.len()) * size_of::<f32>() + len * size_of::<f32>() / 2;
+    assert!(nbytes < moderate, "{nbytes} bytes are allocated, expected fewer than {moderate}");
 }
