@@ -52,12 +52,12 @@ def measure(rows: int, channels: int, size: int | None, sparsity: float, batch: 
     calls: dict[str, Callable[[], Any]] = {"torch": lambda: multiply(plain)}
     nbytes = {"torch": 4 * weights.size}
     for name, layout, goal in FORMS:
-        matrix = CompressedMatrix.compress(weights, layout=layout, goal=goal)
+        matrix = CompressedMatrix.compress(weights, layout=layout, goal=goal, taps=taps)
         run = ours(matrix, x, size)
         if not (np.abs(run() - exact) <= (weights.shape[1] + 2) * 2.0**-24 * total).all():
             raise AssertionError(f"{name}: a wrong product")
         calls[name], nbytes[name] = run, matrix.nbytes
-    chosen = CompressedMatrix.compress(weights, goal="speed")
+    chosen = CompressedMatrix.compress(weights, goal="speed", taps=taps)
     with torch.inference_mode():
         times = timing.interleaved(calls)
     return {

@@ -16,7 +16,8 @@ use crate::interruption;
 use crate::layout::archive::{self, Archive, Before, Learnt};
 use crate::layout::grouped::{self, Grouping};
 use crate::layout::{
-    self, Buffers, Columns, Encoded, Encoding, Goal, Layout, LayoutSpec, Parts, Runs, Spread,
+    self, Buffers, Columns, DenseSource, Encoded, Encoding, Goal, Layout, LayoutSpec, Parts, Runs,
+    Spread,
 };
 use crate::rows::{RowBlock, Rows, Shape, Values, filled};
 use crate::simd::{Kernels, dense_rows};
@@ -458,6 +459,11 @@ impl CompressedMatrix {
         }
         let spread = Spread { codebook: self.codebook_values(), pitch, kernels };
         self.layout.decode_dense(&spread, rows, buffers, &mut out[..len])
+    }
+
+    /// Where most dense rows of [`Self::decode_dense`] come from.
+    pub(crate) fn dense_source(&self) -> DenseSource {
+        self.layout.dense_source()
     }
 
     /// Rows that are best decoded together; ranges of rows should start at a multiple of it.

@@ -47,10 +47,25 @@
 //!   128 → 128, 16 × 16                  1.0 · 1.0   0.8 · 0.8   0.7 · 0.7
 //! ```
 //!
+//! That is so where a layout's bits are spread to dense rows. Of others, kept weights are decoded either
+//! way, and then put to their places: dense rows pay only where so many outputs share them that a
+//! multiplication costs more than a decoded weight. Values that lie in dense rows are the other extreme,
+//! it takes longest to find the kept ones. The same for 512 → 512, 4 × 4, batch 1 · 256 → 256, 8 × 8,
+//! batch 4 · 16, one Xeon core, AVX-512, k = 32:
+//!
+//! ```text
+//!   kept                                       100 %             70 %             50 %             30 %
+//!   bits, spread               2.8 · 1.7 · 1.4  2.1 · 1.2 · 1.0  1.6 · 0.9 · 0.8  1.2 · 0.6 · 0.5
+//!   columns, put                                0.8 · 1.0 · 0.9  0.6 · 0.8 · 0.7  0.5 · 0.5 · 0.5
+//!   coded, put                 0.6 · 1.1 · 1.7  0.5 · 0.8 · 1.1  0.5 · 0.7 · 0.8  0.4 · 0.5 · 0.5
+//!   dense rows, as they lie    4.9 · 2.0 · 1.7  6.8 · 2.2 · 1.3  8.0 · 2.1 · 1.1  6.9 · 1.6 · 0.7
+//! ```
+//!
 //! Only ratios of costs count here. With AVX-512 both lines are half as steep where the CPU
 //! multiplies twice 512 bits a cycle; where it does so once, taps lose less to their loads, and the
 //! lines cross a little later.
 
+use crate::layout::DenseSource;
 use crate::matrix::CompressedMatrix;
 use crate::simd::{Kernels, LARGEST_TILE};
 
@@ -69,6 +84,10 @@ const DENSE: [f64; 2] = [0.5, 0.028];
 const TAPS: [f64; 2] = [2.2, 0.033];
 /// The same for a tap that was decoded before: it is loaded and looked up for few outputs as for many.
 const KEPT_TAPS: [f64; 2] = [1.1, 0.031];
+/// Nanoseconds a kept weight that is decoded, of layouts that put it to its place.
+const DECODE: f64 = 1.4;
+/// Nanoseconds an entry of stored dense rows to find the kept ones.
+const FIND: f64 = 5.0;
 /// The density from which on a batch of vectors is multiplied as dense rows.
 const BATCH_DENSITY: f64 = 0.48;
 /// The same for rows of [`WIDE_COLS`] and more.
@@ -96,16 +115,22 @@ pub(super) fn dense_is_faster(
     let crossing = match decoding {
         _ if is_point && shape.ncols >= WIDE_COLS => WIDE_BATCH_DENSITY,
         Decoding::EachRun if is_point => BATCH_DENSITY,
-        _ => {
-            let line = |[decode, multiply]: [f64; 2]| decode + outputs as f64 * multiply;
-            let taps = match decoding {
-                Decoding::EachRun => TAPS,
-                Decoding::Once => KEPT_TAPS,
-            };
-            line(DENSE) / line(taps)
-        }
+        _ => return of_entry(matrix.dense_source(), decoding, outputs as f64, density),
     };
     density >= crossing
+}
+
+/// Whether dense rows take less time for an entry and its outputs.
+fn of_entry(rows: DenseSource, decoding: Decoding, outputs: f64, density: f64) -> bool {
+    let line = |[decode, multiply]: [f64; 2]| decode + outputs * multiply;
+    let dense = line(DENSE) + if rows == DenseSource::Kept { density * DECODE } else { 0.0 };
+    let taps = match (decoding, rows) {
+        (Decoding::Once, _) => density * line(KEPT_TAPS),
+        (_, DenseSource::Stored) => FIND + density * line([0.0, TAPS[1]]),
+        (_, DenseSource::Bits) => density * line(TAPS),
+        (_, DenseSource::Kept) => density * line([DECODE, TAPS[1]]),
+    };
+    dense <= taps
 }
 
 /// The density from which on 3 × 3 kernels are multiplied as `winograd.rs` says, where shapes allow it.

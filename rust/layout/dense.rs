@@ -6,7 +6,7 @@
 //!
 //! An entry +0.0 is pruned: it contributes nothing to a product even where x is not finite.
 
-use super::{Buffers, Encoded, Encoding, Layout, LayoutSpec, Parts, Product, Spread};
+use super::{Buffers, DenseSource, Encoded, Encoding, Layout, LayoutSpec, Parts, Product, Spread};
 use crate::array::Array;
 use crate::entropy::Coder;
 use crate::error::{Error, Result};
@@ -95,6 +95,10 @@ impl Layout for Dense {
             out[..self.ncols].copy_from_slice(entries);
         }
         Ok(())
+    }
+
+    fn dense_source(&self) -> DenseSource {
+        DenseSource::Stored
     }
 
     fn matvec(&self, product: &Product<'_>, rows: Range<usize>, y: &mut [f32]) -> Result<()> {

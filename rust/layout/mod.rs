@@ -297,6 +297,17 @@ pub fn lend_buffers() -> Lent<Buffers> {
     BUFFERS.lend()
 }
 
+/// Where [`Layout::decode_dense`] takes dense rows from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DenseSource {
+    /// They lie so.
+    Stored,
+    /// Values are spread by the bits of a bitmap, many at a time.
+    Bits,
+    /// Rows are decoded to kept weights, which are put to their places.
+    Kept,
+}
+
 /// One matrix in one arrangement: valid, immutable, shared between threads.
 pub trait Layout: Send + Sync + std::fmt::Debug {
     /// The layout's row in [`LAYOUTS`].
@@ -384,6 +395,11 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
         self.decode(rows, &mut buffers.block)?;
         spread.put(&buffers.block, out);
         Ok(())
+    }
+
+    /// Where most dense rows come from.
+    fn dense_source(&self) -> DenseSource {
+        DenseSource::Kept
     }
 
     /// The most groups of lanes to a column, 1 or 2, that [`Layout::add_panels`] takes.

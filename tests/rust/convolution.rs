@@ -416,7 +416,11 @@ fn a_hardly_pruned_convolution_is_the_definition_and_keeps_pruned_weights_out() 
                     .unwrap();
             for kernels in simd::available() {
                 let plan = Plan::new(kernels, &matrix, shape, &geometry).unwrap();
-                assert_eq!(plan.is_dense(), kernels.name() != "scalar");
+                // Layouts that put kept weights to their places do so for many outputs, and for vectors.
+                let is_cheap = ["packed", "dense"].contains(&layout.name);
+                if is_cheap || shape[1] >= 64 || shape[2..] == [1, 1] {
+                    assert_eq!(plan.is_dense(), kernels.name() != "scalar", "{}", layout.name);
+                }
                 let run = |x: &[f32], threads| {
                     matrix.conv_on(kernels, x, shape, &geometry, None, threads).unwrap().0
                 };
