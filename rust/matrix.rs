@@ -20,7 +20,7 @@ use crate::layout::{
     Spread,
 };
 use crate::rows::{RowBlock, Rows, Shape, Values, filled};
-use crate::simd::{Kernels, dense_rows};
+use crate::simd::{self, Kernels, dense_rows};
 use crate::threads;
 use std::sync::Arc;
 
@@ -132,7 +132,8 @@ impl CompressedMatrix {
     ///
     /// For size, the fewest bytes of those that multiply well; the reference layouts stay out (cla
     /// can be smaller where rows repeat, and multiplies a batch ten times slower). For speed, the
-    /// packed form, or dense where there are more than 256 values and most of them are kept. Rows in
+    /// packed form, or dense where most weights are kept and there are more than 256 values, or it is
+    /// small and kernels of this machine take longer to multiply from the packed form. Rows in
     /// groups where that is smaller and saves multiply–adds, but not of convolutions' kernels, whose
     /// rows are decoded whole.
     fn choose(rows: &Rows, request: &Request) -> Result<Self> {
@@ -143,14 +144,15 @@ impl CompressedMatrix {
             (Values::Raw(_), _) => &["csr", "dense"],
             (_, Goal::Size) if is_vast => &["packed", "coded", "shac"],
             (_, Goal::Size) => &["packed", "coded", "shac", "hac", "dense"],
-            // Symbols of a byte are multiplied as they lie, others decoded first.
-            (_, Goal::Speed) if rows.k().is_some_and(|k| k > 256) && density > DENSE_IS_FASTER => {
-                &["dense"]
-            }
+            (_, Goal::Speed) if is_fastest_dense(rows, request)? => &["dense"],
             (_, Goal::Speed) => &["packed"],
         };
-        // The first multiply fastest; so later ones have to be smaller by more than a trifle.
-        let is_smaller = |a: &Self, b: &Self| a.nbytes() < b.nbytes() - b.nbytes() / TRIFLE;
+        // The first multiply fastest; so later ones have to be smaller by more than a trifle, but for
+        // dense ones, which only many values make the smallest, and then they multiply fast.
+        let is_smaller = |a: &Self, b: &Self| match a.layout().name {
+            "dense" => a.nbytes() < b.nbytes(),
+            _ => a.nbytes() < b.nbytes() - b.nbytes() / TRIFLE,
+        };
         let mut best: Option<Self> = None;
         let mut consider = |candidate: Self| {
             if best.as_ref().is_none_or(|best| is_smaller(&candidate, best)) {
@@ -164,8 +166,9 @@ impl CompressedMatrix {
                 consider(Self::encode(rows, spec, request)?);
             }
         }
+        let has_bytes = rows.k().is_some_and(|k| k <= 256);
         if request.taps == 1
-            && names.contains(&"packed")
+            && (has_bytes || names.contains(&"packed"))
             && grouped::SPEC.coders.iter().any(|&coder| suits(coder))
         {
             let grouping = Grouping::of(rows)?;
@@ -507,6 +510,26 @@ impl RankValues {
 
 /// Above this density a dense product with a vector is faster than decoding symbols of 16 bits.
 const DENSE_IS_FASTER: f64 = 0.5;
+/// The same of symbols of 8 bits, where kernels are slow at bitmaps: packed ÷ dense, one Xeon core, AVX2,
+/// vector · batch of 8 · 32, for 50 % kept: 512 × 512 2.4 · 1.3 · 1.2, 1024 × 1024 1.3 · 1.5 · 1.1.
+const SMALL_DENSE_IS_FASTER: f64 = 0.45;
+/// Entries up to which it is: 4 MiB, within a cache.
+const SMALL: usize = 1 << 20;
+
+/// Whether a matrix is multiplied fastest as it is, and may be.
+fn is_fastest_dense(rows: &Rows, request: &Request) -> Result<bool> {
+    if request.coder.is_some() {
+        return Ok(false);
+    }
+    let density = rows.nnz() as f64 / rows.shape().entries().max(1) as f64;
+    // Symbols of a byte are multiplied as they lie, others decoded first.
+    if rows.k().is_some_and(|k| k > 256) {
+        return Ok(density > DENSE_IS_FASTER);
+    }
+    let is_small = request.taps == 1 && rows.shape().entries() <= SMALL;
+    let has_slow_words = simd::active()?.words_percent() >= 50;
+    Ok(is_small && has_slow_words && density > SMALL_DENSE_IS_FASTER)
+}
 
 /// Pairs each range of rows with its part of `out`, `width` elements a row.
 pub(crate) fn zip_chunks<T>(

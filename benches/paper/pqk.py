@@ -99,8 +99,8 @@ _MNIST = {
     "mnist_1000": replace(_CIFAR10, settings=((0.95, 4), (0.9, 2)), images=1_000, epochs=40),
     # Three times as many.
     "mnist_long": replace(_CIFAR10, settings=((0.9, 2),), epochs=24),
-    # Seeds of their own, where gains are small.
-    "mnist_seeds": replace(_CIFAR10, settings=((0.9, 4), (0.95, 4)), seeds=(3, 4, 5, 6)),
+    # Other seeds, where those of the first three are wide apart.
+    "mnist_seeds": replace(_CIFAR10, settings=((0.95, 4),), seeds=(3, 4, 5, 6)),
 }
 # From the easiest to the hardest, by the type of device: an accelerator has time for all images.
 TASKS = {

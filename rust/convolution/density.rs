@@ -34,7 +34,8 @@
 //! A batch of vectors has no pixels that lie together, so its kept weights come out worse: from
 //! about half on, and where rows are so wide that the inputs of a panel leave the second-level
 //! cache, from two fifths on. Layouts that are entropy-coded or hold columns are decoded in more
-//! time either way, and cross at about the same densities.
+//! time either way, and cross at about the same densities. Dense rows that lie so are multiplied at
+//! any density that a layer may have.
 //!
 //! Where few outputs share a tap, its own load binds, though it was decoded before. The same, taps kept,
 //! batch 1, one Zen 4 core, AVX-512 · AVX2:
@@ -112,12 +113,15 @@ pub(super) fn dense_is_faster(
         return false;
     }
     let density = matrix.nnz() as f64 / shape.entries().max(1) as f64;
-    let crossing = match decoding {
-        _ if is_point && shape.ncols >= WIDE_COLS => WIDE_BATCH_DENSITY,
-        Decoding::EachRun if is_point => BATCH_DENSITY,
-        _ => return of_entry(matrix.dense_source(), decoding, outputs as f64, density),
-    };
-    density >= crossing
+    let source = matrix.dense_source();
+    match decoding {
+        _ if !is_point || source == DenseSource::Stored => {
+            of_entry(source, decoding, outputs as f64, density)
+        }
+        _ if shape.ncols >= WIDE_COLS => density >= WIDE_BATCH_DENSITY,
+        Decoding::EachRun => density >= BATCH_DENSITY,
+        Decoding::Once => of_entry(source, decoding, outputs as f64, density),
+    }
 }
 
 /// Whether dense rows take less time for an entry and its outputs.

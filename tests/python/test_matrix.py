@@ -201,6 +201,15 @@ def test_auto_chooses_a_pair_and_for_size_none_larger_than_dense(w: np.ndarray, 
         assert m.nbytes <= CompressedMatrix.compress(w, "dense").nbytes
 
 
+@pytest.mark.parametrize("k", [2470, 2480, 2485])
+def test_for_size_dense_is_taken_where_it_is_a_trifle_smaller(k: int):
+    rng = np.random.default_rng(0)
+    values, w = rng.standard_normal(k).astype(np.float32), np.zeros(64 * 60, np.float32)
+    w[rng.permutation(w.size)[:3447]] = values[np.arange(3447) % k]
+    m = CompressedMatrix.compress(w.reshape(64, 60))
+    assert m.nbytes <= CompressedMatrix.compress(w.reshape(64, 60), "dense").nbytes
+
+
 @pytest.mark.parametrize("layout", ["auto", "dense", "csr"])
 def test_more_values_than_symbols_are_held_as_they_are(layout: str):
     w = np.arange(70_000, dtype=np.float32).reshape(70, 1000)
@@ -209,6 +218,22 @@ def test_more_values_than_symbols_are_held_as_they_are(layout: str):
     assert len(m.codebook) == m.nnz == 69_999
     with pytest.raises(ValueError, match="65"):
         m.to("packed")
+
+
+@pytest.mark.parametrize("k", [1, 32, 256, 257, 1000])
+@pytest.mark.parametrize("kept", [0.0, 0.4, 0.6, 1.0])
+def test_for_speed_any_density_is_lossless_in_the_coder_asked_for(k: int, kept: float):
+    rng = np.random.default_rng(k)
+    w = rng.choice(rng.standard_normal(k).astype(np.float32), (60, 70))
+    w[rng.random(w.shape) >= kept] = 0
+    x = rng.standard_normal((9, 70)).astype(np.float32)
+    for coder in (None, "fixed"):
+        matrix = CompressedMatrix.compress(w, coder=coder or "auto", goal="speed")
+        assert coder in (None, matrix.coder)
+        assert np.array_equal(matrix.decompress(), w)
+        np.testing.assert_allclose(
+            matrix.matmul(x), x.astype(np.float64) @ w.T, rtol=1e-5, atol=1e-4
+        )
 
 
 def test_65536_values_are_symbols():
