@@ -107,6 +107,40 @@ def test_with_a_reference_only_what_changed_is_taken_over():
         assert torch.equal(buffer, before[name])
 
 
+def test_a_layer_that_went_needs_no_norm_of_its_own():
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()
+    ).double()
+    recalibrate(model, BATCHES)
+    short = copy.deepcopy(model)
+    short[2] = short[3] = nn.Identity()
+    with torch.no_grad():
+        short[0].weight *= 2.0
+    others = [3 * X + 1]
+    recalibrate(short, others, reference=model)
+    # The norm that is left gives what it gave, by the mean and the variance of its channels.
+    outputs = [m[:2](others[0]) for m in (short.eval(), model.eval())]
+    for statistic in (torch.mean, torch.var):
+        here, there = (statistic(y, (0, 2, 3)) for y in outputs)
+        torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-4)
+
+
+class Sees(nn.Module):
+    """Two norms, of which the second may be left out."""
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.both = nn.BatchNorm2d(2), nn.BatchNorm2d(2), both
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x)) if self.both else self.first(x)
+
+
+def test_a_norm_that_sees_nothing_in_the_reference_is_named():
+    with pytest.raises(ValueError, match="'second' sees no input in the reference"):
+        recalibrate(Sees(both=True).double(), BATCHES, reference=Sees(both=False).double())
+
+
 def test_a_channel_that_is_pruned_whole_is_near_its_mean_though_inputs_are_others():
     model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4)).double()
     recalibrate(model, BATCHES)

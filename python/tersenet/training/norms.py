@@ -53,13 +53,14 @@ def recalibrate(
         model: with batch norms; every module is afterwards in the mode it was in.
         batches: inputs, or (inputs, targets), as for `fit`, some hundred inputs in all; each norm
             has to see at least two values a channel in a batch. Targets are not looked at.
-        reference: the network before compression, with the same batch norms by name, where the
-            inputs are not distributed as those of training; it is left as it was.
+        reference: the network before compression, where the inputs are not distributed as those of
+            training; it has each of these batch norms by its name, and may have more, of layers that
+            were removed. It is left as it was.
 
     Raises:
         ValueError: if there are no batches, no batch norm has running statistics or sees an input,
-            one sees a single value a channel, statistics are not finite, or the reference has other
-            batch norms. The model is as it was.
+            one sees a single value a channel, statistics are not finite, or a batch norm is not in
+            the reference, or sees nothing there. The model is as it was.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)).requires_grad_(False)
@@ -84,6 +85,12 @@ def recalibrate(
         found = after
     else:
         before = _measured(reference, _norms(reference), batches)
+        unseen = sorted(after.keys() - before.keys())
+        if unseen:
+            raise ValueError(
+                f"recalibrate: batch norm {unseen[0]!r} sees no input in the reference, expected the "
+                "inputs of the model"
+            )
         found = {name: _moved(norms[name], before[name], after[name]) for name in after}
     for name, (mean, variance) in found.items():
         if not (mean.isfinite().all() and variance.isfinite().all()):
@@ -184,10 +191,10 @@ def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
 def _check_same(norms: dict[str, _BatchNorm], reference: dict[str, _BatchNorm]) -> None:
     here = {name: norm.num_features for name, norm in norms.items()}
     there = {name: norm.num_features for name, norm in reference.items()}
-    for name in sorted(here.keys() | there.keys()):
-        if here.get(name) != there.get(name):
+    for name in sorted(here):
+        if here[name] != there.get(name):
             raise ValueError(
-                f"recalibrate: batch norm {name!r} has {here.get(name, 'no')} channels in the model, "
+                f"recalibrate: batch norm {name!r} has {here[name]} channels in the model, "
                 f"expected {there.get(name, 'none')}, as in the reference"
             )
 
