@@ -475,6 +475,21 @@ def test_what_cannot_be_exported_says_why(tmp_path, model, example, message):
         tersenet.export(model, example, tmp_path / "x.terse")
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])
+@pytest.mark.parametrize("cast", [False, True])
+def test_ids_of_any_width_are_taken(tmp_path, dtype, cast):
+    torch.manual_seed(0)
+    table = nn.Embedding(30, 5)
+    model = Call(lambda i: table(i.long()) if cast else table(i))
+    example = torch.randint(30, (4, 7)).to(dtype)
+    tersenet.export(model, example[:1], tmp_path / "x.terse")
+    network = tersenet.Network.load(tmp_path / "x.terse")
+    assert [dtype for dtype, _ in network.inputs.values()] == ["int64"]
+    for given in (example, example.long()):
+        found = network.run(given.numpy())
+        assert np.array_equal(found, table(example.int()).detach().numpy())
+
+
 def test_a_batch_that_the_model_fixes_is_an_error(tmp_path):
     model = Call(lambda x: x * 2 if x.shape[0] > 2 else x)
     with pytest.raises(ValueError, match="for a batch of any size"):

@@ -47,7 +47,8 @@ def export(
 
     Args:
         model: plain or compressed, on the CPU, in float32; it stays as it was.
-        example_input: an input, or a tuple of all inputs; float32, or int64 for embeddings.
+        example_input: an input, or a tuple of all inputs; float32, or integers for embeddings, of
+            any width: the file takes ids as int64.
         path: where to; `.terse` is the usual ending.
         goal: "size" or "speed" gives matrices the layout that is best for it; None keeps those of
             compressed layers, and compresses others for size.

@@ -30,7 +30,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from tersenet.exporting.graph import Shape
 from tersenet.parametrization import parametrized
 
-_DTYPES = (torch.float32, torch.int64)
+_IDS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # traced as the first
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,17 +139,18 @@ def _inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         is_tensor = isinstance(x, Tensor)
         if not is_tensor:
             raise ValueError(f"{where} is {type(x).__name__}, expected a tensor")
-        if x.dtype not in _DTYPES or x.device.type != "cpu":
-            expected = "expected torch.float32 or torch.int64 on the cpu"
+        if x.dtype not in (torch.float32, *_IDS) or x.device.type != "cpu":
+            expected = "expected torch.float32, or integers, on the cpu"
             raise ValueError(f"{where} is {x.dtype} on {x.device}, {expected}")
         if x.dim() == 0 or x.shape[0] != inputs[0].shape[0] or x.shape[0] == 0:
             found = [list(x.shape) for x in inputs]
             raise ValueError(
                 f"{where}: the shapes are {found}, expected one batch ≥ 1 in dimension 0"
             )
+    inputs = tuple(x.detach().long() if x.dtype in _IDS else x.detach() for x in inputs)
     if inputs[0].shape[0] == 1:
-        return tuple(torch.cat([x, x]).detach() for x in inputs)
-    return tuple(x.detach() for x in inputs)
+        return tuple(torch.cat([x, x]) for x in inputs)
+    return inputs
 
 
 def _by_argument(model: nn.Module, sizes: list[dict[int, Any]]) -> tuple[Any, ...]:
