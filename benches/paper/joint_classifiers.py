@@ -5,7 +5,7 @@
     scores      LeNet-5, MNIST: pruning in rounds by Taylor scores, and by magnitude, three seeds
     resnet20    ResNet-20, CIFAR-10: the same, and one-shot magnitude pruning
     budgets     ResNet-20, CIFAR-10: into a file of so many bytes by pruning alone, by quantizing
-                alone, and by both, after as many steps of training
+                alone, and by both, after as many steps of training, three seeds of the batches
 
 In rounds a Taylor score is taken of what the last round has trained: it says what the loss would lose
 next, and at once from a dense network to few weights it would leave some layer with next to none.
@@ -22,7 +22,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ class ResNetRow:
 class BytesRow:
     """ResNet-20 in a file of at most so many bytes; `searched`: minus the loss before training."""
 
+    seed: int
     budget: int
     method: str
     sparsity: float
@@ -162,15 +163,16 @@ class Classifiers:
         ]
 
     def budgets(self) -> list[dict[str, Any]]:
-        """Compress ResNet-20 into each budget in three ways."""
+        """Compress ResNet-20 into each budget in three ways, for each seed."""
         ways = {"pruned": self._prune_only, "quantized": self._quantize_only, "joint": self._joint}
         return [
             row
+            for seed in SEEDS
             for budget in BUDGETS
             for method, way in ways.items()
             for row in self.cache.rows(
-                f"budgets-{budget}-{method}",
-                lambda budget=budget, method=method, way=way: [self._within(budget, method, way)],
+                f"budgets-{seed}-{budget}-{method}",
+                partial(self._within, seed, budget, method, way),
             )
         ]
 
@@ -231,15 +233,16 @@ class Classifiers:
         name: str,
         lr: float,
         callbacks: Sequence[Callback] = (),
+        seed: int = 0,
     ) -> None:
         train(
             model,
-            Shifted(*self.cifar, batch_size=_RESNET_BATCH, seed=0),
+            Shifted(*self.cifar, batch_size=_RESNET_BATCH, seed=seed),
             steps=steps,
             optimizer=torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True),
             lr=lr,
             loss=F.cross_entropy,
-            seed=0,
+            seed=seed,
             callbacks=[*callbacks, Shown(self.advance, name, steps)],
         )
 
@@ -256,19 +259,22 @@ class Classifiers:
         images = self.cifar[0][:_NORMED].split(250)
         recalibrate(model, [(part, None) for part in images])
 
-    def _within(self, budget: int, method: str, way: Callable) -> dict[str, Any]:
+    def _within(self, seed: int, budget: int, method: str, way: Callable) -> list[dict[str, Any]]:
         """Search, train, and check the bytes of the file that is written at the end."""
         model = _resnet()
-        sparsity, k, searched = way(model, budget - FOR_TRAINING, f"{budget:,} bytes, {method}")
+        name = f"{budget:,} bytes, {method}, seed {seed}"
+        sparsity, k, searched = way(model, budget - FOR_TRAINING, name, seed)
         unparametrize(model)
         self._recalibrate(model)
         nbytes = _file_nbytes(model)
         if nbytes > budget:
             raise RuntimeError(f"{method}: the file takes {nbytes:,} bytes, expected {budget:,}")
         judged = self._judge(model)
-        return asdict(BytesRow(budget, method, sparsity, k, nbytes, searched, *judged))
+        return [asdict(BytesRow(seed, budget, method, sparsity, k, nbytes, searched, *judged))]
 
-    def _prune_only(self, model: nn.Module, nbytes: int, name: str) -> tuple[float, None, float]:
+    def _prune_only(
+        self, model: nn.Module, nbytes: int, name: str, seed: int
+    ) -> tuple[float, None, float]:
         """Prune as few as the bytes allow, in steps of half a percent, and train."""
         least, most = 100, 199  # in halves of a percent
         while least < most:
@@ -280,18 +286,22 @@ class Classifiers:
         searched = self._searched(tersenet.compress(model, plan))
         soft_steps = max(steps // 2, 1)
         soft = SoftPruning(model, plan, steps=soft_steps, initial=sparsity, **_SOFT)
-        self._train_resnet(model, steps, name, _RESNET_LR, [soft])
+        self._train_resnet(model, steps, name, _RESNET_LR, [soft], seed)
         return sparsity, None, searched
 
-    def _quantize_only(self, model: nn.Module, nbytes: int, name: str) -> tuple[float, int, float]:
+    def _quantize_only(
+        self, model: nn.Module, nbytes: int, name: str, seed: int
+    ) -> tuple[float, int, float]:
         """Share as many values as do best within the bytes, and train."""
         fit = fit_budget(model, nbytes, self._searched, **QUANTIZED)
         plan = fit.plan
         quantize(model, plan)
-        self._train_resnet(model, self.steps.resnet_budget, name, _CODEBOOK_LR)
+        self._train_resnet(model, self.steps.resnet_budget, name, _CODEBOOK_LR, seed=seed)
         return 0.0, plan.layers["*"].k or 0, fit.value
 
-    def _joint(self, model: nn.Module, nbytes: int, name: str) -> tuple[float, int, float]:
+    def _joint(
+        self, model: nn.Module, nbytes: int, name: str, seed: int
+    ) -> tuple[float, int, float]:
         """Search the sparsity and the number of values together, and train in both stages."""
         fit = fit_budget(model, nbytes, self._searched, **JOINT)
         rule = fit.plan.layers["*"]
@@ -303,7 +313,7 @@ class Classifiers:
         lr = {"pruning": _RESNET_LR, "quantization": _CODEBOOK_LR}
 
         def train_stage(model: nn.Module, callbacks: Sequence[Callback], stage: str) -> None:
-            self._train_resnet(model, steps[stage], f"{name}, {stage}", lr[stage], callbacks)
+            self._train_resnet(model, steps[stage], f"{name}, {stage}", lr[stage], callbacks, seed)
 
         soft_steps = max(2 * steps["pruning"] // 3, 1)
         sparsity = rule.sparsity or 0.0
