@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import timing
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from tersenet.checkpoint import open_checkpoint
 from tersenet.console import show, table
@@ -88,7 +89,8 @@ def main() -> None:
         weights = open_checkpoint(path).get(layer).astype(np.float32).ravel()
         weights = weights[weights != 0]
         for k in VALUES:
-            rows.append({"layer": f"{checkpoint}: {layer}"} | measure(weights, k))
+            with threadpool_limits(1):
+                rows.append({"layer": f"{checkpoint}: {layer}"} | measure(weights, k))
     shown = table("layer", "weights", "k", "times as fast", "error, of the best", "of the mean")
     for row in rows:
         shown.add_row(

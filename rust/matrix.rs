@@ -144,7 +144,7 @@ impl CompressedMatrix {
             (Values::Raw(_), _) => &["csr", "dense"],
             (_, Goal::Size) if is_vast => &["packed", "coded", "shac"],
             (_, Goal::Size) => &["packed", "coded", "shac", "hac", "dense"],
-            (_, Goal::Speed) if is_fastest_dense(rows, request)? => &["dense"],
+            (_, Goal::Speed) if is_fastest_dense(rows, density, request)? => &["dense"],
             (_, Goal::Speed) => &["packed"],
         };
         // The first multiply fastest; so later ones have to be smaller by more than a trifle, but for
@@ -517,11 +517,10 @@ const SMALL_DENSE_IS_FASTER: f64 = 0.45;
 const SMALL: usize = 1 << 20;
 
 /// Whether a matrix is multiplied fastest as it is, and may be.
-fn is_fastest_dense(rows: &Rows, request: &Request) -> Result<bool> {
+fn is_fastest_dense(rows: &Rows, density: f64, request: &Request) -> Result<bool> {
     if request.coder.is_some() {
         return Ok(false);
     }
-    let density = rows.nnz() as f64 / rows.shape().entries().max(1) as f64;
     // Symbols of a byte are multiplied as they lie, others decoded first.
     if rows.k().is_some_and(|k| k > 256) {
         return Ok(density > DENSE_IS_FASTER);

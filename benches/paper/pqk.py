@@ -355,10 +355,9 @@ def plot(rows: list[Row], tasks: dict[str, Task], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, label=label)
         names = [f"{sparsity:.0%}\n{bits} bits" for sparsity, bits in settings.settings]
         axes.set_xticks(range(len(names)), names)
-        axes.set(
-            ylabel="test accuracy, %",
-            title=f"{task.partition('_')[0]}, {settings.images:,} images, {settings.epochs} epochs",
-        )
+        what = f"{task.partition('_')[0]}, {settings.images:,} images, {settings.epochs} epochs"
+        seeds = f"seeds {settings.seeds[0]} to {settings.seeds[-1]}"
+        axes.set(ylabel="test accuracy, %", title=f"{what}\n{seeds}")
     panels[0][0].legend()
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 

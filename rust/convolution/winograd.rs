@@ -301,7 +301,7 @@ impl Winograd {
         let channels = self.input[1];
         let Scratch { unfolded: inputs, products, tiles, .. } = scratch;
         let padded = &mut tiles.sums;
-        let [plane, out] = self.planes(nrows);
+        let (plane, out) = (self.plane(channels), self.plane(nrows));
         let inputs = inputs.at_least::<f32>(POINTS * plane)?;
         self.transform_inputs(kernels, x, block, padded, inputs)?;
         let products = products.at_least::<f32>(POINTS * out)?;
@@ -330,9 +330,9 @@ impl Winograd {
         Ok(())
     }
 
-    /// Numbers from one plane of inputs to the next, and of products of some rows.
-    fn planes(&self, nrows: usize) -> [usize; 2] {
-        [self.input[1], nrows].map(|maps| maps * self.width + GAP)
+    /// Numbers from one plane of so many maps to the next: of inputs their channels, of products rows.
+    fn plane(&self, maps: usize) -> usize {
+        maps * self.width + GAP
     }
 
     /// Transforms the inputs of a block, `[16][channels][tiles]`.
@@ -345,7 +345,7 @@ impl Winograd {
         out: &mut [f32],
     ) -> Result<()> {
         let [_, channels, height, width] = self.input;
-        let ([plane, _], cols) = (self.planes(0), self.tiles[1]);
+        let (plane, cols) = (self.plane(channels), self.tiles[1]);
         // The rows that the block's tiles read of a map, with zeros where there is padding.
         let (nrows, pitch) = (2 * block.rows.len() + 2, 2 * cols + 2);
         let padded = padded.at_least::<f32>(nrows * pitch)?;
@@ -384,7 +384,7 @@ impl Winograd {
         outputs: &mut Outputs<'_>,
     ) {
         let [height, width] = self.output;
-        let (map, cols, [_, plane]) = (height * width, self.tiles[1], self.planes(rows.len()));
+        let (map, cols, plane) = (height * width, self.tiles[1], self.plane(rows.len()));
         let products = &products.as_slice::<f32>()[..POINTS * plane];
         let (first, end) = (2 * block.rows.start, height.min(2 * block.rows.end));
         let finish: &Finish<'_> = &epilogue.finish;
