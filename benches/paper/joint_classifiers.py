@@ -3,7 +3,7 @@
 ::
 
     scores      LeNet-5, MNIST: pruning in rounds by Taylor scores, and by magnitude, three seeds
-    resnet20    ResNet-20, CIFAR-10: the same, and one-shot magnitude pruning
+    resnet20    ResNet-20, CIFAR-10: the same, and one-shot magnitude pruning, three seeds of the batches
     budgets     ResNet-20, CIFAR-10: into a file of so many bytes by pruning alone, by quantizing
                 alone, and by both, after as many steps of training, three seeds of the batches
 
@@ -90,8 +90,9 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class ResNetRow:
-    """ResNet-20 pruned in one way and trained on, as plain float32."""
+    """ResNet-20 pruned in one way and trained on, as plain float32; dense as it is, by no seed."""
 
+    seed: int | None
     method: str
     sparsity: float
     validation: float
@@ -153,12 +154,15 @@ class Classifiers:
         ]
 
     def resnet20(self) -> list[dict[str, Any]]:
-        """Prune ResNet-20."""
+        """Prune ResNet-20, for each seed."""
+        ways = ("magnitude at once", "magnitude in rounds", "taylor in rounds")
+        every = [(None, "dense"), *((seed, way) for seed in SEEDS for way in ways)]
         return [
             row
-            for method in ("dense", "magnitude at once", "magnitude in rounds", "taylor in rounds")
+            for seed, method in every
             for row in self.cache.rows(
-                f"resnet20-{method.replace(' ', '-')}", lambda method=method: [self._pruned(method)]
+                f"resnet20-{seed}-{method.replace(' ', '-')}",
+                lambda which=(seed, method): [self._pruned(*which)],
             )
         ]
 
@@ -212,19 +216,21 @@ class Classifiers:
             callbacks=[Shown(self.advance, name, steps)],
         )
 
-    def _pruned(self, method: str) -> dict[str, Any]:
+    def _pruned(self, seed: int | None, method: str) -> dict[str, Any]:
         model = _resnet()
         criterion, _, way = method.partition(" ")
         rounds = {"dense": (), "in rounds": RESNET_ROUNDS, "at once": RESNET_ROUNDS[-1:]}
         found = rounds[way or method]
         for number, sparsity in enumerate(found):
-            _prune_round(model, sparsity, criterion, _some(self.cifar, "cifar10", number))
+            scored = _some(self.cifar, "cifar10", (seed or 0) + number)
+            _prune_round(model, sparsity, criterion, scored)
             steps = self.steps.resnet_pruned // len(found)
-            self._train_resnet(model, steps, f"ResNet-20, {method}, {sparsity:.0%}", _RESNET_LR)
+            name = f"ResNet-20, {method}, {sparsity:.0%}, seed {seed}"
+            self._train_resnet(model, steps, name, _RESNET_LR, seed=seed or 0)
         if found:
             unparametrize(model)
             self._recalibrate(model)
-        return asdict(ResNetRow(method, _sparsity(model), *self._judge(model)))
+        return asdict(ResNetRow(seed, method, _sparsity(model), *self._judge(model)))
 
     def _train_resnet(
         self,
