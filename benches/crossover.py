@@ -4,7 +4,8 @@
 
     linear layers 512 × 512 and 4096 × 4096, 3 × 3 convolutions 64 → 64 on 32 × 32 and
     512 → 512 on 4 × 4, k = 32, 0 … 99 % sparse, batch 1, 8, 32
-    packed made for speed, packed made for size, coded, dense, and torch's dense product
+    packed made for speed, sell (linear layers), packed made for size, coded, dense, and torch's
+    dense product
 
 Each answer is checked against one in float64 before anything is timed. One thread.
 
@@ -29,6 +30,7 @@ BATCHES = (1, 8, 32)
 LAYERS = ((512, 512, None), (4096, 4096, None), (64, 64, 32), (512, 512, 4))
 FORMS = (
     ("packed for speed", "packed", "speed"),
+    ("sell", "sell", "speed"),
     ("packed for size", "packed", "size"),
     ("coded", "coded", "size"),
     ("dense", "dense", "speed"),
@@ -39,9 +41,9 @@ ONES = (1, 1)
 def measure(rows: int, channels: int, size: int | None, sparsity: float, batch: int) -> Any:
     """One layer at one sparsity and batch: bytes, milliseconds, and the fastest form."""
     rng = np.random.default_rng(0)
-    taps = 1 if size is None else 9
+    taps = None if size is None else 9
     codebook = np.sort(rng.standard_normal(32)).astype(np.float32)
-    weights = codebook[rng.integers(0, 32, (rows, channels * taps))]
+    weights = codebook[rng.integers(0, 32, (rows, channels * (taps or 1)))]
     weights[rng.random(weights.shape) < sparsity] = 0
     shape = (batch, channels) if size is None else (batch, channels, size, size)
     x = rng.standard_normal(shape).astype(np.float32)
@@ -51,7 +53,8 @@ def measure(rows: int, channels: int, size: int | None, sparsity: float, batch: 
     total = product(plain.double().abs(), torch.from_numpy(weights).double().abs()).numpy()
     calls: dict[str, Callable[[], Any]] = {"torch": lambda: multiply(plain)}
     nbytes = {"torch": 4 * weights.size}
-    for name, layout, goal in FORMS:
+    forms = [form for form in FORMS if size is None or form[1] != "sell"]
+    for name, layout, goal in forms:
         matrix = CompressedMatrix.compress(weights, layout=layout, goal=goal, taps=taps)
         run = ours(matrix, x, size)
         if not (np.abs(run() - exact) <= (weights.shape[1] + 2) * 2.0**-24 * total).all():

@@ -1,4 +1,4 @@
-"""Products of `packed` made for speed and of `coded`, beside torch (dense, CSR) and SciPy (CSR).
+"""Products of `packed` made for speed, of `sell` and of `coded`, beside torch (dense, CSR) and SciPy (CSR).
 
 ::
 
@@ -27,6 +27,7 @@ SIZE = 4096
 K = 32
 SPARSITIES = (0.6, 0.8, 0.9, 0.95, 0.99)
 BATCHES = (1, 8, 32, 128)
+FORMS = ("packed", "sell", "coded")
 
 
 def made_layer(sparsity: float) -> np.ndarray:
@@ -50,7 +51,7 @@ def check(weights: np.ndarray, x: np.ndarray, answers: dict[str, np.ndarray]) ->
 
 
 def calls(
-    weights: np.ndarray, matrix: CompressedMatrix, coded: CompressedMatrix, x: np.ndarray
+    weights: np.ndarray, matrices: dict[str, CompressedMatrix], x: np.ndarray
 ) -> dict[str, Callable[[], Any]]:
     """Return the product with each peer: of a vector at batch 1, else of a batch."""
     dense, batch = torch.from_numpy(weights), torch.from_numpy(x)
@@ -58,16 +59,14 @@ def calls(
     if len(x) == 1:
         vector, row = batch[0], np.ascontiguousarray(x[0])
         return {
-            "packed": lambda: matrix.matvec(row, threads=1),
-            "coded": lambda: coded.matvec(row, threads=1),
+            **{n: lambda m=m: m.matvec(row, threads=1) for n, m in matrices.items()},
             "torch dense": lambda: dense @ vector,
             "torch csr": lambda: torch_csr @ vector,
             "scipy csr": lambda: scipy_csr @ row,
         }
     turned, turned_array = batch.T.contiguous(), np.ascontiguousarray(x.T)
     return {
-        "packed": lambda: matrix.matmul(x, threads=1),
-        "coded": lambda: coded.matmul(x, threads=1),
+        **{n: lambda m=m: m.matmul(x, threads=1) for n, m in matrices.items()},
         "torch dense": lambda: torch.nn.functional.linear(batch, dense),
         "torch csr": lambda: torch.nn.functional.linear(batch, torch_csr),
         "torch csr, turned": lambda: (torch_csr @ turned).T,
@@ -79,17 +78,17 @@ def measure(sparsity: float, batch: int) -> dict[str, Any]:
     """Return one product's times beside its peers'."""
     weights = made_layer(sparsity)
     x = np.random.default_rng(1).standard_normal((batch, SIZE)).astype(np.float32)
-    matrix = CompressedMatrix.compress(weights, goal="speed")
-    coded = matrix.to("coded")
-    products = calls(weights, matrix, coded, x)
+    chosen = CompressedMatrix.compress(weights, goal="speed")
+    matrices = {name: chosen.to(name, goal="speed") for name in FORMS}
+    products = calls(weights, matrices, x)
     check(weights, x, {n: np.asarray(call()).reshape(batch, SIZE) for n, call in products.items()})
     return {
         "shape": weights.shape,
         "sparsity": sparsity,
         "k": K,
         "batch": batch,
-        "layout": matrix.layout,
-        "nbytes": {"packed": matrix.nbytes, "coded": coded.nbytes},
+        "chosen_for_speed": chosen.layout,
+        "nbytes": {name: matrix.nbytes for name, matrix in matrices.items()},
         "products": timing.interleaved(products),
     }
 

@@ -37,7 +37,7 @@ pub struct CompressedMatrix {
 const TRIFLE: usize = 200;
 
 /// Which layout and coder to take; none of either leaves the choice to [`Request::goal`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Request {
     /// The layout, or none for the best one.
     pub layout: Option<&'static LayoutSpec>,
@@ -48,20 +48,9 @@ pub struct Request {
     /// The arrangement of hac and shac.
     pub columns: Columns,
     /// Positions of a convolution's kernel, next to each other in a row, which archive makes use of,
-    /// and which keep rows out of groups; 1 without one.
-    pub taps: usize,
-}
-
-impl Default for Request {
-    fn default() -> Self {
-        Self {
-            layout: None,
-            coder: None,
-            goal: Goal::default(),
-            columns: Columns::default(),
-            taps: 1,
-        }
-    }
+    /// and which keep rows out of groups; none where the matrix is of a linear layer, and products
+    /// with vectors count.
+    pub taps: Option<usize>,
 }
 
 impl Request {
@@ -75,8 +64,13 @@ impl Request {
             coder: (coder != "auto").then(|| Coder::by_name(coder)).transpose()?,
             goal,
             columns,
-            taps: 1,
+            taps: None,
         })
+    }
+
+    /// Positions of a kernel, 1 without one.
+    fn ntaps(&self) -> usize {
+        self.taps.unwrap_or(1)
     }
 }
 
@@ -123,7 +117,7 @@ impl CompressedMatrix {
             )));
         }
         let encoding =
-            Encoding { coder, goal: request.goal, columns: request.columns, taps: request.taps };
+            Encoding { coder, goal: request.goal, columns: request.columns, taps: request.ntaps() };
         let (layout, codebook) = encode(rows, &encoding)?;
         Ok(Self { shape: rows.shape(), nnz: rows.nnz(), codebook, layout: layout.into() })
     }
@@ -131,11 +125,12 @@ impl CompressedMatrix {
     /// The best of the layouts that suit the goal and go with the coder asked for.
     ///
     /// For size, the fewest bytes of those that multiply well; the reference layouts stay out (cla
-    /// can be smaller where rows repeat, and multiplies a batch ten times slower). For speed, the
-    /// packed form, or dense where most weights are kept and there are more than 256 values, or it is
-    /// small and kernels of this machine take longer to multiply from the packed form. Rows in
-    /// groups where that is smaller and saves multiply–adds, but not of convolutions' kernels, whose
-    /// rows are decoded whole.
+    /// can be smaller where rows repeat, and multiplies a batch ten times slower). For speed, slices of
+    /// a linear layer where products with a few vectors are fastest from those, else the packed form,
+    /// or dense where most weights are kept and there are more than 256 values, or it is small and
+    /// kernels of this machine take longer to multiply from the packed form. Rows in groups where that
+    /// is smaller and saves multiply–adds, but not of convolutions' kernels, whose rows are decoded
+    /// whole.
     fn choose(rows: &Rows, request: &Request) -> Result<Self> {
         let density = rows.nnz() as f64 / rows.shape().entries().max(1) as f64;
         // Layouts that spend memory on every entry cannot win there, and may not fit.
@@ -147,13 +142,19 @@ impl CompressedMatrix {
             (_, Goal::Speed) if is_fastest_dense(rows, density, request)? => &["dense"],
             (_, Goal::Speed) => &["packed"],
         };
+        let slices = match request.goal {
+            Goal::Speed if names == ["packed"] => in_fast_slices(rows, density, request)?,
+            _ => None,
+        };
         // The first multiply fastest; so later ones have to be smaller by more than a trifle, but for
         // dense ones, which only many values make the smallest, and then they multiply fast.
         let is_smaller = |a: &Self, b: &Self| match a.layout().name {
             "dense" => a.nbytes() < b.nbytes(),
             _ => a.nbytes() < b.nbytes() - b.nbytes() / TRIFLE,
         };
-        let mut best: Option<Self> = None;
+        let has_slices = slices.is_some();
+        let names = if has_slices { &[] } else { names };
+        let mut best = slices;
         let mut consider = |candidate: Self| {
             if best.as_ref().is_none_or(|best| is_smaller(&candidate, best)) {
                 best = Some(candidate);
@@ -167,12 +168,13 @@ impl CompressedMatrix {
             }
         }
         let has_bytes = rows.k().is_some_and(|k| k <= 256);
-        if request.taps == 1
+        if request.ntaps() == 1
             && (has_bytes || names.contains(&"packed"))
             && grouped::SPEC.coders.iter().any(|&coder| suits(coder))
         {
             let grouping = Grouping::of(rows)?;
             let coders = match request.goal {
+                Goal::Speed if has_slices && !grouping.beats_slices() => &[],
                 _ if !grouping.is_worth_it(request.goal) => &[],
                 Goal::Size => grouped::SPEC.coders,
                 Goal::Speed => &[Coder::Fixed],
@@ -469,6 +471,13 @@ impl CompressedMatrix {
         self.layout.dense_source()
     }
 
+    /// Whether this CPU multiplies slices slower than other layouts, and this matrix is in slices.
+    pub(crate) fn is_in_slow_slices(&self) -> Result<bool> {
+        let kernels = simd::active()?;
+        let is_slow = |k: usize| kernels.sell_percent(k).is_none();
+        Ok(self.layout.sell().is_some() && is_slow(self.codebook_values().len()))
+    }
+
     /// Rows that are best decoded together; ranges of rows should start at a multiple of it.
     pub(crate) fn block_rows(&self) -> usize {
         self.layout.block_rows().max(1)
@@ -525,9 +534,41 @@ fn is_fastest_dense(rows: &Rows, density: f64, request: &Request) -> Result<bool
     if rows.k().is_some_and(|k| k > 256) {
         return Ok(density > DENSE_IS_FASTER);
     }
-    let is_small = request.taps == 1 && rows.shape().entries() <= SMALL;
+    let is_small = request.ntaps() == 1 && rows.shape().entries() <= SMALL;
     let has_slow_words = simd::active()?.words_percent() >= 50;
     Ok(is_small && has_slow_words && density > SMALL_DENSE_IS_FASTER)
+}
+
+/// Above this density words of bitmaps are multiplied as fast as slices with a vector.
+const WORDS_ARE_FASTER: f64 = 0.5;
+/// The same of more than [`SMALL`] entries, which come from memory: slots are more bytes than columns and
+/// symbols, or words.
+const LARGE_WORDS_ARE_FASTER: f64 = 0.33;
+/// Slots in a hundred that have to be taken there; both as `layout/sell.rs` has it.
+const LARGE_PERCENT: u64 = 55;
+
+/// The matrix in slices, where products with a few vectors are fastest from those.
+fn in_fast_slices(
+    rows: &Rows,
+    density: f64,
+    request: &Request,
+) -> Result<Option<CompressedMatrix>> {
+    let kernels = simd::active()?;
+    let Some(percent) = rows.k().and_then(|k| kernels.sell_percent(k)) else { return Ok(None) };
+    let (most, percent) = match rows.shape().entries() > SMALL {
+        true => (LARGE_WORDS_ARE_FASTER, percent.max(LARGE_PERCENT)),
+        false => (WORDS_ARE_FASTER, percent),
+    };
+    let may = request.taps.is_none()
+        && request.coder.is_none_or(|coder| coder == Coder::Fixed)
+        && rows.nnz() > 0
+        && density <= most;
+    if !may {
+        return Ok(None);
+    }
+    let matrix = CompressedMatrix::encode(rows, layout::by_name("sell")?, request)?;
+    let taken = matrix.layout.sell().map(|sell| sell.percent_taken(rows.nnz()));
+    Ok((taken >= Some(percent)).then_some(matrix))
 }
 
 /// Pairs each range of rows with its part of `out`, `width` elements a row.

@@ -12,6 +12,8 @@
 //! that is half again as fast as all panels for each block. Cutting rows into strips of columns
 //! for the first-level cache gained nothing: each strip of a row starts anew.
 //!
+//! Slices of rows (`sell`) are multiplied as they lie, eight vectors at a time.
+//!
 //! Where most weights are kept, a batch is the convolution of as many images of one place, whose
 //! engine multiplies dense rows, a block of them at a time (`convolution/density.rs`).
 //!
@@ -23,12 +25,15 @@ mod panels;
 use crate::convolution::{self, Geometry};
 use crate::error::{Error, Result};
 use crate::interruption;
-use crate::layout::Product;
+use crate::layout::sell::Sell;
+use crate::layout::{Layout, Product};
 use crate::matrix::{CompressedMatrix, zip_chunks};
 use crate::rows::{RowBlock, Shape, filled};
+use crate::simd::sell::MAX_VECTORS;
 use crate::simd::{self, Kernels, LANES, Lanes};
 use crate::threads;
 use panels::{Panels, Starts};
+use std::ops::Range;
 
 impl CompressedMatrix {
     /// y = W·x on the active instruction set: `x` has ncols numbers, the result nrows.
@@ -109,6 +114,11 @@ impl CompressedMatrix {
             return self.matvec_on(kernels, x, threads);
         }
         let Shape { nrows, ncols } = self.shape();
+        if self.is_multiplied_in_slices() {
+            let mut y = filled(0.0, batch, nrows)?;
+            self.matmul_into(kernels, x, batch, threads, &mut y)?;
+            return Ok(y);
+        }
         let grouped = self.layout.grouped();
         let stored = grouped.map_or(self, |grouped| grouped.inner());
         if convolution::batch_is_faster_dense(kernels, stored, batch) {
@@ -147,12 +157,7 @@ impl CompressedMatrix {
         for range in &mut ranges {
             *range = range.start.max(before) - before..range.end.max(before) - before;
         }
-        let mut items: Vec<_> = ranges.iter().map(|rows| (rows.clone(), Vec::new())).collect();
-        for y in y.chunks_exact_mut(nrows.max(1)) {
-            for ((_, outputs), (_, y)) in items.iter_mut().zip(zip_chunks(ranges.clone(), y, 1)) {
-                outputs.push(y);
-            }
-        }
+        let items = zip_outputs(&ranges, &mut y, nrows);
         threads::for_each(threads, items, |(rows, mut outputs)| {
             let rows = ngroups + rows.start..ngroups + rows.end;
             let start = rows.start;
@@ -167,6 +172,62 @@ impl CompressedMatrix {
             })
         })?;
         Ok(y)
+    }
+
+    /// Whether batches are multiplied by [`CompressedMatrix::matmul_into`].
+    pub(crate) fn is_multiplied_in_slices(&self) -> bool {
+        self.layout.sell().is_some_and(Sell::has_small_symbols)
+    }
+
+    /// [`CompressedMatrix::matmul_on`] of slices into `y`, which may be anything. One thread allocates
+    /// nothing that an earlier call did.
+    ///
+    /// # Errors
+    /// As [`CompressedMatrix::matmul`].
+    ///
+    /// # Panics
+    /// When the matrix is not in slices.
+    pub(crate) fn matmul_into(
+        &self,
+        kernels: &'static dyn Kernels,
+        x: &[f32],
+        batch: usize,
+        threads: usize,
+        y: &mut [f32],
+    ) -> Result<()> {
+        self.check_input("matmul", x.len(), batch)?;
+        let sell = self.layout.sell().expect("a matrix in slices");
+        let Shape { nrows, ncols } = self.shape();
+        if nrows == 0 || batch == 0 {
+            return Ok(());
+        }
+        let threads = self.useful(threads, batch);
+        // Without inputs all results are zeros, whatever the vectors.
+        let inputs = x.chunks((MAX_VECTORS * ncols).max(1));
+        if ncols == 0 {
+            y.fill(0.0);
+        }
+        for (x, y) in inputs.zip(y.chunks_mut(MAX_VECTORS * nrows)) {
+            interruption::check()?;
+            let product = Product { codebook: self.codebook_values(), x, kernels };
+            let vectors = y.len() / nrows;
+            if threads == 1 {
+                sell.multiply(&product, vectors, 0..nrows, |row, sums, lane| {
+                    let y = y[row..].iter_mut().step_by(nrows);
+                    y.zip(sums).for_each(|(y, sums)| *y = sums[lane]);
+                })?;
+                continue;
+            }
+            let ranges = threads::split(nrows, threads, sell.block_rows());
+            let items = zip_outputs(&ranges, y, nrows);
+            threads::for_each(threads, items, |(rows, mut outputs)| {
+                sell.multiply(&product, vectors, rows.clone(), |row, sums, lane| {
+                    let y = outputs.iter_mut().map(|y| &mut y[row - rows.start]);
+                    y.zip(sums).for_each(|(y, sums)| *y = sums[lane]);
+                })
+            })?;
+        }
+        Ok(())
     }
 
     /// Y = X·W on the active instruction set, the gradient of [`CompressedMatrix::matmul`] by its
@@ -247,4 +308,19 @@ impl CompressedMatrix {
     fn useful(&self, threads: usize, batch: usize) -> usize {
         threads.min(self.nnz().saturating_mul(batch) >> 16).max(1)
     }
+}
+
+/// Pairs each range of rows with its part of each output of `nrows` numbers in `y`.
+fn zip_outputs<'a>(
+    ranges: &[Range<usize>],
+    y: &'a mut [f32],
+    nrows: usize,
+) -> Vec<(Range<usize>, Vec<&'a mut [f32]>)> {
+    let mut items: Vec<_> = ranges.iter().map(|rows| (rows.clone(), Vec::new())).collect();
+    for y in y.chunks_exact_mut(nrows.max(1)) {
+        for ((_, outputs), (_, y)) in items.iter_mut().zip(zip_chunks(ranges.to_vec(), y, 1)) {
+            outputs.push(y);
+        }
+    }
+    items
 }

@@ -105,8 +105,7 @@ _MNIST = {
 # From the easiest to the hardest, by the type of device: an accelerator has time for all images.
 TASKS = {
     "cpu": _MNIST | {"cifar10": _CIFAR10},
-    "cuda": _MNIST
-    | {"cifar10": Task(_SETTINGS, 45_000, 10, 256, 1e-3, 5_000, 10_000)},
+    "cuda": _MNIST | {"cifar10": Task(_SETTINGS, 45_000, 10, 256, 1e-3, 5_000, 10_000)},
 }
 
 

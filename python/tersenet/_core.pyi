@@ -53,7 +53,7 @@ class CompressedMatrix:
         goal: Goal = "size",
         *,
         columns: Columns = "coded",
-        taps: int = 1,
+        taps: int | None = None,
     ) -> CompressedMatrix:
         """Compress a dense matrix losslessly; equal weights give equal bytes.
 
@@ -62,14 +62,16 @@ class CompressedMatrix:
                 [out, in], a convolution's kernel as [out, in * kh * kw].
             layout: one of `LAYOUTS`, or "auto": for size the smallest of packed, coded, grouped,
                 hac, shac and dense, or one that multiplies faster and is under half a percent
-                larger; for speed packed in whole words, or dense where over half is kept of over
-                256 values, or grouped where a quarter of the kept weights is shared.
+                larger; for speed packed in whole words, or sell for linear layers where this CPU
+                multiplies faster from it, or dense where over half is kept of over 256 values, or
+                grouped where a quarter of the kept weights is shared.
             coder: one of `CODERS` that the layout goes with (`PAIRS`), or "auto".
             goal: "size" or "speed".
             columns: "raw" stores hac and shac as published, "coded" also codes columns and row
                 ends.
             taps: positions of a convolution's kernel, kh * kw, next to each other in a row: makes
-                archive smaller; over 1, "auto" does not take grouped.
+                archive smaller; over 1, "auto" does not take grouped. None is a linear layer, for
+                which alone it takes sell.
 
         Raises:
             ValueError: for another type or rank, an unknown name or pair, more than 65,536
@@ -87,7 +89,7 @@ class CompressedMatrix:
         goal: Goal = "size",
         *,
         columns: Columns = "coded",
-        taps: int = 1,
+        taps: int | None = None,
     ) -> CompressedMatrix:
         """Compress symbols of a codebook, which matrices may share and which keeps its order.
 
@@ -196,7 +198,7 @@ class CompressedMatrix:
         goal: Goal = "size",
         *,
         columns: Columns = "coded",
-        taps: int = 1,
+        taps: int | None = None,
     ) -> CompressedMatrix:
         """Return the same matrix in another layout, without a dense copy; as `compress`."""
 

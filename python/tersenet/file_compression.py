@@ -394,7 +394,7 @@ class _Work:
         return rounded
 
     def _matrix(
-        self, values: F32, quantized: Quantized | None, pair: tuple[str, str], ntaps: int
+        self, values: F32, quantized: Quantized | None, pair: tuple[str, str], ntaps: int | None
     ) -> CompressedMatrix:
         if quantized is None:
             return CompressedMatrix.compress(values, *pair, self.goal, taps=ntaps)

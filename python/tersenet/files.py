@@ -322,9 +322,9 @@ def check_level(what: str, goal: str | None, level: str) -> None:
         raise ValueError(f"{what}: level is 'fast' for goal {goal!r}, expected goal 'size'")
 
 
-def taps(shape: Sequence[int]) -> int:
-    """Return the positions of a kernel of this shape, [out, in, ...]; 1 for a matrix."""
-    return max(prod(shape[2:]), 1)
+def taps(shape: Sequence[int]) -> int | None:
+    """Return the positions of a kernel of this shape, [out, in, ...]; None for a matrix."""
+    return max(prod(shape[2:]), 1) if len(shape) > 2 else None
 
 
 def archived(

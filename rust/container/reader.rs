@@ -79,10 +79,12 @@ pub struct MatrixEntry {
 }
 
 impl Entry<'_> {
-    /// Positions of a convolution's kernel: the product of the dimensions after the first two.
-    pub fn taps(&self) -> usize {
+    /// Positions of a convolution's kernel: the product of the dimensions after the first two, none
+    /// where there are no others.
+    pub fn taps(&self) -> Option<usize> {
         let taps = self.dims.iter().skip(2).try_fold(1u64, |taps, &dim| taps.checked_mul(dim));
-        taps.and_then(|taps| usize::try_from(taps).ok()).unwrap_or(usize::MAX).max(1)
+        let taps = taps.and_then(|taps| usize::try_from(taps).ok()).unwrap_or(usize::MAX).max(1);
+        (self.dims.len() > 2).then_some(taps)
     }
 }
 

@@ -13,6 +13,7 @@
 //! | coded | tans | per block of rows gaps and symbols in 64 lanes of tANS | Duda 2013 |
 //! | archive | mixing | every entry by context mixing, for files | Mahoney 2005 |
 //! | grouped | fixed, tans | as packed or coded; alike rows share a common part | |
+//! | sell | fixed | columns and symbols of sixteen rows side by side | Kreutzer et al. 2014 |
 //!
 //! To add one: write `layout/<name>.rs` with a type that implements [`Layout`] and a
 //! [`LayoutSpec`], and put that into [`LAYOUTS`]. Compression, conversion, products, files, the
@@ -35,6 +36,7 @@ mod packed;
 mod published;
 mod row_ends;
 mod runs;
+pub(crate) mod sell;
 mod shac;
 
 use crate::array::{Array, Element, Owner};
@@ -62,6 +64,7 @@ pub const LAYOUTS: &[&LayoutSpec] = &[
     &coded::SPEC,
     &archive::SPEC,
     &grouped::SPEC,
+    &sell::SPEC,
 ];
 
 /// One row of the table of layouts.
@@ -134,7 +137,7 @@ pub struct Encoding {
     pub goal: Goal,
     /// The arrangement of hac and shac.
     pub columns: Columns,
-    /// Positions of a convolution's kernel, next to each other in a row; 1 without one.
+    /// Positions of a convolution's kernel, next to each other in a row.
     pub taps: usize,
 }
 
@@ -328,6 +331,11 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// The matrix in slices, where it is.
+    fn sell(&self) -> Option<&sell::Sell> {
+        None
+    }
+
     /// The matrix as runs of kept weights, where it decodes so.
     fn runs(&self) -> Option<&dyn Runs> {
         None
@@ -362,19 +370,7 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// As [`Layout::decode`].
     fn matvec(&self, product: &Product<'_>, rows: Range<usize>, y: &mut [f32]) -> Result<()> {
-        let mut buffers = lend_buffers();
-        let block = &mut buffers.block;
-        for (start, y) in rows.clone().step_by(BLOCK_ROWS).zip(y.chunks_mut(BLOCK_ROWS)) {
-            interruption::check()?;
-            block.reserve(y.len(), y.len().saturating_mul(product.x.len()))?;
-            self.decode(start..start + y.len(), block)?;
-            block.look_up(product.codebook);
-            for (row, y) in y.iter_mut().enumerate() {
-                let (cols, values) = block.row(row);
-                *y = product.kernels.sparse_dot(cols, values, product.x);
-            }
-        }
-        Ok(())
+        decode_and_multiply(self, product, rows, y)
     }
 
     /// Decodes `rows` into dense ones: the first `ncols` of each `spread.pitch` numbers of `out`,
@@ -423,6 +419,28 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
     ) -> Result<()> {
         decode_and_add_panels(self, product, rows, buffers, sums)
     }
+}
+
+/// [`Layout::matvec`] of any layout.
+fn decode_and_multiply<L: Layout + ?Sized>(
+    layout: &L,
+    product: &Product<'_>,
+    rows: Range<usize>,
+    y: &mut [f32],
+) -> Result<()> {
+    let mut buffers = lend_buffers();
+    let block = &mut buffers.block;
+    for (start, y) in rows.step_by(BLOCK_ROWS).zip(y.chunks_mut(BLOCK_ROWS)) {
+        interruption::check()?;
+        block.reserve(y.len(), y.len().saturating_mul(product.x.len()))?;
+        layout.decode(start..start + y.len(), block)?;
+        block.look_up(product.codebook);
+        for (row, y) in y.iter_mut().enumerate() {
+            let (cols, values) = block.row(row);
+            *y = product.kernels.sparse_dot(cols, values, product.x);
+        }
+    }
+    Ok(())
 }
 
 /// [`Layout::add_panels`] of any layout, for panels of one group of lanes.

@@ -323,6 +323,8 @@ fn held(
         Tensor::Matrix(matrix) => match resident {
             // For files: what is multiplied is small too, but in a layout for that.
             Resident::Compressed if matrix.layout().name == "archive" => matrix.to(&coded),
+            // Written where the CPU multiplies it fastest, as others do not.
+            Resident::Compressed if matrix.is_in_slow_slices()? => matrix.to(&fast),
             Resident::Compressed => Ok(matrix),
             Resident::Cached => matrix.to(&fast),
             Resident::Dense => matrix.to(&dense),

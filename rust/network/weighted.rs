@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::layout::lend_buffers;
 use crate::matrix::CompressedMatrix;
 use crate::pool::Pool;
+use crate::simd::sell::MAX_VECTORS;
 use crate::simd::{self, Finish, Kernels, LANES, Taps};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -289,9 +290,14 @@ impl Operator for Layer {
         // are kept, a few vectors take less time from those.
         let by_groups =
             self.matrix.layout.grouped().is_some() && !(self.is_kept && input[0] <= LANES);
-        if self.form == Form::Linear && (input[0] == 1 || by_groups) {
+        let by_slices =
+            self.matrix.is_multiplied_in_slices() && !(self.is_kept && input[0] > MAX_VECTORS);
+        if self.form == Form::Linear && (input[0] == 1 || by_groups || by_slices) {
             match input[0] {
                 1 => self.matrix.matvec_into(kernels, x, context.threads, out)?,
+                batch if by_slices => {
+                    self.matrix.matmul_into(kernels, x, batch, context.threads, out)?;
+                }
                 batch => {
                     let y = self.matrix.matmul_on(kernels, x, batch, context.threads)?;
                     out.copy_from_slice(&y);

@@ -87,7 +87,7 @@ pub(super) fn request(
     coder: &str,
     goal: &str,
     columns: &str,
-    taps: i64,
+    taps: Option<i64>,
 ) -> PyResult<Request> {
     let goal = match goal {
         "size" => Goal::Size,
@@ -99,10 +99,13 @@ pub(super) fn request(
         "raw" => Columns::Raw,
         _ => return Err(invalid(format!("columns: {columns:?}, expected \"coded\" or \"raw\""))),
     };
-    let taps = usize::try_from(taps)
-        .ok()
-        .filter(|&taps| taps > 0)
-        .ok_or_else(|| invalid(format!("taps: {taps}, expected at least 1")))?;
+    let at_least_one = |taps: i64| {
+        usize::try_from(taps)
+            .ok()
+            .filter(|&taps| taps > 0)
+            .ok_or_else(|| invalid(format!("taps: {taps}, expected at least 1")))
+    };
+    let taps = taps.map(at_least_one).transpose()?;
     let request = Request::parse(layout, coder, goal, columns);
     request.map(|request| Request { taps, ..request }).map_err(|e| invalid(e.to_string()))
 }

@@ -169,8 +169,8 @@ impl Reader {
         goal: Option<&str>,
         resident: HashSet<PyBackedStr>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let goal = goal.map(|goal| request("auto", "auto", goal, "coded", 1)).transpose()?;
-        let coded = request("auto", "tans", "size", "coded", 1)?;
+        let goal = goal.map(|goal| request("auto", "auto", goal, "coded", None)).transpose()?;
+        let coded = request("auto", "tans", "size", "coded", None)?;
         let threads = threads(py, None)?;
         let tensors = interruptible(py, || {
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();

@@ -50,14 +50,14 @@ pub(super) struct PyMatrix(pub(super) Matrix);
 impl PyMatrix {
     /// Compresses `weights`, float32 [nrows, ncols], losslessly; equal weights give equal bytes.
     #[staticmethod]
-    #[pyo3(signature = (weights, layout="auto", coder="auto", goal="size", *, columns="coded", taps=1))]
+    #[pyo3(signature = (weights, layout="auto", coder="auto", goal="size", *, columns="coded", taps=None))]
     fn compress(
         weights: &Bound<'_, PyAny>,
         layout: &str,
         coder: &str,
         goal: &str,
         columns: &str,
-        taps: i64,
+        taps: Option<i64>,
     ) -> PyResult<Self> {
         let py = weights.py();
         let request = request(layout, coder, goal, columns, taps)?;
@@ -69,7 +69,7 @@ impl PyMatrix {
 
     /// Compresses symbols, uint16 [nrows, ncols], where `mask` is true; others are pruned.
     #[staticmethod]
-    #[pyo3(signature = (symbols, codebook, mask, layout="auto", coder="auto", goal="size", *, columns="coded", taps=1))]
+    #[pyo3(signature = (symbols, codebook, mask, layout="auto", coder="auto", goal="size", *, columns="coded", taps=None))]
     #[allow(clippy::too_many_arguments)] // As Python names them.
     fn from_symbols(
         symbols: &Bound<'_, PyAny>,
@@ -79,7 +79,7 @@ impl PyMatrix {
         coder: &str,
         goal: &str,
         columns: &str,
-        taps: i64,
+        taps: Option<i64>,
     ) -> PyResult<Self> {
         let py = symbols.py();
         let request = request(layout, coder, goal, columns, taps)?;
@@ -224,7 +224,7 @@ impl PyMatrix {
     }
 
     /// The same matrix in another layout.
-    #[pyo3(signature = (layout="auto", coder="auto", goal="size", *, columns="coded", taps=1))]
+    #[pyo3(signature = (layout="auto", coder="auto", goal="size", *, columns="coded", taps=None))]
     fn to(
         &self,
         py: Python<'_>,
@@ -232,7 +232,7 @@ impl PyMatrix {
         coder: &str,
         goal: &str,
         columns: &str,
-        taps: i64,
+        taps: Option<i64>,
     ) -> PyResult<Self> {
         let request = request(layout, coder, goal, columns, taps)?;
         interruptible(py, || self.0.to(&request)).map(Self)

@@ -11,6 +11,7 @@ mod grids;
 mod panels;
 mod pooling;
 mod quads;
+mod sell;
 mod sixteens;
 mod symbols;
 mod tans;
@@ -19,6 +20,7 @@ mod whole;
 
 use super::alike::{ACTIVE, Planes};
 use super::avx2::Avx2;
+use super::sell::{Inputs, Slices};
 use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Joined, Rows, Weights};
@@ -141,6 +143,38 @@ impl Kernels for Avx512 {
         };
         // SAFETY: `self` exists only where `detect` found the instructions.
         unsafe { add(rows, cols, panel, sums) }
+    }
+
+    fn slice_products(
+        &self,
+        slices: &Slices<'_>,
+        vectors: usize,
+        x: &[Inputs],
+        sums: &mut [Lanes],
+    ) {
+        super::sell::check(slices, sums, vectors);
+        let multiply = match vectors {
+            1 => sell::products::<1>,
+            2 => sell::products::<2>,
+            3 => sell::products::<3>,
+            4 => sell::products::<4>,
+            5 => sell::products::<5>,
+            6 => sell::products::<6>,
+            7 => sell::products::<7>,
+            _ => sell::products::<8>,
+        };
+        // SAFETY: `self` exists only where `detect` found the instructions.
+        unsafe { multiply(slices, x, sums) }
+    }
+
+    /// With more than 32 values these are gathered, inputs never.
+    fn sell_percent(&self, k: usize) -> Option<u64> {
+        match (k, self.registers) {
+            (0..=32, Registers::Whole) => Some(15),
+            (0..=32, Registers::Halves) => Some(40),
+            (..=sell::MAX_SYMBOLS, _) => self.gathers.then_some(40),
+            _ => None,
+        }
     }
 
     fn set_bits(&self, words: &[[u8; 8]], row_words: usize, cols: &mut Vec<[u8; 2]>) {

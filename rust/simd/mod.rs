@@ -21,6 +21,7 @@ pub mod dense_rows;
 mod interleaving;
 mod saturating;
 mod scalar;
+pub mod sell;
 mod shifts;
 mod spacing;
 pub mod tans;
@@ -32,6 +33,7 @@ mod winograd;
 
 use crate::error::{Error, Result};
 use alike::{ACTIVE, Planes};
+use sell::{Inputs, Slices};
 use std::sync::OnceLock;
 use tans::{ElementCode, ElementCursor, Elements};
 
@@ -115,6 +117,30 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     /// How many bits in a hundred have to be set for [`Kernels::bitmap_dots`] to be faster than
     /// [`Kernels::column_dots`].
     fn words_percent(&self) -> u64;
+
+    /// `sums[r] = Σ value · x[col]` over the weights of each row of slices, a lane a row, for each of
+    /// `vectors` vectors: `x` has the inputs of each for the first block of columns, for the second
+    /// one, …, and `sums` the lanes of each for the first slice, for the second one, ….
+    ///
+    /// # Panics
+    /// When sums are not those of all slices, there are fewer blocks or steps than are counted, or
+    /// inputs than blocks, or no or more than [`sell::MAX_VECTORS`] vectors.
+    fn slice_products(
+        &self,
+        slices: &Slices<'_>,
+        vectors: usize,
+        x: &[Inputs],
+        sums: &mut [Lanes],
+    ) {
+        sell::check(slices, sums, vectors);
+        sell::products(slices, x, sums, vectors);
+    }
+
+    /// How many slots in a hundred have to be taken for [`Kernels::slice_products`] with k values to be
+    /// faster than [`Kernels::column_dots`]; none where it never is.
+    fn sell_percent(&self, _k: usize) -> Option<u64> {
+        None
+    }
 
     /// Adds `Σ value · panel[col]` over row r to `sums[r]`, for every lane. Columns are stored as
     /// for [`Kernels::column_dots`]; panel and sums have `width` groups of lanes, 1 or 2, for each

@@ -198,7 +198,7 @@ pub fn roundtrip(bytes: &[u8]) -> Outcome {
     let columns = if form & 2 == 0 { Columns::Coded } else { Columns::Raw };
     let coder = coders.get(usize::from(*coder) % coders.len().max(1)).copied();
     let (nrows, ncols) = (usize::from(nrows % 70), usize::from(ncols % 70));
-    let taps = if form & 4 != 0 && ncols.is_multiple_of(9) { 9 } else { 1 };
+    let taps = (form & 4 != 0 && ncols.is_multiple_of(9)).then_some(9);
     let request = Request { layout: spec, coder, goal, columns, taps };
     // Values are any bits; rows are alike where the form says so.
     let value = |i: usize| match values.len() / 4 {

@@ -63,6 +63,7 @@ LATER_VARIANTS = {
     "grouped_packed": ("grouped", "size", "coded"),
     "grouped_packed_for_speed": ("grouped", "speed", "coded"),
     "grouped_coded": ("grouped", "size", "coded"),
+    "sell": ("sell", "speed", "coded"),
 }
 # Of a layout that goes with several the last one, but for these variants.
 CODERS = dict(_core.PAIRS)
@@ -294,6 +295,7 @@ def cases() -> Iterator[Case]:
     yield from coded_cases(weights, many)
     yield from archive_cases(weights, many)
     yield from grouped_cases(weights, many)
+    yield from sell_cases(weights, many)
 
 
 def coded_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
@@ -390,6 +392,22 @@ def grouped_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
         for name, edge in edges():
             case.add_matrix(name, edge, variant)
         yield case
+
+
+def sell_cases(weights: np.ndarray, many: np.ndarray) -> Iterator[Case]:
+    """Yield the layout sell: what the others have, several windows, and several blocks."""
+    case = Case("layout_sell")
+    case.add_matrix("w", weights, "sell")
+    case.add_matrix("windows", few_values(130, 3, 4, 0.2, 21), "sell")
+    case.add_matrix("blocks", few_values(17, 70, 32, 0.15, 22), "sell")
+    yield case
+    case = Case("k257_sell")
+    case.add_matrix("", many, "sell")
+    yield case
+    case = Case("edges_sell")
+    for name, edge in edges():
+        case.add_matrix(name, edge, "sell")
+    yield case
 
 
 def archive_chain() -> Case:

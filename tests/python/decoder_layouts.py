@@ -542,6 +542,68 @@ def grouped(matrix: Matrix, k: int, sections: list[bytes]) -> np.ndarray:
     return common + own
 
 
+ROWS_PER_WINDOW, LANES, COLUMNS_PER_BLOCK, EMPTY_SLOT = 128, 16, 32, 32768
+
+
+def sell(matrix: Matrix, k: int, sections: list[bytes]) -> np.ndarray:
+    nrows, ncols = matrix.nrows, matrix.ncols
+    row_order, _, stored_blocks, _, stored_slots, stored_symbols = sections
+    refuse_if(len(row_order) != nrows, f"row_order: {len(row_order)} bytes")
+    refuse_if(len(stored_blocks) % 4, "blocks: no whole number of u32")
+    refuse_if(len(stored_slots) % (2 * LANES), "slots: no whole steps")
+    blocks = np.frombuffer(stored_blocks, "<u4").tolist()
+    slots = np.frombuffer(stored_slots, "<u2").reshape(-1, LANES).astype(np.int64)
+    nbytes = len(stored_slots) if k > 256 else 0
+    refuse_if(len(stored_symbols) != nbytes, f"symbols: {len(stored_symbols)} bytes")
+    wide = np.frombuffer(stored_symbols, "<u2").reshape(-1, LANES).astype(np.int64)
+    nslices = -(-nrows // LANES)
+    counts = offsets(sections[1], matrix.parameters[0:3], nslices, len(blocks), "counts")
+    heights = offsets(sections[3], matrix.parameters[3:6], nslices, len(slots), "heights")
+    out = np.zeros((nrows, ncols), np.int64)
+    for start in range(0, nrows, ROWS_PER_WINDOW):
+        rows = list(row_order[start : start + ROWS_PER_WINDOW])
+        refuse_if(sorted(rows) != list(range(len(rows))), f"row_order: window of row {start}")
+        for first in range(0, len(rows), LANES):
+            slice_, lanes = (start + first) // LANES, rows[first : first + LANES]
+            mine = [(b % 32 + 1, b >> 5) for b in blocks[counts[slice_] : counts[slice_ + 1]]]
+            refuse_if(mine != sorted(mine), f"blocks: those of slice {slice_} do not rise")
+            numbers = [number for _, number in mine]
+            refuse_if(len(set(numbers)) != len(numbers), "blocks: one twice in a slice")
+            refuse_if(any(32 * number >= ncols for number in numbers), "blocks: past the columns")
+            step, end = heights[slice_], heights[slice_ + 1]
+            refuse_if(step + sum(n for n, _ in mine) != end, "heights: not those of the blocks")
+            for nsteps, number in mine:
+                _fill_block(
+                    out[:, COLUMNS_PER_BLOCK * number :][:, :COLUMNS_PER_BLOCK],
+                    [start + row for row in lanes],
+                    slots[step : step + nsteps],
+                    wide[step : step + nsteps] if k > 256 else None,
+                )
+                step += nsteps
+    return out
+
+
+def _fill_block(
+    out: np.ndarray, rows: list[int], slots: np.ndarray, wide: np.ndarray | None
+) -> None:
+    is_empty = slots == EMPTY_SLOT
+    refuse_if(is_empty.all(axis=1).any(), "slots: a step without a weight")
+    refuse_if((is_empty[:-1] & ~is_empty[1:]).any(), "slots: a weight after an empty slot")
+    refuse_if(not is_empty[:, len(rows) :].all(), "slots: a weight in no row")
+    refuse_if((slots > EMPTY_SLOT).any(), "slots: other bits")
+    symbols = slots >> 5
+    if wide is not None:
+        refuse_if((symbols[~is_empty] > 0).any(), "slots: a symbol beside `symbols`")
+        refuse_if((wide[is_empty] > 0).any(), "symbols: one of an empty slot")
+        symbols = wide
+    for lane, row in enumerate(rows):
+        kept = ~is_empty[:, lane]
+        cols = slots[kept, lane] % COLUMNS_PER_BLOCK
+        refuse_if(not rises(cols), f"slots: row {row} does not rise")
+        refuse_if((cols >= out.shape[1]).any(), f"slots: row {row} goes past the columns")
+        out[row, cols] = symbols[kept, lane] + 1
+
+
 class Layout(NamedTuple):
     """A layout's name, coders, numbers of parameters and of sections, and how to decode it.
 
@@ -569,4 +631,5 @@ LAYOUTS = (
     Layout("coded", (2,), (17,), 6, True, coded),
     Layout("archive", (3,), (3,), 1, True, None),
     Layout("grouped", (0, 2), (10, 20), 11, True, grouped),
+    Layout("sell", (0,), (6,), 6, True, sell),
 )

@@ -109,6 +109,28 @@ def test_rows_that_share_a_common_part_compute_the_same(tmp_path, resident, goal
             assert np.array_equal(network.run(x[:batch].numpy(), threads=threads), y)
 
 
+@pytest.mark.parametrize("resident", RESIDENT)
+@pytest.mark.parametrize("k", [7, 200])
+def test_slices_of_rows_compute_the_same(tmp_path, resident, k):
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Linear(90, 300), nn.GELU(), nn.Linear(300, 200), nn.ReLU6())
+    small = tersenet.compress(
+        net, tersenet.Plan.of(sparsity=0.7, quantizer="uq", k=k), layout="sell"
+    )
+    x = torch.randn(40, 90)
+    tersenet.export(small, x[:2], tmp_path / "x.terse", goal=None)
+    network = tersenet.Network.load(tmp_path / "x.terse", resident)
+    layouts = {layout for _, layout, _ in network.layers()}
+    if resident == "compressed" and tersenet._core.SIMD.startswith("avx512") and k <= 32:
+        assert layouts == {"sell"}
+    plain = tersenet.decompress(small)
+    for batch in (1, 2, 7, 8, 9, 40):
+        check(network, plain, (x[:batch],))
+        y = network.run(x[:batch].numpy(), threads=1)
+        for threads in (2, 3, 8):
+            assert np.array_equal(network.run(x[:batch].numpy(), threads=threads), y)
+
+
 def test_threads_change_no_bit(path):
     network = tersenet.Network.load(path)
     ids = np.tile(SmallNet.example().numpy(), (8, 1))

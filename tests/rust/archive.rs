@@ -164,7 +164,7 @@ fn taps_help_where_positions_of_a_kernel_differ_and_must_divide_the_columns() {
         .map(|i| if next() % 100 < odds[i % 9] { (next() % 4) as f32 + 1.0 } else { 0.0 })
         .collect();
     let with = |taps| {
-        let request = Request { taps, ..request(Goal::Speed) };
+        let request = Request { taps: Some(taps), ..request(Goal::Speed) };
         CompressedMatrix::compress(&weights, shape, &request)
     };
     let (plain, kernels) = (with(1).unwrap(), with(9).unwrap());

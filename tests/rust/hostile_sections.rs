@@ -56,7 +56,7 @@ fn stored() -> Vec<(String, Stored)> {
                             coder: Some(coder),
                             goal,
                             columns,
-                            taps: 1,
+                            taps: None,
                         };
                         let matrix = CompressedMatrix::compress(&weights, shape, &request).unwrap();
                         let what = format!("{name} as {layout:?} {coder:?} {goal:?} {columns:?}");

@@ -1,7 +1,10 @@
 //! Inner loops of every instruction set against their definitions.
 
 use proptest::prelude::*;
-use tersenet::simd::{self, Finish, POINTS, TAPS};
+use tersenet::simd::sell::{
+    BLOCK_COLS, Block, COLUMN_BITS, EMPTY, MAX_VECTORS, SLICE_ROWS, Slices,
+};
+use tersenet::simd::{self, Finish, LANES, POINTS, TAPS};
 
 proptest! {
     #[test]
@@ -86,6 +89,106 @@ proptest! {
                     }
                 }
             }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn slices_are_multiplied_exactly_and_touch_only_what_they_keep(
+        nslices in 0usize..5, nblocks in 0usize..6, density in 0.0f64..1.0, k in prop_oneof![1usize..=32, 33usize..=256],
+        vectors in 1..=MAX_VECTORS, seed in any::<u32>(),
+    ) {
+        let mut state = u64::from(seed) | 1;
+        let mut random = move |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 20) as usize % below
+        };
+        let ncols = nblocks * BLOCK_COLS;
+        let codebook: [f32; 256] = std::array::from_fn(|i| if i < k { (i % 9) as f32 - 4.0 } else { f32::NAN });
+        let mut x = whole(ncols * vectors, u64::from(seed));
+        let (mut counts, mut blocks, mut steps) = (Vec::new(), Vec::new(), Vec::new());
+        let mut kept = Vec::new(); // (row, column, symbol)
+        for slice in 0..nslices {
+            let before = blocks.len();
+            for number in 0..nblocks {
+                let at = steps.len();
+                for lane in 0..SLICE_ROWS {
+                    let mut step = at;
+                    for col in 0..BLOCK_COLS {
+                        if (random(1000) as f64) < 1000.0 * density {
+                            let symbol = random(k);
+                            if step == steps.len() {
+                                steps.push([EMPTY; SLICE_ROWS]);
+                            }
+                            steps[step][lane] = (col | symbol << COLUMN_BITS) as u16;
+                            kept.push((slice * SLICE_ROWS + lane, number * BLOCK_COLS + col, symbol));
+                            step += 1;
+                        }
+                    }
+                }
+                if steps.len() > at {
+                    let block = Block { steps: steps.len() - at, number };
+                    prop_assert_eq!(Block::unpack(block.pack()), block);
+                    blocks.push(block.pack());
+                }
+            }
+            counts.push((blocks.len() - before) as u32);
+        }
+        // Nothing may meet what no row keeps, nor a value past the last one.
+        let is_kept = |col: usize| kept.iter().any(|&(_, kept, _)| kept == col);
+        for col in (0..ncols).filter(|&col| !is_kept(col)) {
+            (0..vectors).for_each(|v| x[v * ncols + col] = f32::NAN);
+        }
+        let inputs: Vec<[f32; BLOCK_COLS]> = (0..nblocks * vectors)
+            .map(|i| std::array::from_fn(|col| x[i % vectors * ncols + i / vectors * BLOCK_COLS + col]))
+            .collect();
+        let mut expected = vec![vec![0.0; vectors]; nslices * SLICE_ROWS];
+        for &(row, col, symbol) in &kept {
+            for (v, sum) in expected[row].iter_mut().enumerate() {
+                *sum += codebook[symbol] * x[v * ncols + col];
+            }
+        }
+        let slices = Slices { counts: &counts, blocks: &blocks, steps: &steps, codebook: &codebook, k };
+        for set in simd::available() {
+            let mut sums = vec![[f32::NAN; LANES]; nslices * vectors];
+            set.slice_products(&slices, vectors, &inputs, &mut sums);
+            for (row, expected) in expected.iter().enumerate() {
+                let slice = &sums[row / SLICE_ROWS * vectors..][..vectors];
+                let found: Vec<f32> = slice.iter().map(|sums| sums[row % SLICE_ROWS]).collect();
+                prop_assert_eq!(&found, expected, "{} row {}", set.name(), row);
+            }
+        }
+    }
+}
+
+#[test]
+fn slices_that_do_not_fit_panic() {
+    let codebook = [1.0; 256];
+    let full = [Block { steps: 1, number: 1 }.pack()];
+    let steps = [[0; SLICE_ROWS]; 1];
+    let slices = Slices { counts: &[1], blocks: &full, steps: &steps, codebook: &codebook, k: 1 };
+    for set in simd::available() {
+        let run = |slices: &Slices<'_>, vectors: usize, nblocks: usize, nsums: usize| {
+            let x = vec![[0.0; BLOCK_COLS]; nblocks];
+            std::panic::catch_unwind(|| {
+                set.slice_products(slices, vectors, &x, &mut vec![[0.0; LANES]; nsums]);
+            })
+        };
+        assert!(run(&slices, 1, 2, 1).is_ok(), "{}", set.name());
+        let none = Slices { blocks: &[], ..slices };
+        let short = Slices { steps: &[], ..slices };
+        for (what, slices, vectors, nblocks, nsums) in [
+            ("no inputs", &slices, 1, 1, 1),
+            ("another number of sums", &slices, 1, 2, 2),
+            ("no vectors", &slices, 0, 2, 0),
+            ("more vectors than there is room for", &slices, 9, 18, 9),
+            ("fewer blocks than are counted", &none, 1, 2, 1),
+            ("fewer steps than blocks have", &short, 1, 2, 1),
+        ] {
+            assert!(run(slices, vectors, nblocks, nsums).is_err(), "{}: {what}", set.name());
         }
     }
 }

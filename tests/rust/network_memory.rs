@@ -28,6 +28,13 @@ fn embedding() -> Vec<u8> {
     container(&graph, &weights)
 }
 
+/// A linear layer whose vectors are multiplied in slices where the CPU is faster so.
+fn linear() -> Vec<u8> {
+    let nodes = vec![node("linear", &[0], &["weight"], &[1], &[])];
+    let graph = Graph::new(vec![input("x", &[-1, 77])], nodes, vec![1], false).unwrap();
+    container(&graph, &[("weight", Weight::Matrix(vec![300, 77], sparse(300 * 77, 5)))])
+}
+
 /// Whether this process runs nothing but a test; else the test was run so, and passed.
 ///
 /// Convolutions of tests beside it would take scratch memory from the same pool.
@@ -54,6 +61,9 @@ fn a_second_run_allocates_nothing() {
         ("lenet, an image", lenet_container(), vec![1, 1, 28, 28], 10),
         ("convolution", convolution(), vec![4, 16, 16, 16], 4 * 8 * 256),
         ("embedding", embedding(), vec![2, 9], 2 * 9 * 70),
+        ("linear, a vector", linear(), vec![1, 77], 300),
+        ("linear, a few", linear(), vec![7, 77], 7 * 300),
+        ("linear, a batch", linear(), vec![20, 77], 20 * 300),
     ];
     for (name, bytes, dims, outputs) in networks {
         let len = dims.iter().product::<usize>();

@@ -21,7 +21,7 @@ fn requests() -> Vec<Request> {
                         coder: Some(coder),
                         goal,
                         columns,
-                        taps: 1,
+                        taps: None,
                     });
                 }
             }
