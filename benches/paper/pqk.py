@@ -98,7 +98,7 @@ _MNIST = {
     # As many steps with fewer images.
     "mnist_1000": replace(_CIFAR10, settings=((0.95, 4), (0.9, 2)), images=1_000, epochs=40),
     # Three times as many.
-    "mnist_long": replace(_CIFAR10, settings=((0.9, 2),), epochs=24),
+    "mnist_long": replace(_CIFAR10, settings=((0.9, 2), (0.95, 2)), epochs=24),
     # Other seeds, where those of the first three are wide apart.
     "mnist_seeds": replace(_CIFAR10, settings=((0.95, 4),), seeds=(3, 4, 5, 6)),
 }

@@ -167,7 +167,8 @@ impl Kernels for Avx512 {
         unsafe { multiply(slices, x, sums) }
     }
 
-    /// With more than 32 values these are gathered, inputs never.
+    /// With more than 32 values these are gathered, inputs never. Measured where registers are whole,
+    /// reckoned from shuffles a step where they are halves.
     fn sell_percent(&self, k: usize) -> Option<u64> {
         match (k, self.registers) {
             (0..=32, Registers::Whole) => Some(15),
