@@ -49,7 +49,7 @@ pub struct Request {
     pub columns: Columns,
     /// Positions of a convolution's kernel, next to each other in a row, which archive makes use of,
     /// and which keep rows out of groups; none where the matrix is of a linear layer, and products
-    /// with vectors count.
+    /// with vectors count. An embedding has 1.
     pub taps: Option<usize>,
 }
 

@@ -71,7 +71,7 @@ class CompressedMatrix:
                 ends.
             taps: positions of a convolution's kernel, kh * kw, next to each other in a row: makes
                 archive smaller; over 1, "auto" does not take grouped. None is a linear layer, for
-                which alone it takes sell.
+                which alone it takes sell; an embedding has 1.
 
         Raises:
             ValueError: for another type or rank, an unknown name or pair, more than 65,536

@@ -229,7 +229,9 @@ def _payload(
         return None, f"its weight of shape {list(weight.shape)} has nothing to compress"
     try:
         values = dense_values(weight, name)
-        flat, ntaps = values.reshape(values.shape[0], -1), taps(values.shape)
+        flat = values.reshape(values.shape[0], -1)
+        # Of an embedding rows are taken, and no products.
+        ntaps = 1 if isinstance(module, nn.Embedding) else taps(values.shape)
         if shared is not None and _same_bits(shared.values().reshape(flat.shape), flat):
             codebook = codebooks.get(id(shared.codebook))
             if codebook is None:

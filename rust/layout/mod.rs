@@ -421,6 +421,14 @@ pub trait Layout: Send + Sync + std::fmt::Debug {
     }
 }
 
+/// What kernels take; of a larger codebook, which they are not given, the start.
+fn small_codebook(codebook: &[f32]) -> [f32; 256] {
+    let mut values = [0.0; 256];
+    let len = codebook.len().min(256);
+    values[..len].copy_from_slice(&codebook[..len]);
+    values
+}
+
 /// [`Layout::matvec`] of any layout.
 fn decode_and_multiply<L: Layout + ?Sized>(
     layout: &L,

@@ -47,7 +47,7 @@
 
 use super::{
     Buffers, DenseSource, Encoded, Encoding, Goal, Layout, LayoutSpec, PanelProduct, Parts,
-    Product, Spread, check_rows, decode_and_add_panels, lend_buffers,
+    Product, Spread, check_rows, decode_and_add_panels, lend_buffers, small_codebook,
 };
 use crate::array::Array;
 use crate::bits::{self, BitReader, BitWriter};
@@ -609,12 +609,4 @@ impl Layout for Packed {
         }
         Ok(())
     }
-}
-
-/// What kernels take; of a larger codebook, which they are not given, the start.
-fn small_codebook(codebook: &[f32]) -> [f32; 256] {
-    let mut values = [0.0; 256];
-    let len = codebook.len().min(256);
-    values[..len].copy_from_slice(&codebook[..len]);
-    values
 }

@@ -33,7 +33,9 @@
 //! Source: SELL-C-σ of Kreutzer, Hager, Wellein, Fehske and Bishop 2014, with C = 16 and σ = 128; here
 //! lanes share blocks of columns, so that inputs are looked up in registers.
 
-use super::{Encoded, Encoding, Layout, LayoutSpec, Parts, Product, decode_and_multiply};
+use super::{
+    Encoded, Encoding, Layout, LayoutSpec, Parts, Product, decode_and_multiply, small_codebook,
+};
 use crate::array::Array;
 use crate::codebook::MAX_K;
 use crate::entropy::Coder;
@@ -350,8 +352,7 @@ impl Sell {
             (inputs, []) if vectors == 1 => inputs,
             _ => self.arrange(product.x, vectors, &mut room)?,
         };
-        let mut codebook = [0.0; MAX_SYMBOLS];
-        codebook[..product.codebook.len()].copy_from_slice(product.codebook);
+        let codebook = small_codebook(product.codebook);
         let (mut counts, mut heights) = ([0; WINDOW_SLICES], [0; WINDOW_SLICES]);
         let mut sums = [Lanes::default(); WINDOW_SLICES * MAX_VECTORS];
         let first = rows.start / WINDOW * WINDOW_SLICES;
@@ -400,18 +401,23 @@ impl Sell {
         let order = &self.row_order.as_slice()[window.clone()];
         let first = window.start / SLICE_ROWS;
         let slices = first..first + order.len().div_ceil(SLICE_ROWS);
-        let mut kept: OfLanes<usize> = Default::default();
-        for (slice, kept) in slices.clone().zip(&mut kept) {
-            for step in self.slice(slice).1 {
-                kept.iter_mut().zip(step).for_each(|(n, &slot)| *n += usize::from(slot != EMPTY));
-            }
-        }
         let mut lanes = [0; WINDOW];
         order.iter().zip(0..).for_each(|(&row, lane)| lanes[usize::from(row)] = lane);
+        let mut is_asked = [false; WINDOW_SLICES];
+        asked.clone().for_each(|row| is_asked[lanes[row - window.start] / SLICE_ROWS] = true);
+        let slices = slices.zip(is_asked).enumerate().filter(|(_, (_, is_asked))| *is_asked);
+        let slices = slices.map(|(place, (slice, _))| (place, slice));
+        let mut kept: OfLanes<usize> = Default::default();
+        for (place, slice) in slices.clone() {
+            for step in self.slice(slice).1 {
+                let kept = kept[place].iter_mut().zip(step);
+                kept.for_each(|(n, &slot)| *n += usize::from(slot != EMPTY));
+            }
+        }
         let mut nexts: OfLanes<usize> = [[NOT_ASKED; SLICE_ROWS]; WINDOW_SLICES];
         let mut end = out.indptr[out.nrows()];
         for row in asked {
-            let lane: usize = lanes[row - window.start];
+            let lane = lanes[row - window.start];
             nexts.as_flattened_mut()[lane] = end;
             end += kept.as_flattened()[lane];
             out.indptr.push(end);
@@ -420,10 +426,8 @@ impl Sell {
         out.symbols.resize(end + 1, 0);
         let (out_cols, out_symbols) = (&mut out.cols[..=end], &mut out.symbols[..=end]);
         let shift = if self.has_small_symbols() { COLUMN_BITS } else { 0 };
-        for (slice, nexts) in slices.zip(&mut nexts) {
-            if *nexts == [NOT_ASKED; SLICE_ROWS] {
-                continue;
-            }
+        for (place, slice) in slices {
+            let nexts = &mut nexts[place];
             let (blocks, steps) = self.slice(slice);
             let symbols = self.wide_symbols(slice).unwrap_or(steps);
             places.clear();

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::layout::{self, Goal};
 use crate::matrix::{CompressedMatrix, Request};
 use crate::rows::Shape;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A node, ready to run.
 pub(super) enum Part {
@@ -209,8 +209,16 @@ impl<'a> Weights<'a> {
         let mut names: Vec<&'a str> = names.collect();
         names.sort_unstable();
         names.dedup();
+        let products = graph
+            .nodes()
+            .iter()
+            .filter(|node| has_matrix(node.operator.name) && node.operator.name != "embedding");
+        let multiplied: HashSet<&str> =
+            products.filter_map(|node| self.first_name(weight(node, 0)).ok()).collect();
         let (reader, resident) = (self.reader, self.resident);
-        let make = |place: usize, tensor| held(reader, names[place], tensor, resident);
+        let make = |place: usize, tensor| {
+            held(reader, names[place], tensor, resident, multiplied.contains(names[place]))
+        };
         let matrices = reader.get_each(&names, threads, make)?;
         self.read = names.into_iter().zip(matrices).collect();
         Ok(())
@@ -308,14 +316,16 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// The tensor `name` as a matrix, held as asked for.
+/// The tensor `name` as a matrix, held as asked for; rows alone are taken of one that is not
+/// multiplied.
 fn held(
     reader: &Reader,
     name: &str,
     tensor: Tensor,
     resident: Resident,
+    is_multiplied: bool,
 ) -> Result<CompressedMatrix> {
-    let taps = reader.entry(name)?.taps();
+    let taps = if is_multiplied { reader.entry(name)?.taps() } else { Some(1) };
     let coded = Request { coder: Some(Coder::Tans), taps, ..Request::default() };
     let dense = Request { layout: Some(layout::by_name("dense")?), ..Request::default() };
     let fast = Request { goal: Goal::Speed, taps, ..Request::default() };

@@ -20,7 +20,7 @@ mod whole;
 
 use super::alike::{ACTIVE, Planes};
 use super::avx2::Avx2;
-use super::sell::{Inputs, Slices};
+use super::sell::{Inputs, MAX_SYMBOLS, Slices};
 use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Joined, Rows, Weights};
@@ -173,7 +173,7 @@ impl Kernels for Avx512 {
         match (k, self.registers) {
             (0..=32, Registers::Whole) => Some(15),
             (0..=32, Registers::Halves) => Some(40),
-            (..=sell::MAX_SYMBOLS, _) => self.gathers.then_some(40),
+            (..=MAX_SYMBOLS, _) => self.gathers.then_some(40),
             _ => None,
         }
     }

@@ -131,6 +131,25 @@ def test_slices_of_rows_compute_the_same(tmp_path, resident, k):
             assert np.array_equal(network.run(x[:batch].numpy(), threads=threads), y)
 
 
+def test_an_embedding_whose_rows_alone_are_taken_is_not_in_slices(tmp_path):
+    torch.manual_seed(6)
+    net = nn.Sequential(nn.Embedding(300, 64), nn.Linear(64, 200)).eval()
+    with torch.no_grad():
+        for layer in net:
+            values = torch.randint(1, 9, layer.weight.shape) / 8
+            layer.weight[:] = torch.where(torch.rand(values.shape) < 0.2, values, 0)
+    small = tersenet.compress(net, goal="speed")
+    assert small[0].matrix.layout != "sell"
+    ids = torch.randint(300, (5, 7))
+    tersenet.export(small, ids, tmp_path / "x.terse", goal="size")
+    network = tersenet.Network.load(tmp_path / "x.terse", "cached")
+    layouts = {name: layout for name, layout, _ in network.layers()}
+    assert layouts["0"] != "sell"
+    if tersenet._core.SIMD.startswith("avx512"):
+        assert layouts["1"] == "sell"
+    check(network, tersenet.decompress(small), (ids,))
+
+
 def test_threads_change_no_bit(path):
     network = tersenet.Network.load(path)
     ids = np.tile(SmallNet.example().numpy(), (8, 1))

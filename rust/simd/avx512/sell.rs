@@ -10,8 +10,7 @@
 //! With more than 32 values they are gathered, which takes sixteen loads.
 
 use super::super::prefetch;
-pub(super) use super::super::sell::MAX_SYMBOLS;
-use super::super::sell::{Block, COLUMN_BITS, EMPTY, Inputs, Slices, Step};
+use super::super::sell::{Block, COLUMN_BITS, EMPTY, Inputs, MAX_SYMBOLS, Slices, Step};
 use super::super::{LANES, Lanes};
 use super::symbols::load;
 use std::arch::x86_64::*;
