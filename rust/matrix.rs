@@ -203,6 +203,24 @@ impl CompressedMatrix {
         Self::from_rows(&self.to_rows()?, request)
     }
 
+    /// The same values, no larger in kind but fit for products: what is for files alone is coded or grouped,
+    /// and slices where this CPU multiplies others faster are what it multiplies fastest. For kernels
+    /// of so many taps.
+    ///
+    /// # Errors
+    /// As [`CompressedMatrix::compress`].
+    pub(crate) fn for_products(self, taps: Option<usize>) -> Result<Self> {
+        let kernels = simd::active()?;
+        let is_slow = |k: usize| kernels.sell_percent(k).is_none();
+        if self.layout.spec().name == "archive" {
+            return self.to(&Request { coder: Some(Coder::Tans), taps, ..Request::default() });
+        }
+        if self.layout.sell().is_some() && is_slow(self.codebook_values().len()) {
+            return self.to(&Request { goal: Goal::Speed, taps, ..Request::default() });
+        }
+        Ok(self)
+    }
+
     /// The kept weights in the exchange form, the codebook as it was given, or ascending where the
     /// layout put it into an order of its own.
     ///
@@ -469,13 +487,6 @@ impl CompressedMatrix {
     /// Where most dense rows of [`Self::decode_dense`] come from.
     pub(crate) fn dense_source(&self) -> DenseSource {
         self.layout.dense_source()
-    }
-
-    /// Whether this CPU multiplies slices slower than other layouts, and this matrix is in slices.
-    pub(crate) fn is_in_slow_slices(&self) -> Result<bool> {
-        let kernels = simd::active()?;
-        let is_slow = |k: usize| kernels.sell_percent(k).is_none();
-        Ok(self.layout.sell().is_some() && is_slow(self.codebook_values().len()))
     }
 
     /// Rows that are best decoded together; ranges of rows should start at a multiple of it.

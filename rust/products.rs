@@ -12,7 +12,8 @@
 //! that is half again as fast as all panels for each block. Cutting rows into strips of columns
 //! for the first-level cache gained nothing: each strip of a row starts anew.
 //!
-//! Slices of rows (`sell`) are multiplied as they lie, eight vectors at a time.
+//! Slices of rows (`sell`) are multiplied as they lie, eight vectors at a time; where a CPU is slower at
+//! that, more vectors take them as rows.
 //!
 //! Where most weights are kept, a batch is the convolution of as many images of one place, whose
 //! engine multiplies dense rows, a block of them at a time (`convolution/density.rs`).
@@ -114,7 +115,8 @@ impl CompressedMatrix {
             return self.matvec_on(kernels, x, threads);
         }
         let Shape { nrows, ncols } = self.shape();
-        if self.is_multiplied_in_slices() {
+        let slices_are_fast = kernels.sell_percent(self.codebook_values().len()).is_some();
+        if self.is_multiplied_in_slices() && (slices_are_fast || batch <= MAX_VECTORS) {
             let mut y = filled(0.0, batch, nrows)?;
             self.matmul_into(kernels, x, batch, threads, &mut y)?;
             return Ok(y);

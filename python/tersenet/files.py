@@ -121,7 +121,7 @@ class File:
             names: other names of one tensor are read once for each.
             goal: "speed" or "size" gives matrices the layout that is best for it.
             resident: names of matrices that are multiplied: archives among them become coded or
-                grouped.
+                grouped, and slices (`sell`) what this CPU multiplies fastest, where others are.
 
         Raises:
             KeyError: if there is no such name.

@@ -127,7 +127,8 @@ def load(
         path: a `.terse` file.
         into: a model of the same architecture, plain or compressed; on the "meta" device, too.
         goal: "speed" or "size" gives compressed matrices the layout that is best for it; None
-            keeps each as it is stored, and of a layer what is an archive as coded or grouped.
+            keeps each as it is stored, and of a layer what is an archive as coded or grouped, and
+            slices (`sell`) only where they are fastest.
         mmap: as in `open`.
         limits: as in `open`.
 

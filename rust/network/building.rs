@@ -11,7 +11,6 @@ use super::{Resident, within};
 use super::{dense, elementwise, normalization, pooling, reduction, resampling, shaping, weighted};
 use crate::array::Array;
 use crate::container::{Reader, Tensor};
-use crate::entropy::Coder;
 use crate::error::{Error, Result};
 use crate::layout::{self, Goal};
 use crate::matrix::{CompressedMatrix, Request};
@@ -326,16 +325,11 @@ fn held(
     is_multiplied: bool,
 ) -> Result<CompressedMatrix> {
     let taps = if is_multiplied { reader.entry(name)?.taps() } else { Some(1) };
-    let coded = Request { coder: Some(Coder::Tans), taps, ..Request::default() };
     let dense = Request { layout: Some(layout::by_name("dense")?), ..Request::default() };
     let fast = Request { goal: Goal::Speed, taps, ..Request::default() };
     match tensor {
         Tensor::Matrix(matrix) => match resident {
-            // For files: what is multiplied is small too, but in a layout for that.
-            Resident::Compressed if matrix.layout().name == "archive" => matrix.to(&coded),
-            // Written where the CPU multiplies it fastest, as others do not.
-            Resident::Compressed if matrix.is_in_slow_slices()? => matrix.to(&fast),
-            Resident::Compressed => Ok(matrix),
+            Resident::Compressed => matrix.for_products(taps),
             Resident::Cached => matrix.to(&fast),
             Resident::Dense => matrix.to(&dense),
         },

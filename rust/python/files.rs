@@ -160,8 +160,7 @@ impl Reader {
     }
 
     /// What each of `names` stands for, read side by side: matrices in the layout that is best for
-    /// `goal`, if there is one, and then archives among `resident` as coded
-    /// or grouped.
+    /// `goal`, if there is one, and then those among `resident` in one that is multiplied.
     fn get_each<'py>(
         &self,
         py: Python<'py>,
@@ -170,7 +169,6 @@ impl Reader {
         resident: HashSet<PyBackedStr>,
     ) -> PyResult<Bound<'py, PyList>> {
         let goal = goal.map(|goal| request("auto", "auto", goal, "coded", None)).transpose()?;
-        let coded = request("auto", "tans", "size", "coded", None)?;
         let threads = threads(py, None)?;
         let tensors = interruptible(py, || {
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
@@ -180,8 +178,8 @@ impl Reader {
                 if let Some(goal) = goal {
                     matrix = matrix.to(&Request { taps, ..goal })?;
                 }
-                if matrix.layout().name == "archive" && resident.contains(names[place]) {
-                    matrix = matrix.to(&Request { taps, ..coded })?;
+                if resident.contains(names[place]) {
+                    matrix = matrix.for_products(taps)?;
                 }
                 Ok(Tensor::Matrix(matrix))
             };

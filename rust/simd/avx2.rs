@@ -8,6 +8,7 @@ mod interleaving;
 mod panels;
 mod pooling;
 mod quads;
+mod sell;
 mod symbols;
 pub(super) mod tans;
 mod tiles;
@@ -16,6 +17,7 @@ mod windows;
 use super::alike::{self, ACTIVE, Planes};
 use super::saturating;
 use super::scalar::Scalar;
+use super::sell::{Inputs, Slices};
 use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
 use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
@@ -69,6 +71,19 @@ impl Kernels for Avx2 {
 
     fn words_percent(&self) -> u64 {
         50
+    }
+
+    fn slice_products(
+        &self,
+        slices: &Slices<'_>,
+        vectors: usize,
+        x: &[Inputs],
+        sums: &mut [Lanes],
+    ) {
+        super::sell::check(slices, sums, vectors);
+        let multiply = super::sell::for_vectors!(products, vectors);
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { multiply(slices, x, sums) }
     }
 
     fn column_panel(

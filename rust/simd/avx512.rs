@@ -153,16 +153,7 @@ impl Kernels for Avx512 {
         sums: &mut [Lanes],
     ) {
         super::sell::check(slices, sums, vectors);
-        let multiply = match vectors {
-            1 => sell::products::<1>,
-            2 => sell::products::<2>,
-            3 => sell::products::<3>,
-            4 => sell::products::<4>,
-            5 => sell::products::<5>,
-            6 => sell::products::<6>,
-            7 => sell::products::<7>,
-            _ => sell::products::<8>,
-        };
+        let multiply = super::sell::for_vectors!(products, vectors);
         // SAFETY: `self` exists only where `detect` found the instructions.
         unsafe { multiply(slices, x, sums) }
     }

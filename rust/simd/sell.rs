@@ -29,6 +29,10 @@ pub const COLUMN_BITS: u32 = BLOCK_COLS.trailing_zeros();
 /// A slot has room for symbols under this number.
 pub const MAX_SYMBOLS: usize = 256;
 
+/// Steps ahead of which slots are fetched: the CPU does so by itself only within a page.
+#[cfg(target_arch = "x86_64")]
+pub(super) const AHEAD: usize = 32;
+
 /// The inputs of a block, of one vector.
 pub type Inputs = [f32; BLOCK_COLS];
 /// A slot of each row of a slice.
@@ -71,6 +75,25 @@ pub struct Slices<'a> {
     /// How many of the values are in use: up to 32 are looked up faster.
     pub k: usize,
 }
+
+/// A function that takes the number of vectors as a parameter of its type, for `$vectors` of them.
+#[cfg(target_arch = "x86_64")]
+macro_rules! for_vectors {
+    ($multiply:ident, $vectors:expr) => {
+        match $vectors {
+            1 => sell::$multiply::<1>,
+            2 => sell::$multiply::<2>,
+            3 => sell::$multiply::<3>,
+            4 => sell::$multiply::<4>,
+            5 => sell::$multiply::<5>,
+            6 => sell::$multiply::<6>,
+            7 => sell::$multiply::<7>,
+            _ => sell::$multiply::<{ super::sell::MAX_VECTORS }>,
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use for_vectors;
 
 /// What [`super::Kernels::slice_products`] computes, one weight after the other.
 pub(super) fn products(slices: &Slices<'_>, x: &[Inputs], sums: &mut [Lanes], vectors: usize) {

@@ -60,11 +60,12 @@ def test_the_interpreter_runs_on_while_the_core_works():
     assert turns > 1000
 
 
-def run(program, timeout=60):
+def run(program, timeout=60, **environment):
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         capture_output=True,
         text=True,
+        env=os.environ | environment,
         timeout=timeout,
         check=False,
     )
@@ -115,15 +116,7 @@ def test_a_matrix_travels_to_worker_processes(tmp_path, method):
 
 
 def test_an_unknown_instruction_set_is_an_error_at_import():
-    environment = os.environ | {"TERSENET_SIMD": "mmx"}
-    result = subprocess.run(
-        [sys.executable, "-c", "import tersenet"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=60,
-        check=False,
-    )
+    result = run("import tersenet", TERSENET_SIMD="mmx")
     assert result.returncode != 0
     assert "mmx" in result.stderr
     assert "scalar" in result.stderr
@@ -151,4 +144,37 @@ def test_numpy_alone_is_enough_for_matrices_and_files():
         else:
             raise AssertionError("no error")
     """)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("simd", ["avx2", "scalar"])
+def test_slices_are_laid_out_anew_where_others_are_faster(tmp_path, simd):
+    if simd not in tersenet._core.SIMD_AVAILABLE:
+        pytest.skip(f"this CPU has no {simd}")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(torch.nn.Linear(96, 80), torch.nn.ReLU(), torch.nn.Linear(80, 40))
+    small = tersenet.compress(
+        net, tersenet.Plan.of(sparsity=0.8, quantizer="uq", k=16), layout="sell"
+    )
+    x = torch.randn(20, 96)
+    tersenet.save(small, tmp_path / "x.terse")
+    np.savez(tmp_path / "x.npz", x=x.numpy(), y=tersenet.decompress(small)(x).detach().numpy())
+    result = run(
+        f"""
+        import numpy as np, torch, tersenet
+        folder = {str(tmp_path)!r}
+        with tersenet.open(folder + "/x.terse") as file:
+            assert file.get("0.weight").layout == "sell"  # as it is stored
+        nn = torch.nn
+        net = nn.Sequential(nn.Linear(96, 80), nn.ReLU(), nn.Linear(80, 40))
+        net = tersenet.load(folder + "/x.terse", net)
+        assert {{net[0].matrix.layout, net[2].matrix.layout}} == {{"packed"}}, net
+        data = np.load(folder + "/x.npz")
+        for batch in (1, 7, 20):
+            found = net(torch.from_numpy(data["x"][:batch])).detach().numpy()
+            assert np.allclose(found, data["y"][:batch], rtol=1e-5, atol=1e-6)
+        """,
+        TERSENET_SIMD=simd,
+    )
     assert result.returncode == 0, result.stderr

@@ -10,13 +10,10 @@
 //! With more than 32 values they are gathered, which takes sixteen loads.
 
 use super::super::prefetch;
-use super::super::sell::{Block, COLUMN_BITS, EMPTY, Inputs, MAX_SYMBOLS, Slices, Step};
+use super::super::sell::{AHEAD, Block, COLUMN_BITS, EMPTY, Inputs, MAX_SYMBOLS, Slices, Step};
 use super::super::{LANES, Lanes};
 use super::symbols::load;
 use std::arch::x86_64::*;
-
-/// Steps ahead of which slots are fetched: the CPU does so by itself only within a page.
-const AHEAD: usize = 32;
 
 /// [`super::super::Kernels::slice_products`] for V vectors.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
