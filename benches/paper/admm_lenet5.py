@@ -45,7 +45,7 @@ import numpy as np
 import timing
 import torch
 from cache import Cache
-from lenet5 import SEED, Trainer, fold_biases, train_dense
+from lenet5 import Trainer, fold_biases, train_dense
 from lenet5_width import narrowed, widened
 from networks import LeNet5
 from torch import nn
@@ -61,7 +61,7 @@ from tersenet.training import accuracy, evaluate
 
 SIZES = {"conv1": 500, "conv2": 25_000, "ip1": 400_000, "ip2": 5_000}
 
-
+SEED = 0
 WIDTHS = (12, 30, 100)  # maps of conv1 and conv2, hidden units
 
 # Weights kept of conv1, conv2, ip1 and ip2 after each round, by the factor that the last one gives.
@@ -120,11 +120,11 @@ class Row:
     file_nbytes: int | None = None
 
 
-def keep(net: nn.Module, counts: tuple[int, ...]) -> Plan:
+def keep(net: nn.Module, counts: tuple[int, ...], seed: int) -> Plan:
     """Return the plan that keeps so many weights of each layer."""
     sizes = {name: net.get_submodule(name).weight.numel() for name in SIZES}
     pairs = zip(sizes.items(), counts, strict=True)
-    return Plan({name: Rule(sparsity=1 - n / size) for (name, size), n in pairs}, seed=SEED)
+    return Plan({name: Rule(sparsity=1 - n / size) for (name, size), n in pairs}, seed=seed)
 
 
 def kept(net: nn.Module) -> dict[str, int]:
@@ -136,22 +136,27 @@ def prune_to(level: str, net: LeNet5, trainer: Trainer, folder: Path, advance: P
     """Prune a network to a level by ADMM in rounds."""
     prune_admm(
         net,
-        [keep(net, counts) for counts in LEVELS[level]],
+        [keep(net, counts, trainer.seed) for counts in LEVELS[level]],
         train=trainer.train(LEVEL.pruning, LEVEL.lr),
         validate=trainer.validate,
         rho=RHO,
         rho_growth=RHO_GROWTH,
-        seed=SEED,
+        seed=trainer.seed,
         checkpoint=folder / f"level-{level}",
         progress=advance,
     )
 
 
-def prune_at_once(baseline: str, net: LeNet5, trainer: Trainer) -> None:
-    """Prune a network to the first level in one step, in as many epochs."""
-    rounds = LEVELS["71"]
-    epochs = {phase: count * len(rounds) for phase, count in LEVEL.pruning.items()}
-    plan = keep(net, rounds[-1])
+def rounds(level: str) -> int:
+    """Return how many rounds lead to a level, those of the levels before it too."""
+    return len(LEVELS[level]) + (rounds(FOLLOWS[level]) if level in FOLLOWS else 0)
+
+
+def prune_at_once(baseline: str, level: str, net: LeNet5, trainer: Trainer) -> None:
+    """Prune a network to a level in one step, in as many epochs as all rounds to it have."""
+    count = rounds(level)
+    epochs = {phase: each * count for phase, each in LEVEL.pruning.items()}
+    plan = keep(net, LEVELS[level][-1], trainer.seed)
     if baseline == "magnitude":
         prune(net, plan)
         retrain(net, trainer, sum(epochs.values()), SETTLING_LR)
@@ -162,8 +167,8 @@ def prune_at_once(baseline: str, net: LeNet5, trainer: Trainer) -> None:
             train=trainer.train(epochs, LEVEL.lr),
             validate=trainer.validate,
             rho=RHO,
-            rho_growth=RHO_GROWTH ** (1 / len(rounds)),
-            seed=SEED,
+            rho_growth=RHO_GROWTH ** (1 / count),
+            seed=trainer.seed,
         )
 
 
@@ -171,21 +176,23 @@ def prune_by_rate(nbytes: int, net: LeNet5, trainer: Trainer) -> None:
     """Prune a network to a number of bytes, and train what is left."""
     steps = sum(RATE.pruning.values()) * trainer.steps
     rate = RatePruning(net, nbytes=nbytes, steps=steps, **RATE_OPTIONS)
-    trainer.train(RATE.pruning, RATE.lr, tidies=False)(net, [rate], Stage(0, 0, "rate", SEED))
+    trainer.train(RATE.pruning, RATE.lr, tidies=False)(
+        net, [rate], Stage(0, 0, "rate", trainer.seed)
+    )
     retrain(net, trainer, RATE_SETTLING, SETTLING_LR)
 
 
 def retrain(net: LeNet5, trainer: Trainer, epochs: int, lr: float, *, tidies: bool = True) -> None:
     """Train what is left of a network."""
     train = trainer.train({"retraining": epochs}, {"retraining": lr}, tidies=tidies)
-    train(net, [], Stage(0, 0, "retraining", SEED))
+    train(net, [], Stage(0, 0, "retraining", trainer.seed))
 
 
 def share(net: LeNet5, values: Mapping[str, int], trainer: Trainer, scale: Scale) -> None:
     """Share so many values in each layer, and biases on a grid; leave plain weights."""
     prune(net, Plan.of(threshold=0.0))  # what cannot matter was set to zero
     rules = {name: Rule(quantizer="cws", k=k) for name, k in values.items()}
-    prepare_qat(net, Plan(rules, seed=SEED))
+    prepare_qat(net, Plan(rules, seed=trainer.seed))
     before, after = scale.sharing
     rate = scale.lr["sharing"]
     retrain(net, trainer, before, rate, tidies=False)
@@ -218,14 +225,14 @@ def file_accuracy(path: Path, images: mnist.Images) -> float:
 class Bench:
     """The networks of all stages, and what is measured of them."""
 
-    def __init__(self, cache: Cache, advance: Progress) -> None:
+    def __init__(self, cache: Cache, advance: Progress, seed: int = SEED) -> None:
         """Train the dense network, the teacher of all others."""
         self.data = mnist.load()
-        self.cache, self.advance = cache, advance
-        torch.manual_seed(SEED)
+        self.cache, self.advance, self.seed = cache, advance, seed
+        torch.manual_seed(seed)
         self.dense = LeNet5()
         self.dense_seconds = cache.stage(
-            "dense", self.dense, lambda: train_dense(self.dense, self.data)
+            "dense", self.dense, lambda: train_dense(self.dense, self.data, seed)
         )
         fold_biases(self.dense)
         self.dense.eval()
@@ -234,12 +241,12 @@ class Bench:
     @functools.cached_property
     def trainer(self) -> Trainer:
         """What all networks but the dense one and those pruned by rate are trained by."""
-        return Trainer(self.data, copy.deepcopy(self.dense), copies=LEVEL.copies)
+        return self._trainer(LEVEL)
 
     @functools.cached_property
     def rate_trainer(self) -> Trainer:
         """What networks that are pruned by rate are trained by: on more copies."""
-        return Trainer(self.data, copy.deepcopy(self.dense), copies=RATE.copies)
+        return self._trainer(RATE)
 
     def narrow(self) -> tuple[LeNet5, np.ndarray]:
         """Return the trained narrower network that all pruning begins with."""
@@ -273,10 +280,12 @@ class Bench:
             self.advance(f"settled, {level}", 1, 1)
         return net, seconds
 
-    def baseline(self, name: str) -> tuple[LeNet5, np.ndarray]:
-        """Return the network of a baseline, and the seconds of pruning to it."""
+    def baseline(self, name: str, level: str = "71") -> tuple[LeNet5, np.ndarray]:
+        """Return the network of a baseline, and the seconds of pruning to a level by it."""
         return self._after(
-            f"baseline-{name}", self.narrow(), lambda net: prune_at_once(name, net, self.trainer)
+            f"baseline-{name}-{level}",
+            self.narrow(),
+            lambda net: prune_at_once(name, level, net, self.trainer),
         )
 
     def shared(self, level: str, k: int) -> tuple[LeNet5, np.ndarray]:
@@ -303,6 +312,9 @@ class Bench:
             self.rate(nbytes),
             lambda net: share(net, RATE_VALUES, self.rate_trainer, RATE),
         )
+
+    def _trainer(self, scale: Scale) -> Trainer:
+        return Trainer(self.data, copy.deepcopy(self.dense), copies=scale.copies, seed=self.seed)
 
     def _after(
         self, name: str, before: tuple[LeNet5, np.ndarray], work: Callable[[LeNet5], None]

@@ -23,7 +23,6 @@ from tersenet.parametrization import original_of
 from tersenet.pruning import Stage, taylor_scores
 from tersenet.training import Callback, TensorBatches, evaluate, fit
 
-SEED = 0
 DENSE_EPOCHS = 8
 EPOCH = 13_760  # images between two updates of ADMM, a quarter of the training images
 
@@ -34,9 +33,9 @@ _TEMPERATURE = 3.0
 Train = Callable[[nn.Module, Sequence[Callback], Stage], None]
 
 
-def train_dense(net: LeNet5, data: mnist.Mnist) -> None:
+def train_dense(net: LeNet5, data: mnist.Mnist, seed: int) -> None:
     """Train on warped images, then fold the convolutions' biases into ip1's."""
-    batches = mnist.WarpedBatches(data.train, batch_size=_BATCH_SIZE, seed=SEED)
+    batches = mnist.WarpedBatches(data.train, batch_size=_BATCH_SIZE, seed=seed)
     net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -50,7 +49,7 @@ def train_dense(net: LeNet5, data: mnist.Mnist) -> None:
         loss=F.cross_entropy,
         scheduler=scheduler,
         scheduler_unit="step",
-        seed=SEED,
+        seed=seed,
     )
 
 
@@ -113,12 +112,13 @@ def distillation(outputs: Tensor, targets: Tensor) -> Tensor:
 class Trainer:
     """Trains a LeNet-5 by what a dense one says."""
 
-    def __init__(self, data: mnist.Mnist, teacher: LeNet5, *, copies: int) -> None:
+    def __init__(self, data: mnist.Mnist, teacher: LeNet5, *, copies: int, seed: int) -> None:
         """Warp copies of the training images, and ask the teacher about all."""
+        self.seed = seed
         self.validation = data.validation
         plain = TensorBatches(*data.train, batch_size=1000, shuffle=False)
         warped = mnist.WarpedBatches(
-            data.train, batch_size=1000, seed=SEED, degrees=4, scale=0.04, pixels=0.7
+            data.train, batch_size=1000, seed=seed, degrees=4, scale=0.04, pixels=0.7
         )
         with torch.no_grad():
             pairs = [
