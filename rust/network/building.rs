@@ -50,6 +50,8 @@ impl Part {
 pub(super) struct Built {
     pub parts: Vec<Part>,
     pub constants: Vec<Constant>,
+    /// The type of each value; those of the inputs come first.
+    pub types: Vec<InputType>,
     /// The bytes of all weights.
     pub nbytes: usize,
 }
@@ -102,12 +104,12 @@ pub(super) fn build(
             Part::Constant(constants.len() - 1)
         } else {
             let operator = build_operator(node, &mut weights).map_err(|e| within(node, e))?;
-            let expected = operator.operand_type();
-            let mut result = InputType::Float32;
+            let (expected, result) = match node.inputs.first() {
+                Some(&first) if operator.moves_any_type() => (types[first], types[first]),
+                _ => (operator.operand_type(), InputType::Float32),
+            };
             for &input in &node.inputs {
-                if operator.is_view() {
-                    result = types[input];
-                } else if types[input] != expected {
+                if types[input] != expected {
                     return Err(within(
                         node,
                         Error::corrupt(format!(
@@ -127,7 +129,7 @@ pub(super) fn build(
     {
         return Err(Error::corrupt(format!("graph: output {output} is int64, expected float32")));
     }
-    Ok(Built { parts, constants, nbytes: weights.nbytes })
+    Ok(Built { parts, constants, types, nbytes: weights.nbytes })
 }
 
 /// An error in a node's own numbers is one of the file.

@@ -100,6 +100,8 @@ pub struct Network {
     graph: Graph,
     parts: Vec<Part>,
     constants: Vec<Constant>,
+    /// The type of each value.
+    types: Vec<InputType>,
     nbytes: usize,
     limits: Limits,
     /// The shapes that were run last, newest last.
@@ -119,6 +121,7 @@ struct Prepared {
 #[derive(Default)]
 struct Workspace {
     slots: Vec<Vec<f32>>,
+    id_slots: Vec<Vec<i64>>,
     scratch: Vec<f32>,
 }
 
@@ -177,6 +180,7 @@ impl Network {
             graph,
             parts: built.parts,
             constants: built.constants,
+            types: built.types,
             nbytes: built.nbytes,
             limits: *limits,
             plans: Mutex::new(Vec::new()),
@@ -209,12 +213,13 @@ impl Network {
         })
     }
 
-    /// The numbers that a run on `arguments` holds at once beside its inputs and outputs.
+    /// The numbers and ids that a run on `arguments` holds at once beside its inputs and outputs.
     ///
     /// # Errors
     /// As [`Network::run`].
     pub fn workspace_numbers(&self, arguments: &[Argument<'_>]) -> Result<usize> {
-        Ok(self.prepared(arguments)?.plan.slots.iter().sum())
+        let prepared = self.prepared(arguments)?;
+        Ok(prepared.plan.slots.iter().chain(&prepared.plan.id_slots).sum())
     }
 
     /// The dimensions of each output for `arguments`.
@@ -286,7 +291,7 @@ impl Network {
         }
         let constants: Vec<Dims> = self.constants.iter().map(|c| c.dims.clone()).collect();
         let limit = self.limits.tensor_nbytes;
-        let plan = Plan::new(&self.graph, &self.parts, &constants, arguments, limit)?;
+        let plan = Plan::new(&self.graph, &self.parts, &self.types, &constants, arguments, limit)?;
         let prepared = Arc::new(Prepared::new(plan));
         if let Ok(mut plans) = self.plans.try_lock()
             && !plans.iter().any(is_for)
@@ -340,9 +345,13 @@ impl Network {
         into: &mut [&mut [f32]],
         threads: usize,
     ) -> Result<()> {
-        let Workspace { slots, scratch } = workspace;
+        let Workspace { slots, id_slots, scratch } = workspace;
         slots.resize_with(plan.slots.len(), Vec::new);
+        id_slots.resize_with(plan.id_slots.len(), Vec::new);
         for (slot, &len) in slots.iter_mut().zip(&plan.slots) {
+            at_least(slot, len)?;
+        }
+        for (slot, &len) in id_slots.iter_mut().zip(&plan.id_slots) {
             at_least(slot, len)?;
         }
         let ninputs = self.graph.inputs().len();
@@ -353,7 +362,12 @@ impl Network {
             let dims = plan.dims[ninputs + step.halved.unwrap_or(step.node)].as_slice();
             let len = dims.iter().product::<usize>();
             // Out of the way while the operands are read.
-            let mut buffer = std::mem::take(&mut slots[step.slot]);
+            let (mut numbers, mut ids) = (Vec::new(), Vec::new());
+            match step.into {
+                Source::Slot(slot) => numbers = std::mem::take(&mut slots[slot]),
+                Source::IdSlot(slot) => ids = std::mem::take(&mut id_slots[slot]),
+                Source::Argument(_) | Source::Constant(_) => continue,
+            }
             let operands = Operands {
                 plan,
                 values: &node.inputs,
@@ -361,15 +375,23 @@ impl Network {
                 arguments,
                 constants: &self.constants,
                 slots,
+                id_slots,
                 in_place: step.in_place,
                 halves: step.halved.is_some(),
             };
             let mut context = Context { threads, scratch };
-            let outcome = match len {
-                0 => Ok(()),
-                _ => operator.run(&operands, dims, &mut buffer[..len], &mut context),
+            let outcome = match step.into {
+                _ if len == 0 => Ok(()),
+                Source::IdSlot(_) => {
+                    operator.run_ids(&operands, dims, &mut ids[..len], &mut context)
+                }
+                _ => operator.run(&operands, dims, &mut numbers[..len], &mut context),
             };
-            slots[step.slot] = buffer;
+            match step.into {
+                Source::IdSlot(slot) => id_slots[slot] = ids,
+                Source::Slot(slot) => slots[slot] = numbers,
+                Source::Argument(_) | Source::Constant(_) => {}
+            }
             outcome.map_err(|e| within(node, e))?;
         }
         for (&value, into) in self.graph.outputs().iter().zip(into) {
@@ -377,6 +399,7 @@ impl Network {
                 Source::Argument(number) => arguments[number].elements.numbers(),
                 Source::Constant(number) => self.constants[number].elements().numbers(),
                 Source::Slot(slot) => slots[slot].get(..into.len()),
+                Source::IdSlot(_) => None,
             };
             let numbers = numbers.ok_or_else(|| {
                 Error::invalid(format!("output {value}: ids, expected float32 numbers"))
@@ -413,6 +436,7 @@ mod tests {
             sources: Vec::new(),
             steps: Vec::new(),
             slots: Vec::new(),
+            id_slots: Vec::new(),
         };
         let prepared = Prepared::new(plan);
         // Each time some find nothing to take, as those do that meet at the lock, and give all back.

@@ -24,9 +24,28 @@ pub(super) trait Operator: Send + Sync {
         context: &mut Context<'_>,
     ) -> Result<()>;
 
-    /// The type of the operands' elements.
+    /// The type of the operands' elements, unless it moves those of any.
     fn operand_type(&self) -> InputType {
         InputType::Float32
+    }
+
+    /// True when it moves elements of either type, which all operands and the result have.
+    fn moves_any_type(&self) -> bool {
+        false
+    }
+
+    /// As `run`, of ids; only one that moves elements of either type has it.
+    ///
+    /// # Errors
+    /// As `run`; `InvalidArgument` where it has none, which loading a network rules out.
+    fn run_ids(
+        &self,
+        _operands: &Operands<'_>,
+        _dims: &[usize],
+        _out: &mut [i64],
+        _context: &mut Context<'_>,
+    ) -> Result<()> {
+        Err(Error::invalid("operands of int64, expected float32"))
     }
 
     /// True when the result is the operand's numbers under other dimensions; it is never run.
@@ -133,6 +152,7 @@ pub(super) struct Operands<'a> {
     pub arguments: &'a [Argument<'a>],
     pub constants: &'a [Constant],
     pub slots: &'a [Vec<f32>],
+    pub id_slots: &'a [Vec<i64>],
     pub in_place: Option<usize>,
     pub halves: bool,
 }
@@ -160,6 +180,10 @@ impl<'a> Operands<'a> {
             Source::Slot(slot) => {
                 let len = self.dims(i).iter().product();
                 Elements::Float32(&self.slots[slot][..len])
+            }
+            Source::IdSlot(slot) => {
+                let len = self.dims(i).iter().product();
+                Elements::Int64(&self.id_slots[slot][..len])
             }
         }
     }
@@ -210,6 +234,27 @@ impl<'a> Operands<'a> {
     }
 }
 
+/// A number or an id, for what moves either.
+pub(super) trait Element: Copy + Send + Sync {
+    /// The elements of operand `i`.
+    ///
+    /// # Panics
+    /// When it holds the others, which loading a network rules out.
+    fn of<'a>(operands: &Operands<'a>, i: usize) -> &'a [Self];
+}
+
+impl Element for f32 {
+    fn of<'a>(operands: &Operands<'a>, i: usize) -> &'a [Self] {
+        operands.numbers(i)
+    }
+}
+
+impl Element for i64 {
+    fn of<'a>(operands: &Operands<'a>, i: usize) -> &'a [Self] {
+        operands.ids(i)
+    }
+}
+
 /// What a run lends to an operator.
 pub(super) struct Context<'a> {
     /// Threads it may use.
@@ -225,17 +270,17 @@ impl Context<'_> {
     }
 }
 
-/// The first `len` numbers of `buffer`, grown where it is shorter; they may be anything.
+/// The first `len` elements of `buffer`, grown where it is shorter; they may be anything.
 ///
 /// # Errors
 /// `LimitExceeded` when the memory cannot be had.
-pub(super) fn at_least(buffer: &mut Vec<f32>, len: usize) -> Result<&mut [f32]> {
+pub(super) fn at_least<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> Result<&mut [T]> {
     if buffer.len() < len {
         buffer.try_reserve_exact(len - buffer.len()).map_err(|_| {
             let message = format!("memory: {len} numbers cannot be had");
             Error::new(ErrorKind::LimitExceeded, message)
         })?;
-        buffer.resize(len, 0.0);
+        buffer.resize(len, T::default());
     }
     Ok(&mut buffer[..len])
 }

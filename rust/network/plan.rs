@@ -8,14 +8,14 @@
 //!
 //! A slot is a buffer that values share one after the other. A node's result takes the place of an
 //! operand that nothing reads later, if it may; else the smallest free slot that holds it, else the
-//! largest free one, grown; else a new one. All this is done once; a run allocates nothing for
-//! values.
+//! largest free one, grown; else a new one. Ids that were moved lie in slots of their own kind. All
+//! this is done once; a run allocates nothing for values.
 //!
 //! Between convolutions of a batch numbers are interleaved ([`Interleaving`]) where all that give and read
 //! a value take it so; and a convolution whose numbers are halved by the node after it alone gives what
 //! becomes of them.
 
-use super::graph::{Graph, Node};
+use super::graph::{Graph, InputType, Node};
 use super::operator::{Argument, Dims, Interleaving, count};
 use super::{Part, within};
 use crate::error::{Error, ErrorKind, Result};
@@ -29,6 +29,8 @@ pub(super) enum Source {
     Constant(usize),
     /// In a slot of the workspace.
     Slot(usize),
+    /// In a slot of the workspace that holds ids.
+    IdSlot(usize),
 }
 
 /// A node to run, in order.
@@ -36,8 +38,8 @@ pub(super) enum Source {
 pub(super) struct Step {
     /// Which.
     pub node: usize,
-    /// Where its result goes.
-    pub slot: usize,
+    /// The slot that its result goes to.
+    pub into: Source,
     /// The operand that is there already.
     pub in_place: Option<usize>,
     /// The node after it that takes the greatest of its numbers, whose result this step gives.
@@ -57,6 +59,34 @@ pub(super) struct Plan {
     pub steps: Vec<Step>,
     /// The numbers that each slot holds.
     pub slots: Vec<usize>,
+    /// The ids that each slot of ids holds.
+    pub id_slots: Vec<usize>,
+}
+
+/// Slots of one type: what each holds, and which are free.
+#[derive(Default)]
+struct Slots {
+    lens: Vec<usize>,
+    free: Vec<usize>,
+}
+
+impl Slots {
+    /// A free slot for `len` elements.
+    fn take(&mut self, len: usize) -> usize {
+        let fits = |slot: &usize| self.lens[*slot] >= len;
+        let free = || self.free.iter().copied();
+        let best = match free().filter(fits).min_by_key(|&slot| self.lens[slot]) {
+            Some(slot) => Some(slot),
+            None => free().max_by_key(|&slot| self.lens[slot]),
+        };
+        let Some(slot) = best else {
+            self.lens.push(len);
+            return self.lens.len() - 1;
+        };
+        self.free.retain(|&other| other != slot);
+        self.lens[slot] = self.lens[slot].max(len);
+        slot
+    }
 }
 
 impl Plan {
@@ -68,6 +98,7 @@ impl Plan {
     pub fn new(
         graph: &Graph,
         parts: &[Part],
+        types: &[InputType],
         constants: &[Dims],
         arguments: &[Argument<'_>],
         limit: u64,
@@ -83,7 +114,8 @@ impl Plan {
                     operator.shape(&operands, batch).map_err(|e| within(node, e))?
                 }
             };
-            let nbytes = count(&result).and_then(|n| n.checked_mul(4));
+            let each = if types[dims.len()] == InputType::Int64 { 8 } else { 4 };
+            let nbytes = count(&result).and_then(|n| n.checked_mul(each));
             if nbytes.is_none_or(|nbytes| nbytes as u64 > limit) {
                 let message = format!("result of shape {result:?}, expected at most {limit} bytes");
                 return Err(within(node, Error::new(ErrorKind::LimitExceeded, message)));
@@ -93,20 +125,26 @@ impl Plan {
         let kinds = kinds(graph, parts, &dims);
         let interleaved = interleaved(graph, &kinds, dims.len());
         let halved = halved(graph, &kinds, &interleaved);
-        let (sources, steps, slots) = (Vec::new(), Vec::new(), Vec::new());
-        let mut plan = Self { dims, interleaved, sources, steps, slots };
-        plan.place(graph, parts, &halved);
+        let (sources, steps, slots, id_slots) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut plan = Self { dims, interleaved, sources, steps, slots, id_slots };
+        plan.place(graph, parts, types, &halved);
         Ok(plan)
     }
 
     /// Finds a place for every value.
-    fn place(&mut self, graph: &Graph, parts: &[Part], halved: &[Option<usize>]) {
+    fn place(
+        &mut self,
+        graph: &Graph,
+        parts: &[Part],
+        types: &[InputType],
+        halved: &[Option<usize>],
+    ) {
         let ninputs = graph.inputs().len();
         let last_uses = last_uses(graph, parts);
         // The value whose numbers a value's are.
         let mut roots: Vec<usize> = (0..ninputs).collect();
         self.sources = (0..ninputs).map(Source::Argument).collect();
-        let mut free: Vec<usize> = Vec::new();
+        let (mut slots, mut id_slots) = (Slots::default(), Slots::default());
         for (number, (node, part)) in graph.nodes().iter().zip(parts).enumerate() {
             let value = ninputs + number;
             let operator = match part {
@@ -140,43 +178,32 @@ impl Plan {
                     && self.dims[node.inputs[i]] == self.dims[value]
                     && node.inputs.iter().filter(|&&other| roots[other] == root).count() == 1
             });
-            let slot = match in_place.map(|i| self.sources[node.inputs[i]]) {
-                Some(Source::Slot(slot)) => slot,
-                _ => self.take(&mut free, len),
+            let into = match (in_place.map(|i| self.sources[node.inputs[i]]), types[value]) {
+                (Some(source), _) => source,
+                (None, InputType::Float32) => Source::Slot(slots.take(len)),
+                (None, InputType::Int64) => Source::IdSlot(id_slots.take(len)),
             };
-            self.sources.push(Source::Slot(slot));
+            self.sources.push(into);
             let halved = halved[number].map(|_| number);
-            self.steps.push(Step { node: giver, slot, in_place, halved });
+            self.steps.push(Step { node: giver, into, in_place, halved });
             // What was read here for the last time is free, the result too if nothing reads it.
             let mut done: Vec<usize> = node.inputs.iter().map(|&input| roots[input]).collect();
             done.push(value);
             done.sort_unstable();
             done.dedup();
             for root in done {
-                if let Source::Slot(old) = self.sources[root]
-                    && last_uses[root] <= number
-                    && (old != slot || root == value)
-                {
-                    free.push(old);
+                let source = self.sources[root];
+                if last_uses[root] > number || (source == into && root != value) {
+                    continue;
+                }
+                match source {
+                    Source::Slot(old) => slots.free.push(old),
+                    Source::IdSlot(old) => id_slots.free.push(old),
+                    Source::Argument(_) | Source::Constant(_) => {}
                 }
             }
         }
-    }
-
-    /// A free slot for `len` numbers.
-    fn take(&mut self, free: &mut Vec<usize>, len: usize) -> usize {
-        let fits = |slot: &usize| self.slots[*slot] >= len;
-        let best = match free.iter().copied().filter(fits).min_by_key(|&slot| self.slots[slot]) {
-            Some(slot) => Some(slot),
-            None => free.iter().copied().max_by_key(|&slot| self.slots[slot]),
-        };
-        let Some(slot) = best else {
-            self.slots.push(len);
-            return self.slots.len() - 1;
-        };
-        free.retain(|&other| other != slot);
-        self.slots[slot] = self.slots[slot].max(len);
-        slot
+        (self.slots, self.id_slots) = (slots.lens, id_slots.lens);
     }
 }
 

@@ -1,11 +1,12 @@
 //! Operators that move numbers without changing them: reshape, slice, permute, expand, concat, pad.
 //!
-//! A reshape is a view. Slice, permute and expand are one gather: a start, and a step in x for each
-//! dimension of the result (a larger one, in another order, none). Dimensions that go together are
-//! merged, so that what is contiguous is copied as a whole.
+//! All but the last also move ids, on their way to an embedding. A reshape is a view. Slice, permute and
+//! expand are one gather: a start, and a step in x for each dimension of the result (a larger one, in
+//! another order, none). Dimensions that go together are merged, so that what is contiguous is copied as
+//! a whole.
 
 use super::elementwise::broadcast_steps;
-use super::operator::{Context, Dims, Operands, Operator, count, dimension};
+use super::operator::{Context, Dims, Element, Operands, Operator, count, dimension};
 use crate::error::{Error, Result};
 use crate::threads;
 
@@ -14,9 +15,9 @@ pub(super) fn build(name: &str, ints: &[i64], floats: &[f32]) -> Option<Result<B
     let ints = ints.to_vec();
     let built: Result<Box<dyn Operator>> = match name {
         "reshape" => Ok(Box::new(Reshape { dims: ints })),
-        "permute" => Ok(Box::new(Permute { order: ints })),
-        "expand" => Ok(Box::new(Expand { dims: ints })),
-        "concat" => Ok(Box::new(Concat { dim: ints[0] })),
+        "permute" => Ok(Box::new(Moving(Permute { order: ints }))),
+        "expand" => Ok(Box::new(Moving(Expand { dims: ints }))),
+        "concat" => Ok(Box::new(Moving(Concat { dim: ints[0] }))),
         "slice" => build_slice(&ints),
         "pad" => build_pad(&ints, floats[0]),
         _ => return None,
@@ -28,7 +29,7 @@ fn build_slice(ints: &[i64]) -> Result<Box<dyn Operator>> {
     let step = usize::try_from(ints[3]).ok().filter(|&step| step > 0);
     let step =
         step.ok_or_else(|| Error::invalid(format!("step {}, expected at least 1", ints[3])))?;
-    Ok(Box::new(Slice { dim: ints[0], start: ints[1], end: ints[2], step }))
+    Ok(Box::new(Moving(Slice { dim: ints[0], start: ints[1], end: ints[2], step })))
 }
 
 fn build_pad(ints: &[i64], value: f32) -> Result<Box<dyn Operator>> {
@@ -89,6 +90,10 @@ impl Operator for Reshape {
         true
     }
 
+    fn moves_any_type(&self) -> bool {
+        true
+    }
+
     fn run(
         &self,
         operands: &Operands<'_>,
@@ -101,15 +106,63 @@ impl Operator for Reshape {
     }
 }
 
+/// What moves elements of either type.
+trait Mover: Send + Sync {
+    /// As [`Operator::shape`].
+    fn shape(&self, operands: &[&[usize]], batch: usize) -> Result<Dims>;
+
+    /// As [`Operator::run`].
+    fn place<T: Element>(
+        &self,
+        operands: &Operands<'_>,
+        dims: &[usize],
+        out: &mut [T],
+        context: &Context<'_>,
+    ) -> Result<()>;
+}
+
+/// A mover as an operator.
+struct Moving<M>(M);
+
+impl<M: Mover> Operator for Moving<M> {
+    fn shape(&self, operands: &[&[usize]], batch: usize) -> Result<Dims> {
+        self.0.shape(operands, batch)
+    }
+
+    fn moves_any_type(&self) -> bool {
+        true
+    }
+
+    fn run(
+        &self,
+        operands: &Operands<'_>,
+        dims: &[usize],
+        out: &mut [f32],
+        context: &mut Context<'_>,
+    ) -> Result<()> {
+        self.0.place(operands, dims, out, context)
+    }
+
+    fn run_ids(
+        &self,
+        operands: &Operands<'_>,
+        dims: &[usize],
+        out: &mut [i64],
+        context: &mut Context<'_>,
+    ) -> Result<()> {
+        self.0.place(operands, dims, out, context)
+    }
+}
+
 /// A dimension of a gather: its size, and the step in x.
 type Axis = (usize, usize);
 
 /// Puts `x[start + Σ i · step]` into `out`, for every index i over `axes` in order.
-fn gather(
-    x: &[f32],
+fn gather<T: Element>(
+    x: &[T],
     start: usize,
     axes: impl Iterator<Item = Axis>,
-    out: &mut [f32],
+    out: &mut [T],
     context: &Context<'_>,
 ) -> Result<()> {
     let mut merged = [(1, 0); super::MAX_RANK];
@@ -154,7 +207,7 @@ struct Permute {
     order: Vec<i64>,
 }
 
-impl Operator for Permute {
+impl Mover for Permute {
     fn shape(&self, operands: &[&[usize]], _batch: usize) -> Result<Dims> {
         let x = operands[0];
         let mut is_there = vec![false; x.len()];
@@ -173,19 +226,19 @@ impl Operator for Permute {
         Ok(dims)
     }
 
-    fn run(
+    fn place<T: Element>(
         &self,
         operands: &Operands<'_>,
         _dims: &[usize],
-        out: &mut [f32],
-        context: &mut Context<'_>,
+        out: &mut [T],
+        context: &Context<'_>,
     ) -> Result<()> {
         let dims = operands.dims(0);
         let axes = self.order.iter().map(|&dim| {
             let dim = dimension(dim, dims.len()).unwrap_or(0);
             (dims[dim], step(dims, dim))
         });
-        gather(operands.numbers(0), 0, axes, out, context)
+        gather(T::of(operands, 0), 0, axes, out, context)
     }
 }
 
@@ -193,7 +246,7 @@ struct Expand {
     dims: Vec<i64>,
 }
 
-impl Operator for Expand {
+impl Mover for Expand {
     fn shape(&self, operands: &[&[usize]], batch: usize) -> Result<Dims> {
         let (x, dims) = (operands[0], resolve(&self.dims, batch)?);
         let fits = |(&from, &to): (&usize, &usize)| from == to || from == 1;
@@ -205,15 +258,15 @@ impl Operator for Expand {
         Ok(dims)
     }
 
-    fn run(
+    fn place<T: Element>(
         &self,
         operands: &Operands<'_>,
         dims: &[usize],
-        out: &mut [f32],
-        context: &mut Context<'_>,
+        out: &mut [T],
+        context: &Context<'_>,
     ) -> Result<()> {
         let steps = broadcast_steps(operands.dims(0), dims);
-        gather(operands.numbers(0), 0, dims.iter().copied().zip(steps), out, context)
+        gather(T::of(operands, 0), 0, dims.iter().copied().zip(steps), out, context)
     }
 }
 
@@ -238,7 +291,7 @@ impl Slice {
     }
 }
 
-impl Operator for Slice {
+impl Mover for Slice {
     fn shape(&self, operands: &[&[usize]], _batch: usize) -> Result<Dims> {
         let (dim, _, len) = self.range(operands[0])?;
         let mut dims = operands[0].to_vec();
@@ -246,12 +299,12 @@ impl Operator for Slice {
         Ok(dims)
     }
 
-    fn run(
+    fn place<T: Element>(
         &self,
         operands: &Operands<'_>,
         dims: &[usize],
-        out: &mut [f32],
-        context: &mut Context<'_>,
+        out: &mut [T],
+        context: &Context<'_>,
     ) -> Result<()> {
         let x = operands.dims(0);
         let (sliced, start, _) = self.range(x)?;
@@ -260,7 +313,7 @@ impl Operator for Slice {
             // One number needs no step, and a long one might not fit.
             (size, if size == 1 { 0 } else { step(x, dim) * stride })
         });
-        gather(operands.numbers(0), start * step(x, sliced), axes, out, context)
+        gather(T::of(operands, 0), start * step(x, sliced), axes, out, context)
     }
 }
 
@@ -268,7 +321,7 @@ struct Concat {
     dim: i64,
 }
 
-impl Operator for Concat {
+impl Mover for Concat {
     fn shape(&self, operands: &[&[usize]], _batch: usize) -> Result<Dims> {
         let mut dims = operands[0].to_vec();
         let joined = dimension(self.dim, dims.len())?;
@@ -287,12 +340,12 @@ impl Operator for Concat {
         Ok(dims)
     }
 
-    fn run(
+    fn place<T: Element>(
         &self,
         operands: &Operands<'_>,
         dims: &[usize],
-        out: &mut [f32],
-        _context: &mut Context<'_>,
+        out: &mut [T],
+        _context: &Context<'_>,
     ) -> Result<()> {
         let joined = dimension(self.dim, dims.len())?;
         let (unit, inner) = (dims[joined..].iter().product::<usize>(), step(dims, joined));
@@ -302,7 +355,7 @@ impl Operator for Concat {
             if len == 0 {
                 continue;
             }
-            let x = operands.numbers(i).chunks_exact(len);
+            let x = T::of(operands, i).chunks_exact(len);
             for (out, x) in out.chunks_exact_mut(unit).zip(x) {
                 out[start..start + len].copy_from_slice(x);
             }

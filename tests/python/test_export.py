@@ -47,6 +47,11 @@ class Attention(nn.Module):
         return self.attention(x, x[:, :4], x[:, :4])
 
 
+def table(rows):
+    """A look-up of rows of whole numbers, in any type."""
+    return nn.Embedding(rows, 4, _weight=torch.arange(4.0 * rows).reshape(rows, 4) % 11)
+
+
 def ones(x, *shape):
     return torch.ones(shape, dtype=x.dtype)
 
@@ -84,6 +89,48 @@ CASES = {
     "embedding_of_reshaped": (
         Call(lambda i: F.embedding(i.flatten(1), torch.eye(9))),
         ids(9, 2, 3),
+    ),
+    "embedding_of_slices": (
+        Call(lambda i: table(9)(i[:, 1:-2]) + table(30)(i[:, 2:])[:, 1:]),
+        ids(9, 7),
+    ),
+    "embedding_of_columns": (
+        Call(lambda i: table(9)(i[:, 0]) * table(9)(i.unbind(1)[2]) + table(9)(i[:, ::2]).sum(1)),
+        ids(9, 5),
+    ),
+    "embedding_of_joined": (
+        Call(lambda i, j: table(9)(torch.cat([i, j[:, :1], i.chunk(2, 1)[1]], 1))),
+        *(ids(9, 4), ids(5, 3)),
+    ),
+    "embedding_of_stacked": (
+        Call(lambda i, j: table(9)(torch.stack([i, j], 1)).flatten(2)),
+        *(ids(9, 4), ids(9, 4)),
+    ),
+    "embedding_of_turned": (
+        Call(lambda i: table(9)(i.permute(0, 2, 1)) + table(9)(i.transpose(1, 2).contiguous())),
+        ids(9, 2, 3),
+    ),
+    "embedding_of_batch_last": (Call(lambda i: table(9)(i.T).transpose(0, 1)), ids(9, 5)),
+    "embedding_of_shifted": (Call(lambda i: table(9)(i.roll(2, 1).repeat(1, 2))), ids(9, 5)),
+    "embedding_of_repeated": (
+        Call(lambda i: table(9)(i[:, :1].expand(-1, 4).repeat_interleave(2, 1))),
+        ids(9, 5),
+    ),
+    "embedding_with_a_first_id": (
+        Call(lambda i: table(9)(torch.cat([i.new_full((i.shape[0], 1), 7), i], 1))),
+        ids(9, 5),
+    ),
+    "embedding_with_constant_ids": (
+        Call(lambda i: table(9)(torch.cat([torch.arange(3).expand(i.shape[0], 3), i], 1))),
+        ids(9, 5),
+    ),
+    "embedding_of_one_kind": (
+        Call(lambda i: table(9)(i) + table(2)(torch.zeros_like(i)) * table(2)(torch.ones_like(i))),
+        ids(9, 5),
+    ),
+    "conv_of_sliced_letters": (
+        Call(lambda i: F.conv1d(table(9)(i[:, 1:]).mT, torch.ones(2, 4, 3).cumsum(0))),
+        ids(9, 8),
     ),
     "batch_norm": (nn.BatchNorm2d(4), IMAGE),
     "batch_norm_1d": (nn.BatchNorm1d(4, affine=False), LENGTH),
@@ -488,6 +535,37 @@ def test_ids_of_any_width_are_taken(tmp_path, dtype, cast):
     for given in (example, example.long()):
         found = network.run(given.numpy())
         assert np.array_equal(found, table(example.int()).detach().numpy())
+
+
+class Recommender(nn.Module):
+    """Scores of a user and an item, the columns of one input, and of a kind that all have."""
+
+    def __init__(self):
+        super().__init__()
+        self.user, self.item, self.kind = (
+            nn.Embedding(50, 8),
+            nn.Embedding(70, 8),
+            nn.Embedding(3, 8),
+        )
+        self.score = nn.Linear(16, 1)
+
+    def forward(self, pairs):
+        user, item = self.user(pairs[:, 0]), self.item(pairs[:, 1])
+        return self.score(torch.cat([user * item, self.kind(torch.zeros_like(pairs[:, 0]))], 1))
+
+
+def test_columns_of_ids_are_looked_up_in_compressed_tables(tmp_path):
+    torch.manual_seed(1)
+    rule = tersenet.Rule(sparsity=0.5, quantizer="cws", k=8)
+    plan = tersenet.Plan(dict.fromkeys(("user", "item", "kind", "score"), rule))
+    model = tersenet.compress(Recommender().eval(), plan)
+    assert isinstance(model.user, tersenet.nn.CompressedEmbedding)
+    pairs = torch.stack([torch.randint(50, (9,)), torch.randint(70, (9,))], 1)
+    tersenet.export(model, pairs[:1], tmp_path / "x.terse")
+    network = tersenet.Network.load(tmp_path / "x.terse")
+    check(network, model, (pairs,))
+    with pytest.raises(ValueError, match=r"user \(embedding\): id 50, expected in \[0, 50\)"):
+        network.run(pairs.fill_(50).numpy())
 
 
 def test_a_batch_that_the_model_fixes_is_an_error(tmp_path):

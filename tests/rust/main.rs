@@ -10,6 +10,7 @@ mod hostile_sections;
 mod kernels;
 mod matrices;
 mod network;
+mod network_ids;
 mod network_memory;
 mod published;
 mod roundtrip;

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from tersenet._core import CompressedMatrix
@@ -67,6 +68,11 @@ class Weight:
     values: Tensor | CompressedMatrix
     shape: Shape
     is_matrix: bool = False
+
+    @property
+    def holds_ids(self) -> bool:
+        """Whether its elements are integers."""
+        return isinstance(self.values, Tensor) and self.values.dtype == torch.int64
 
 
 @dataclass(eq=False)
@@ -131,6 +137,8 @@ class Graph:
     ) -> Value:
         """Append a node and return its value."""
         dtype = inputs[0].dtype if inputs and op != "embedding" else "float32"
+        if op == "constant" and weights[0] is not None and weights[0].holds_ids:
+            dtype = "int64"
         output = Value(shape, dtype)
         node = Node(
             op, list(inputs), list(weights), list(ints), list(floats), name, output, activation

@@ -81,7 +81,7 @@ class Weights:
         self._taken: set[str] = set()
 
     def of(self, tensor: Tensor, name: str, *, is_matrix: bool = False) -> Weight:
-        """Return the weight of a float32 tensor; its name in the model goes before `name`."""
+        """Return the weight of a tensor of float32 or int64; its name in the model goes before `name`."""
         key = (identity_of(tensor), is_matrix) if tensor.numel() else object()
         if key not in self._known:
             name = self._names.get(identity_of(tensor), name)
@@ -176,8 +176,16 @@ class Step:
             return self.graph.add("expand", [base], operand.shape, ints=ints, name=self.path)
         if not isinstance(operand, Constant):
             self.refuse(f"an argument is {operand!r}, expected a tensor")
-        weight = self.weights.of(self.floats(operand), operand.name)
+        weight = self.weights.of(self._stored(operand), operand.name)
         return self.graph.add("constant", [], weight.shape, weights=[weight], name=self.path)
+
+    def _stored(self, constant: Constant) -> Tensor:
+        """Return a constant's elements: ids where the node gives ids, else numbers."""
+        given = self.node.meta["val"]
+        first = given[0] if isinstance(given, (tuple, list)) else given
+        if first.dtype == torch.int64:
+            return constant.tensor.to(torch.int64)
+        return self.floats(constant)
 
     def floats(self, constant: Constant) -> Tensor:
         """Return a constant's numbers as float32."""

@@ -56,6 +56,8 @@ def _written(weight: Weight, goal: Goal | None, level: Level) -> Written:
     if isinstance(value, CompressedMatrix):
         return weight.name, "float32", weight.shape, laid_out(value, weight.shape, goal, level)
     array = np.ascontiguousarray(value.detach().numpy())
+    if weight.holds_ids:
+        return weight.name, "int64", weight.shape, dtypes.to_bytes(array)
     plain = coded(array, "float32") if goal == "size" else array
     if weight.is_matrix and _may_shrink(array):
         flat = array.reshape(array.shape[0], -1)

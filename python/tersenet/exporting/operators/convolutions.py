@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tersenet.exporting.graph import Value
-from tersenet.exporting.lowering import Arguments, Constant, Step, lowers
+from tersenet.exporting.lowering import Arguments, Constant, Expanded, Operand, Step, lowers
 from tersenet.payload import matrix_of
 
 
@@ -94,9 +95,14 @@ def compressed_conv(step: Step, a: Arguments) -> Value:
 
 
 @lowers("tersenet.rows.default", takes_integers=True)
-def compressed_rows(step: Step, a: Arguments) -> Value:
-    """Lower a compressed embedding."""
-    assert matrix_of(a["payload"].tensor).shape[1] == a["ncols"]
+def compressed_rows(step: Step, a: Arguments) -> Operand:
+    """Lower a compressed embedding; of constant ids it is a constant, repeated over the batch."""
+    matrix, ids = matrix_of(a["payload"].tensor), a["ids"]
+    assert matrix.shape[1] == a["ncols"]
+    if isinstance(ids, Expanded):
+        found = torch.from_numpy(matrix.rows(ids.constant.tensor.reshape(-1).numpy()))
+        rows = found.reshape(*ids.constant.tensor.shape, a["ncols"])
+        return Expanded(Constant(rows, f"{a['payload'].name}.{step.node.name}"), step.shape)
     return step.emit("embedding", [a["ids"]], weights=[step.matrix(a["payload"])])
 
 

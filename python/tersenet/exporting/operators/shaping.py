@@ -1,4 +1,4 @@
-"""Operators that move or repeat numbers without computing: shapes, orders, parts, joins.
+"""Operators that move or repeat numbers, or ids, without computing: shapes, orders, parts, joins.
 
 All that torch counts as a view is a reshape, a permutation, a slice or an expansion of contiguous
 values here; what copies, casts float32 to float32 or drops out in training only, is nothing.
@@ -43,14 +43,14 @@ def reshape(step: Step, a: Arguments) -> Value:
     return step.reshape(step.value(a["self"]), step.shape)
 
 
-@lowers("aten.permute.default")
+@lowers("aten.permute.default", takes_integers=True)
 def permute(step: Step, a: Arguments) -> Value:
     """Lower a permutation."""
     x = step.value(a["self"])
     return step.permute(x, [dim % x.ndim for dim in a["dims"]])
 
 
-@lowers("aten.transpose.int")
+@lowers("aten.transpose.int", takes_integers=True)
 def transpose(step: Step, a: Arguments) -> Value:
     """Lower an exchange of two dimensions."""
     x = step.value(a["self"])
@@ -60,7 +60,7 @@ def transpose(step: Step, a: Arguments) -> Value:
     return step.permute(x, order)
 
 
-@lowers("aten.t.default", "aten.mT.default")
+@lowers("aten.t.default", "aten.mT.default", takes_integers=True)
 def matrix_transpose(step: Step, a: Arguments) -> Value:
     """Lower an exchange of the last two dimensions."""
     x = step.value(a["self"])
@@ -75,30 +75,34 @@ def expand(step: Step, a: Arguments) -> Operand:
         return Expanded(x, shape)
     if isinstance(x, Expanded):
         return Expanded(x.constant, shape)
-    if isinstance(x, Value) and x.dtype != "float32":
-        step.refuse(f"it repeats {x.dtype}, expected float32")
     return expanded(step, step.value(x), shape)
 
 
-@lowers("aten.full.default")
+@lowers("aten.full.default", takes_integers=True)
 def full(step: Step, a: Arguments) -> Operand:
     """Lower one number repeated over the batch."""
     number = a["fill_value"]
     if not isinstance(number, (int, float)):
         step.refuse(f"its number is {number}, expected a constant")
-    tensor = torch.full((1,) * len(step.shape), float(number))
+    dtype = step.node.meta["val"].dtype
+    tensor = torch.full((1,) * len(step.shape), number, dtype=dtype)
     return Expanded(Constant(tensor, step.path + "." + step.node.name), step.shape)
 
 
-@lowers("aten.full_like.default", "aten.zeros_like.default", "aten.ones_like.default")
+@lowers(
+    "aten.full_like.default",
+    "aten.zeros_like.default",
+    "aten.ones_like.default",
+    takes_integers=True,
+)
 def full_like(step: Step, a: Arguments) -> Operand:
     """Lower one number in the shape of a value."""
     name = str(step.node.target).split(".")[1]
-    number = {"zeros_like": 0.0, "ones_like": 1.0}.get(name, a.get("fill_value"))
+    number = {"zeros_like": 0, "ones_like": 1}.get(name, a.get("fill_value"))
     return full(step, {"fill_value": number})
 
 
-@lowers("aten.repeat.default")
+@lowers("aten.repeat.default", takes_integers=True)
 def repeat(step: Step, a: Arguments) -> Value:
     """Lower a repetition: [n] to [1, n], expanded to [r, n], is [r n]."""
     x, repeats = step.value(a["self"]), list(a["repeats"])
@@ -113,7 +117,7 @@ def repeat(step: Step, a: Arguments) -> Value:
     return step.reshape(expanded(step, step.reshape(x, apart), wide), step.shape)
 
 
-@lowers("aten.repeat_interleave.self_int")
+@lowers("aten.repeat_interleave.self_int", takes_integers=True)
 def repeat_interleave(step: Step, a: Arguments) -> Value:
     """Lower a repetition of each element in place."""
     x = step.value(a["self"])
@@ -125,7 +129,7 @@ def repeat_interleave(step: Step, a: Arguments) -> Value:
     return step.reshape(expanded(step, step.reshape(x, apart), wide), step.shape)
 
 
-@lowers("aten.cat.default")
+@lowers("aten.cat.default", takes_integers=True)
 def cat(step: Step, a: Arguments) -> Value:
     """Lower a join; empty tensors, which torch lets pass, are left out."""
     ndim = len(step.shape)
@@ -133,7 +137,7 @@ def cat(step: Step, a: Arguments) -> Value:
     return concat(step, parts, a["dim"] % ndim, step.shape)
 
 
-@lowers("aten.stack.default")
+@lowers("aten.stack.default", takes_integers=True)
 def stack(step: Step, a: Arguments) -> Value:
     """Lower a join along a new dimension."""
     dim = a["dim"] % len(step.shape)
@@ -142,7 +146,7 @@ def stack(step: Step, a: Arguments) -> Value:
     return concat(step, parts, dim, step.shape)
 
 
-@lowers("aten.slice.Tensor")
+@lowers("aten.slice.Tensor", takes_integers=True)
 def take(step: Step, a: Arguments) -> Value:
     """Lower a slice."""
     x = step.value(a["self"])
@@ -157,7 +161,7 @@ def take(step: Step, a: Arguments) -> Value:
     return step.slice(x, dim, start, max(start, end), a["step"])
 
 
-@lowers("aten.select.int")
+@lowers("aten.select.int", takes_integers=True)
 def select(step: Step, a: Arguments) -> Value:
     """Lower the choice of one index."""
     x = step.value(a["self"])
@@ -168,7 +172,7 @@ def select(step: Step, a: Arguments) -> Value:
     return step.reshape(step.slice(x, dim, index, index + 1), step.shape)
 
 
-@lowers("aten.split.Tensor", "aten.split_with_sizes.default")
+@lowers("aten.split.Tensor", "aten.split_with_sizes.default", takes_integers=True)
 def split(step: Step, a: Arguments) -> list[Value]:
     """Lower a division into parts of one size or of given sizes."""
     x = step.value(a["self"])
@@ -181,7 +185,7 @@ def split(step: Step, a: Arguments) -> list[Value]:
     return _parts(step, x, dim, sizes)
 
 
-@lowers("aten.chunk.default")
+@lowers("aten.chunk.default", takes_integers=True)
 def chunk(step: Step, a: Arguments) -> list[Value]:
     """Lower a division into so many parts."""
     x = step.value(a["self"])
@@ -190,7 +194,7 @@ def chunk(step: Step, a: Arguments) -> list[Value]:
     return split(step, {"self": x, "dim": dim, "split_size": max(size, 1)})
 
 
-@lowers("aten.unbind.int")
+@lowers("aten.unbind.int", takes_integers=True)
 def unbind(step: Step, a: Arguments) -> list[Value]:
     """Lower a division into all single indices."""
     x = step.value(a["self"])
@@ -201,7 +205,7 @@ def unbind(step: Step, a: Arguments) -> list[Value]:
     return [step.reshape(part, shape) for part in _parts(step, x, dim, [1] * x.shape[dim])]
 
 
-@lowers("aten.roll.default")
+@lowers("aten.roll.default", takes_integers=True)
 def roll(step: Step, a: Arguments) -> Value:
     """Lower a cyclic shift: two parts, joined the other way round."""
     x, dims = step.value(a["self"]), list(a["dims"])
