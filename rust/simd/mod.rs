@@ -5,9 +5,12 @@
 //! an instruction set's type proves that the CPU has it. This folder alone may say `unsafe`, and
 //! it knows slices only.
 //!
-//! `TERSENET_SIMD=scalar|avx2|avx512|avx512full` forces one, so that every path on a machine can be
+//! `TERSENET_SIMD=scalar|neon|avx2|avx512|avx512full` forces one, so that every path on a machine can be
 //! tested. AVX-512 is there twice: for CPUs that compute its registers half by half, and for those that
 //! compute them whole.
+
+// Instruction sets share what not all of them use.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports, unused_macros))]
 
 mod add_strip;
 pub mod alike;
@@ -19,6 +22,8 @@ mod cuts;
 pub mod dense;
 pub mod dense_rows;
 mod interleaving;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod saturating;
 mod scalar;
 pub mod sell;
@@ -414,6 +419,8 @@ pub fn cached_numbers() -> usize {
 /// Every instruction set that this CPU has, the fastest one last.
 pub fn available() -> Vec<&'static dyn Kernels> {
     let mut sets: Vec<&'static dyn Kernels> = vec![&scalar::Scalar];
+    #[cfg(target_arch = "aarch64")]
+    sets.push(&neon::Neon);
     #[cfg(target_arch = "x86_64")]
     if let Some(avx2) = avx2::Avx2::detect() {
         sets.push(avx2);
