@@ -74,6 +74,7 @@ FADE = 0.05  # of weights that are pruned in the first half, a step
 STEP_RATE = 0.05  # of the learning rate of weights: the steps of the quantizers
 SEED = 0
 KEYWORDS = ((0.0, 32), (0.2, 32), (0.3, 32), (0.4, 32))  # sparsity and values a layer
+PANELS = 3  # of the plot, side by side
 CALIBRATION = 200  # keyword features without their labels; the others are tested
 
 
@@ -340,10 +341,13 @@ def plot(rows: list[Row], tasks: dict[str, Task], path: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
+    lines = -(-len(tasks) // PANELS)
     figure, panels = pyplot.subplots(
-        1, len(tasks), figsize=(4.5 * len(tasks), 4), squeeze=False, layout="constrained"
+        lines, PANELS, figsize=(4.5 * PANELS, 4 * lines), squeeze=False, layout="constrained"
     )
-    for axes, (task, settings) in zip(panels[0], tasks.items(), strict=True):
+    for axes in panels.flat[len(tasks) :]:
+        axes.set_axis_off()
+    for axes, (task, settings) in zip(panels.flat, tasks.items(), strict=False):
         for method, style, shift in (("qat", "x", -0.08), ("pqk", "o", 0.08)):
             points = [
                 (number + shift, 100 * row.test)
@@ -358,7 +362,7 @@ def plot(rows: list[Row], tasks: dict[str, Task], path: Path) -> None:
         what = f"{task.partition('_')[0]}, {settings.images:,} images, {settings.epochs} epochs"
         seeds = f"seeds {settings.seeds[0]} to {settings.seeds[-1]}"
         axes.set(ylabel="test accuracy, %", title=f"{what}\n{seeds}")
-    panels[0][0].legend()
+    panels.flat[0].legend()
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
