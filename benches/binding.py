@@ -14,7 +14,6 @@ the weights: what part of the time is fixed, and how many times as fast as torch
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -53,7 +52,7 @@ def rows(simd: str) -> list[list[str]]:
     """Return a row for each convolution and batch, and for VGG19."""
     found = []
     layers: dict[tuple[int, ...], dict[float, Any]] = {}
-    for layer in _record("convolutions", simd)["layers"]:
+    for layer in timing.read_speed("convolutions", simd)["layers"]:
         key = tuple(layer[name] for name in ("channels", "rows", "size", "batch"))
         layers.setdefault(key, {})[layer["density"]] = layer["times"]
     for (channels, outputs, size, batch), by_density in layers.items():
@@ -62,7 +61,9 @@ def rows(simd: str) -> list[list[str]]:
         points = {d: medians(each, OURS["convolutions"]) for d, each in by_density.items()}
         name = f"{channels} to {outputs}, {size} x {size}, batch {batch}"
         found.append(told(name, batch * channels * outputs * 9 * size**2, dense, points))
-    networks = [net for net in _record("compare", simd)["networks"] if net["network"] == "vgg19"]
+    networks = [
+        net for net in timing.read_speed("compare", simd)["networks"] if net["network"] == "vgg19"
+    ]
     for batch in ("1", "32"):
         by_density = {round(1 - n["sparsity"], 3): n["batches"][batch]["times"] for n in networks}
         times = by_density.values()
@@ -70,11 +71,6 @@ def rows(simd: str) -> list[list[str]]:
         points = {d: medians(each, OURS["compare"]) for d, each in by_density.items()}
         name = f"VGG19, batch {batch}"
         found.append(told(name, int(batch) * VGG19_MULTIPLY_ADDS, dense, points))
-    return found
-
-
-def _record(name: str, simd: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((timing.HERE / f"record/{name}_{simd}.json").read_text())
     return found
 
 

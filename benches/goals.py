@@ -13,10 +13,8 @@ three quarters of it, of `coded` products 45 %. What binds where one is missed i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import timing
 
@@ -96,14 +94,9 @@ def goals() -> Iterator[Goal]:
         yield Goal(f"{what}{form}: two threads", 1.85, times, (form,), f"{form}, 2 threads", 1)
 
 
-def _record(name: str, simd: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((timing.HERE / f"record/{name}_{simd}.json").read_text())
-    return found
-
-
 def _product(percent: int, batch: int) -> Callable[[str], Times]:
     def times(simd: str) -> Times:
-        cases = _record("products", simd)["cases"]
+        cases = timing.read_speed("products", simd)["cases"]
         is_it = (round(1 - percent / 100, 3), batch)
         case = next(c for c in cases if (round(1 - c["sparsity"], 3), c["batch"]) == is_it)
         chosen = case.get("chosen_for_speed", "packed")
@@ -117,7 +110,7 @@ def _convolution(percent: int, batch: int) -> Callable[[str], Times]:
     def times(simd: str) -> Times:
         is_it = (256, 16, round(1 - percent / 100, 3), batch)
         names = ("rows", "size", "density", "batch")
-        layers = _record("convolutions", simd)["layers"]
+        layers = timing.read_speed("convolutions", simd)["layers"]
         found: Times = next(c["times"] for c in layers if tuple(c[n] for n in names) == is_it)
         return found
 
@@ -126,7 +119,7 @@ def _convolution(percent: int, batch: int) -> Callable[[str], Times]:
 
 def _network(name: str, percent: int, batch: int) -> Callable[[str], Times]:
     def times(simd: str) -> Times:
-        networks = _record("compare", simd)["networks"]
+        networks = timing.read_speed("compare", simd)["networks"]
         is_it = (name, percent)
         net = next(n for n in networks if (n["network"], round(100 * n["sparsity"])) == is_it)
         found: Times = net["batches"][f"{batch}"]["times"]
@@ -155,7 +148,7 @@ def main() -> None:
     show(shown)
     of = {
         simd: {
-            name: {part: _record(name, simd)[part] for part in ("cpu", "commit")}
+            name: {part: timing.read_speed(name, simd)[part] for part in ("cpu", "commit")}
             for name in ("products", "convolutions", "compare")
         }
         for simd in SIMDS

@@ -81,6 +81,12 @@ def write_speed(name: str, record: dict[str, Any]) -> None:
     write(f"{name}_{_core.SIMD}", record)
 
 
+def read_speed(name: str, simd: str) -> dict[str, Any]:
+    """Return the record of speeds of an instruction set."""
+    found: dict[str, Any] = json.loads((HERE / f"record/{name}_{simd}.json").read_text())
+    return found
+
+
 def write(name: str, record: dict[str, Any]) -> None:
     """Write a record under its fixed name."""
     folder = HERE / "record"

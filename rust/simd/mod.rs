@@ -279,7 +279,9 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
         cursor: &mut ElementCursor<'_>,
         nsteps: usize,
         out: &mut Elements,
-    );
+    ) {
+        (0..nsteps).for_each(|_| tans::decode_step(code, cursor, tans::TANS_LANES, out));
+    }
 
     /// `Σ values[ranks[i]] · x[positions[i] − start]`.
     ///
@@ -381,28 +383,40 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
     ///
     /// # Panics
     /// When a place is outside `lines`.
-    fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]);
+    fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]) {
+        alike::add_penalties(line, lines, keys);
+    }
 
     /// Replaces the keys by one for each of `lines`, in order, with its penalty alone.
-    fn first_penalties(&self, line: Planes, lines: &[Planes], keys: &mut Vec<u64>);
+    fn first_penalties(&self, line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
+        alike::first_penalties(line, lines, keys);
+    }
 
     /// Exchanges keys so that `least`, which is in order, holds the least of all, in order.
-    fn exchange_least(&self, least: &mut [u64; ACTIVE], keys: &mut [u64]);
+    fn exchange_least(&self, least: &mut [u64; ACTIVE], keys: &mut [u64]) {
+        alike::exchange_least(least, keys);
+    }
 
     /// Leaves the keys of at most `limit`.
-    fn retain_up_to(&self, limit: u64, keys: &mut Vec<u64>);
+    fn retain_up_to(&self, limit: u64, keys: &mut Vec<u64>) {
+        alike::retain_up_to(limit, keys);
+    }
 
     /// `to[i] += from[i]`, at most 32,767 and at least −32,768.
     ///
     /// # Panics
     /// When the slices differ in length.
-    fn add_saturating(&self, to: &mut [i16], from: &[i16]);
+    fn add_saturating(&self, to: &mut [i16], from: &[i16]) {
+        saturating::add(to, from);
+    }
 
     /// `to[i] += ⌊from[i] · scale / 2¹⁶⌋`, at most 32,767 and at least −32,768.
     ///
     /// # Panics
     /// When the slices differ in length.
-    fn add_scaled_saturating(&self, to: &mut [i16], from: &[i16], scale: i16);
+    fn add_scaled_saturating(&self, to: &mut [i16], from: &[i16], scale: i16) {
+        saturating::add_scaled(to, from, scale);
+    }
 }
 
 impl std::fmt::Debug for dyn Kernels {

@@ -8,9 +8,7 @@ mod dense_rows;
 mod products;
 mod tiles;
 
-use super::alike::{ACTIVE, Planes};
 use super::scalar::Scalar;
-use super::tans::{ElementCode, ElementCursor, Elements};
 use super::tiles::Rows;
 use super::{Kernels, Lanes, Spacing, SymbolRows, TileProduct};
 
@@ -111,16 +109,6 @@ impl Kernels for Neon {
         }
     }
 
-    fn decode_elements(
-        &self,
-        code: &ElementCode,
-        cursor: &mut ElementCursor<'_>,
-        nsteps: usize,
-        out: &mut Elements,
-    ) {
-        Scalar.decode_elements(code, cursor, nsteps, out);
-    }
-
     fn rank_dot(
         &self,
         positions: &[u32],
@@ -134,29 +122,5 @@ impl Kernels for Neon {
 
     fn greatest_of_four(&self, width: usize, x: &[f32], out: &mut [f32]) {
         Scalar.greatest_of_four(width, x, out);
-    }
-
-    fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]) {
-        Scalar.add_penalties(line, lines, keys);
-    }
-
-    fn first_penalties(&self, line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
-        Scalar.first_penalties(line, lines, keys);
-    }
-
-    fn exchange_least(&self, least: &mut [u64; ACTIVE], keys: &mut [u64]) {
-        Scalar.exchange_least(least, keys);
-    }
-
-    fn retain_up_to(&self, limit: u64, keys: &mut Vec<u64>) {
-        Scalar.retain_up_to(limit, keys);
-    }
-
-    fn add_saturating(&self, to: &mut [i16], from: &[i16]) {
-        Scalar.add_saturating(to, from);
-    }
-
-    fn add_scaled_saturating(&self, to: &mut [i16], from: &[i16], scale: i16) {
-        Scalar.add_scaled_saturating(to, from, scale);
     }
 }

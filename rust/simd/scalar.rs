@@ -1,9 +1,6 @@
-//! The specification: every kernel in plain Rust, on every machine.
+//! The specification, but for what [`Kernels`] computes by default: plain Rust, on every machine.
 #![allow(unsafe_code)]
 
-use super::alike::{self, ACTIVE, Planes};
-use super::saturating;
-use super::tans::{self, ElementCode, ElementCursor, Elements, TANS_LANES};
 use super::tiles::{CutRows, Rows, Weights};
 use super::{
     Kernels, LARGEST_TILE, Lanes, Spacing, Start, SymbolRows, TileProduct, counted, dense_rows,
@@ -176,16 +173,6 @@ impl Kernels for Scalar {
         }
     }
 
-    fn decode_elements(
-        &self,
-        code: &ElementCode,
-        cursor: &mut ElementCursor<'_>,
-        nsteps: usize,
-        out: &mut Elements,
-    ) {
-        (0..nsteps).for_each(|_| tans::decode_step(code, cursor, TANS_LANES, out));
-    }
-
     fn rank_dot(
         &self,
         positions: &[u32],
@@ -211,30 +198,6 @@ impl Kernels for Scalar {
                 *y = maximum(maximum(a, b), maximum(c, d));
             }
         }
-    }
-
-    fn add_penalties(&self, line: Planes, lines: &[Planes], keys: &mut [u64]) {
-        alike::add_penalties(line, lines, keys);
-    }
-
-    fn first_penalties(&self, line: Planes, lines: &[Planes], keys: &mut Vec<u64>) {
-        alike::first_penalties(line, lines, keys);
-    }
-
-    fn exchange_least(&self, least: &mut [u64; ACTIVE], keys: &mut [u64]) {
-        alike::exchange_least(least, keys);
-    }
-
-    fn retain_up_to(&self, limit: u64, keys: &mut Vec<u64>) {
-        alike::retain_up_to(limit, keys);
-    }
-
-    fn add_saturating(&self, to: &mut [i16], from: &[i16]) {
-        saturating::add(to, from);
-    }
-
-    fn add_scaled_saturating(&self, to: &mut [i16], from: &[i16], scale: i16) {
-        saturating::add_scaled(to, from, scale);
     }
 }
 
