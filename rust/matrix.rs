@@ -203,22 +203,24 @@ impl CompressedMatrix {
         Self::from_rows(&self.to_rows()?, request)
     }
 
-    /// The same values, no larger in kind but fit for products: what is for files alone is coded or grouped,
-    /// and slices where this CPU multiplies others faster are what it multiplies fastest. For kernels
-    /// of so many taps.
+    /// The same values, fit for products: what is for files alone becomes coded or grouped, and slices
+    /// what this CPU multiplies fastest, where that is something else. For kernels of so many taps.
     ///
     /// # Errors
     /// As [`CompressedMatrix::compress`].
     pub(crate) fn for_products(self, taps: Option<usize>) -> Result<Self> {
-        let kernels = simd::active()?;
-        let is_slow = |k: usize| kernels.sell_percent(k).is_none();
         if self.layout.spec().name == "archive" {
             return self.to(&Request { coder: Some(Coder::Tans), taps, ..Request::default() });
         }
-        if self.layout.sell().is_some() && is_slow(self.codebook_values().len()) {
+        if self.is_in_slow_slices(simd::active()?) {
             return self.to(&Request { goal: Goal::Speed, taps, ..Request::default() });
         }
         Ok(self)
+    }
+
+    /// Whether this matrix is in slices, and others are multiplied faster.
+    pub(crate) fn is_in_slow_slices(&self, kernels: &dyn Kernels) -> bool {
+        self.layout.sell().is_some() && kernels.sell_percent(self.codebook_values().len()).is_none()
     }
 
     /// The kept weights in the exchange form, the codebook as it was given, or ascending where the

@@ -115,8 +115,8 @@ impl CompressedMatrix {
             return self.matvec_on(kernels, x, threads);
         }
         let Shape { nrows, ncols } = self.shape();
-        let slices_are_fast = kernels.sell_percent(self.codebook_values().len()).is_some();
-        if self.is_multiplied_in_slices() && (slices_are_fast || batch <= MAX_VECTORS) {
+        let may_be_slices = batch <= MAX_VECTORS || !self.is_in_slow_slices(kernels);
+        if may_be_slices && self.is_multiplied_in_slices() {
             let mut y = filled(0.0, batch, nrows)?;
             self.matmul_into(kernels, x, batch, threads, &mut y)?;
             return Ok(y);
