@@ -147,11 +147,16 @@ def prune_to(level: str, net: LeNet5, trainer: Trainer, folder: Path, advance: P
     )
 
 
-def prune_at_once(baseline: str, net: LeNet5, trainer: Trainer) -> None:
-    """Prune a network to the first level in one step, in as many epochs."""
-    rounds = LEVELS["71"]
-    epochs = {phase: count * len(rounds) for phase, count in LEVEL.pruning.items()}
-    plan = keep(net, rounds[-1], trainer.seed)
+def rounds(level: str) -> int:
+    """Return how many rounds lead to a level, those of the levels before it too."""
+    return len(LEVELS[level]) + (rounds(FOLLOWS[level]) if level in FOLLOWS else 0)
+
+
+def prune_at_once(baseline: str, level: str, net: LeNet5, trainer: Trainer) -> None:
+    """Prune a network to a level in one step, in as many epochs as all rounds to it have."""
+    count = rounds(level)
+    epochs = {phase: each * count for phase, each in LEVEL.pruning.items()}
+    plan = keep(net, LEVELS[level][-1], trainer.seed)
     if baseline == "magnitude":
         prune(net, plan)
         retrain(net, trainer, sum(epochs.values()), SETTLING_LR)
@@ -162,7 +167,7 @@ def prune_at_once(baseline: str, net: LeNet5, trainer: Trainer) -> None:
             train=trainer.train(epochs, LEVEL.lr),
             validate=trainer.validate,
             rho=RHO,
-            rho_growth=RHO_GROWTH ** (1 / len(rounds)),
+            rho_growth=RHO_GROWTH ** (1 / count),
             seed=trainer.seed,
         )
 
@@ -275,10 +280,12 @@ class Bench:
             self.advance(f"settled, {level}", 1, 1)
         return net, seconds
 
-    def baseline(self, name: str) -> tuple[LeNet5, np.ndarray]:
-        """Return the network of a baseline, and the seconds of pruning to it."""
+    def baseline(self, name: str, level: str = "71") -> tuple[LeNet5, np.ndarray]:
+        """Return the network of a baseline, and the seconds of pruning to a level by it."""
         return self._after(
-            f"baseline-{name}", self.narrow(), lambda net: prune_at_once(name, net, self.trainer)
+            f"baseline-{name}-{level}",
+            self.narrow(),
+            lambda net: prune_at_once(name, level, net, self.trainer),
         )
 
     def shared(self, level: str, k: int) -> tuple[LeNet5, np.ndarray]:

@@ -2,14 +2,14 @@
 
 ::
 
-    for each seed: dense LeNet-5; its narrower network; from it, to 71 times fewer weights
+    for each seed: dense LeNet-5; its narrower network; from it, to 71 and to 170 times fewer weights
         one-shot magnitude, then training
         prune_admm in one round
         prune_admm in rounds                                         # progressive
 
-All of `admm_lenet5`, where the page says how: of a seed the three begin with the same network, keep as
-many weights of each layer, and train for as many epochs of the same images. Nothing is chosen by any of
-them; the test images are only reported.
+All of `admm_lenet5`, where the page says how: of a seed and a level the three begin with the same
+network, keep as many weights of each layer, and train for as many epochs of the same images. Nothing
+is chosen by any of them; the test images are only reported.
 
     TERSENET_DATA=… TERSENET_CACHE=… PYTHONPATH=benches python benches/paper/admm_seeds.py [seed…]
     writes benches/record/admm_seeds.json
@@ -33,38 +33,46 @@ from typing import Any
 
 import timing
 import torch
-from admm_lenet5 import BASELINES, Bench
+from admm_lenet5 import BASELINES, LEVELS, Bench, rounds
 from cache import Cache
 
 from tersenet.console import progress, show, table
 
 SEEDS = (0, 1, 2)
-LEVEL = "71"
+COMPARED = ("71", "167")  # levels
 PROGRESSIVE = "progressive"
 
 
 def compared(bench: Bench) -> list[dict[str, Any]]:
     """Return the rows of one seed."""
-    found = {"dense": (bench.dense, bench.dense_seconds)}
-    found |= {name: bench.baseline(name) for name in BASELINES}
-    found[PROGRESSIVE] = bench.level(LEVEL)
-    return [{"seed": bench.seed} | asdict(bench.row(name, *of)) for name, of in found.items()]
+    rows = [asdict(bench.row("dense", bench.dense, bench.dense_seconds)) | {"level": None}]
+    for level in COMPARED:
+        found = {name: bench.baseline(name, level) for name in BASELINES}
+        found[PROGRESSIVE] = bench.level(level)
+        rows += [asdict(bench.row(name, *of)) | {"level": level} for name, of in found.items()]
+    return [{"seed": bench.seed, "rounds": _rounds(row["level"])} | row for row in rows]
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return test accuracies of each method, and progressive less the others by seed, in points."""
-    tests = {
-        name: [100 * row["test"] for row in rows if row["name"] == name]
-        for name in ("dense", *BASELINES, PROGRESSIVE)
-    }
-    found: dict[str, Any] = {
-        name: {"mean_percent": statistics.mean(of), "deviation_points": statistics.stdev(of)}
-        for name, of in tests.items()
-    }
-    for name in BASELINES:
-        gains = [a - b for a, b in zip(tests[PROGRESSIVE], tests[name], strict=True)]
-        found[f"{PROGRESSIVE}_minus_{name}_points"] = gains
+    found: dict[str, Any] = {}
+    for level in COMPARED:
+        tests = {
+            name: [100 * r["test"] for r in rows if (r["level"], r["name"]) == (level, name)]
+            for name in (*BASELINES, PROGRESSIVE)
+        }
+        found[level] = {
+            name: {"mean_percent": statistics.mean(of), "deviation_points": statistics.stdev(of)}
+            for name, of in tests.items()
+        }
+        for name in BASELINES:
+            gains = [a - b for a, b in zip(tests[PROGRESSIVE], tests[name], strict=True)]
+            found[level][f"{PROGRESSIVE}_minus_{name}_points"] = gains
     return found
+
+
+def _rounds(level: str | None) -> int:
+    return rounds(level) if level in LEVELS else 0
 
 
 def main() -> None:
@@ -87,11 +95,13 @@ def main() -> None:
                     )
 
             rows += compared(Bench(Cache(root / f"{seed}"), advance, seed))
-    shown = table("seed", "network", "kept", "validation", "test", "CPU s")
+    shown = table("seed", "level", "network", "kept", "validation", "test", "CPU s")
     for row in rows:
         shares = [f"{row[part]:.2%}" for part in ("validation", "test")]
-        kept = f"{sum(row['kept'].values()):,}"
-        shown.add_row(f"{row['seed']}", row["name"], kept, *shares, f"{row['cpu_seconds']:.0f}")
+        which = (str(row["seed"]), str(row["level"] or ""), row["name"])
+        shown.add_row(
+            *which, f"{sum(row['kept'].values()):,}", *shares, f"{row['cpu_seconds']:.0f}"
+        )
     show(shown)
     if arguments.seeds:
         return

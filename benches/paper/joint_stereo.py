@@ -8,13 +8,14 @@
     each        the end-point error: mean distance of disparities where they are valid, in pixels
     compressed  exported; its errors are those of `Network`, from the compressed weights
 
-The real pairs are photographs, which no network has trained on.
+Three seeds, of the first weights, of the order and the turns of the stereograms, and of the plan; all
+train on the same stereograms. The real pairs are photographs, which no network has trained on.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -33,12 +34,12 @@ from tersenet.parametrization import unparametrize
 from tersenet.pipeline import prune_and_quantize
 from tersenet.training import Callback, TensorBatches
 
-PLAN = Plan.of(sparsity=0.88, pruning_scope="global", quantizer="cws", k=16, seed=0)
+SEEDS = (0, 1, 2)
 TOLERANCE = 1e-3  # pixels between torch and Network
 
 _BATCH = 8
 _LR = {"dense": 2e-3, "longer": 2e-3, "pruning": 2e-3, "quantization": 4e-4}
-_SEEDS = {"training": 1, "validation": 2, "test": 3}
+_IMAGE_SEEDS = {"training": 1, "validation": 2, "test": 3}
 _TOGETHER = 16
 
 
@@ -57,6 +58,7 @@ class Steps:
 class StereoRow:
     """One network: weights that are not zero, bytes of all weights, end-point errors in pixels."""
 
+    seed: int
     network: str
     weights: int
     nnz: int
@@ -101,22 +103,31 @@ class Stereo:
         return images, targets
 
     def rows(self) -> list[dict[str, Any]]:
-        """Train the three networks and measure them."""
-        torch.manual_seed(0)
+        """Train the three networks of each seed and measure them."""
+        return [row for seed in SEEDS for row in self.rows_of(seed)]
+
+    def rows_of(self, seed: int) -> list[dict[str, Any]]:
+        """Train the three networks of a seed and measure them."""
+        torch.manual_seed(seed)
         dense = StereoNet().to(memory_format=torch.channels_last)
-        steps = self.steps
-        self.cache.stage(
-            "stereo-dense", dense, lambda: self._train(dense, "dense", steps.dense, [])
-        )
+        counts = {"dense": self.steps.dense, "longer": self.steps.pruning + self.steps.quantization}
+
+        def stage(name: str, net: StereoNet, work: Callable[[], None]) -> None:
+            self.cache.stage(f"stereo-{seed}-{name}", net, work)
+
+        def plain(name: str, net: StereoNet) -> None:
+            stage(name, net, lambda: self._train(net, name, counts[name], [], seed))
+
+        plain("dense", dense)
         longer, small = copy.deepcopy(dense), copy.deepcopy(dense)
-        more = steps.pruning + steps.quantization
-        self.cache.stage("stereo-longer", longer, lambda: self._train(longer, "longer", more, []))
-        self.cache.stage("stereo-compressed", small, lambda: self._compress(small))
+        plain("longer", longer)
+        stage("compressed", small, lambda: self._compress(small, seed))
         return [
             row
             for name, net in {"dense": dense, "longer": longer, "compressed": small}.items()
             for row in self.cache.rows(
-                f"stereo-{name}", lambda name=name, net=net: [asdict(self._row(name, net))]
+                f"stereo-{seed}-{name}",
+                lambda name=name, net=net: [asdict(self._row(seed, name, net))],
             )
         ]
 
@@ -131,31 +142,34 @@ class Stereo:
         return max(self.steps.judged // _TOGETHER, 1)
 
     def _stereograms(self, part: str, batches: int) -> Stereograms:
-        return Stereograms(batches, batch_size=_TOGETHER, seed=_SEEDS[part])
+        return Stereograms(batches, batch_size=_TOGETHER, seed=_IMAGE_SEEDS[part])
 
-    def _train(self, net: nn.Module, stage: str, steps: int, callbacks: Sequence[Callback]) -> None:
+    def _train(
+        self, net: nn.Module, stage: str, steps: int, callbacks: Sequence[Callback], seed: int
+    ) -> None:
         train(
             net,
-            Flipped(*self.training, seed=list(_LR).index(stage)),
+            Flipped(*self.training, seed=len(_LR) * seed + list(_LR).index(stage)),
             steps=steps,
             optimizer=torch.optim.Adam(net.parameters(), _LR[stage], fused=True),
             lr=_LR[stage],
             loss=disparity_loss,
-            seed=0,
-            callbacks=[*callbacks, Shown(self.advance, f"stereo, {stage}", steps)],
+            seed=seed,
+            callbacks=[*callbacks, Shown(self.advance, f"stereo {seed}, {stage}", steps)],
         )
 
-    def _compress(self, net: nn.Module) -> None:
+    def _compress(self, net: nn.Module, seed: int) -> None:
         steps = {"pruning": self.steps.pruning, "quantization": self.steps.quantization}
 
         def train_stage(model: nn.Module, callbacks: Sequence[Callback], stage: str) -> None:
-            self._train(model, stage, steps[stage], callbacks)
+            self._train(model, stage, steps[stage], callbacks, seed)
 
+        plan = Plan.of(sparsity=0.88, pruning_scope="global", quantizer="cws", k=16, seed=seed)
         soft_steps = max(steps["pruning"] // 2, 1)
-        prune_and_quantize(net, PLAN, train_stage, steps=soft_steps, every=20)
+        prune_and_quantize(net, plan, train_stage, steps=soft_steps, every=20)
         unparametrize(net)
 
-    def _row(self, name: str, net: nn.Module) -> StereoRow:
+    def _row(self, seed: int, name: str, net: nn.Module) -> StereoRow:
         """Measure a network; the compressed one as it runs from its file."""
         weights = [p for p in net.parameters() if p.dim() > 1]
         count = sum(w.numel() for w in weights)
@@ -166,16 +180,17 @@ class Stereo:
         data |= {pair: [middlebury(pair)] for pair in PAIRS}
         if name != "compressed":
             errors = {part: end_point_error(net, batches) for part, batches in data.items()}
-            return StereoRow(name, count, nnz, 4 * count, **errors)
+            return StereoRow(seed, name, count, nnz, 4 * count, **errors)
         nbytes, errors = 0, {}
         for part, batches in data.items():
-            path = self.cache.folder / f"stereo-{'real' if part in PAIRS else 'generated'}.terse"
+            kind = "real" if part in PAIRS else "generated"
+            path = self.cache.folder / f"stereo-{seed}-{kind}.terse"
             if part in ("validation", PAIRS[0]):  # one file for each size of images
                 plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format).eval()
                 size = tersenet.export(plain, batches[0][0], path, goal="size")
                 nbytes = max(nbytes, size)
             errors[part] = end_point_error(_FromFile(net, tersenet.Network.load(path)), batches)
-        return StereoRow(name, count, nnz, nbytes, **errors)
+        return StereoRow(seed, name, count, nnz, nbytes, **errors)
 
 
 class _FromFile(nn.Module):

@@ -92,6 +92,22 @@ impl Parameters {
         let start = block * self.block_rows;
         start..nrows.min(start + self.block_rows)
     }
+
+    /// The blocks that hold some of `rows`: the number of each, its rows, and those wanted of them.
+    fn blocks(
+        &self,
+        rows: &Range<usize>,
+        nrows: usize,
+    ) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> {
+        let rows = rows.clone();
+        let first = rows.start / self.block_rows;
+        let last = if rows.is_empty() { first } else { rows.end.div_ceil(self.block_rows) };
+        (first..last).map(move |block| {
+            let in_block = self.rows(block, nrows);
+            let wanted = rows.start.max(in_block.start)..rows.end.min(in_block.end);
+            (block, in_block, wanted)
+        })
+    }
 }
 
 /// A matrix in this layout; none of anything where nothing is kept.

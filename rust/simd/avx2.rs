@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod dense_rows;
+mod elements;
 mod interleaving;
 mod panels;
 mod pooling;
@@ -19,7 +20,7 @@ use super::saturating;
 use super::scalar::Scalar;
 use super::sell::{Inputs, Slices};
 use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
-use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
+use super::tans::{ElementCode, ElementCursor, Elements, RowProducts, decode_with};
 use super::tiles::{CutRows, Rows, Weights};
 use super::winograd::{self, POINTS};
 use super::{
@@ -206,6 +207,36 @@ impl Kernels for Avx2 {
             // SAFETY: `self` exists only where `detect` found AVX2, and it found BMI2 too.
             unsafe { decode(code, cursor, nsteps, out) }
         });
+    }
+
+    fn multiplies_elements_from(&self) -> usize {
+        // Where a step of 64 ends more than one row, its elements are added one by one.
+        if self.has_bmi2 { 64 } else { usize::MAX }
+    }
+
+    fn multiply_elements(
+        &self,
+        code: &ElementCode,
+        cursor: &mut ElementCursor<'_>,
+        nsteps: usize,
+        products: &mut RowProducts<'_>,
+    ) -> usize {
+        let fits = self.has_bmi2
+            && code.has_byte_ranks()
+            && code.pruned.is_none()
+            && products.values().len() <= 256
+            && products.x().len() <= elements::MAX_COLUMNS;
+        if !fits || products.rows() == 0 {
+            return 0;
+        }
+        let multiply = match (code.has_narrow_gaps(), products.values().len() <= 32) {
+            (true, true) => elements::multiply_elements::<true, true, 1>,
+            (true, false) => elements::multiply_elements::<true, false, 2>,
+            (false, true) => elements::multiply_elements::<false, true, 1>,
+            (false, false) => elements::multiply_elements::<false, false, 2>,
+        };
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA, and it found BMI2 too.
+        unsafe { multiply(code, cursor, nsteps, products) }
     }
 
     fn rank_dot(

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod dense_rows;
+mod elements;
 mod few;
 mod few_grids;
 mod gathering;
@@ -22,7 +23,7 @@ use super::alike::{ACTIVE, Planes};
 use super::avx2::Avx2;
 use super::sell::{Inputs, MAX_SYMBOLS, Slices};
 use super::shifts::{self, MAX_SHIFTS, Shift, Sorted};
-use super::tans::{ElementCode, ElementCursor, Elements, decode_with};
+use super::tans::{ElementCode, ElementCursor, Elements, RowProducts, decode_with};
 use super::tiles::{CutRows, Joined, Rows, Weights};
 use super::winograd::POINTS;
 use super::{
@@ -288,6 +289,33 @@ impl Kernels for Avx512 {
         });
     }
 
+    fn multiplies_elements_from(&self) -> usize {
+        24
+    }
+
+    fn multiply_elements(
+        &self,
+        code: &ElementCode,
+        cursor: &mut ElementCursor<'_>,
+        nsteps: usize,
+        products: &mut RowProducts<'_>,
+    ) -> usize {
+        if !code.has_byte_ranks() || products.values().len() > 256 || products.rows() == 0 {
+            return 0;
+        }
+        let gathers = self.gathers && products.x().len() <= i32::MAX as usize;
+        let multiply = match tans::Gaps::of(code) {
+            tans::Gaps::None => return 0,
+            tans::Gaps::Byte => elements::multiplier::<{ tans::BYTE }>(products.values(), gathers),
+            tans::Gaps::Narrow => {
+                elements::multiplier::<{ tans::NARROW }>(products.values(), gathers)
+            }
+            tans::Gaps::Wide => elements::multiplier::<{ tans::WIDE }>(products.values(), gathers),
+        };
+        // SAFETY: `self` exists only where `detect` found every set that is named there.
+        unsafe { multiply(code, cursor, nsteps, products) }
+    }
+
     fn rank_dot(
         &self,
         positions: &[u32],
@@ -306,8 +334,8 @@ impl Kernels for Avx512 {
         // SAFETY: `self` exists only where `detect` found every set that is named there.
         unsafe {
             match self.gathers && x.len() <= i32::MAX as usize {
-                true => tans::rank_dot::<true>(positions, start, ranks, values, x),
-                false => tans::rank_dot::<false>(positions, start, ranks, values, x),
+                true => elements::rank_dot::<true>(positions, start, ranks, values, x),
+                false => elements::rank_dot::<false>(positions, start, ranks, values, x),
             }
         }
     }

@@ -40,7 +40,7 @@ use crate::error::{Error, Result};
 use alike::{ACTIVE, Planes};
 use sell::{Inputs, Slices};
 use std::sync::OnceLock;
-use tans::{ElementCode, ElementCursor, Elements};
+use tans::{ElementCode, ElementCursor, Elements, RowProducts};
 
 /// Batch lanes of a panel: [`Kernels::add_panel_product`] multiplies for this many inputs at once.
 pub const LANES: usize = 16;
@@ -281,6 +281,24 @@ pub trait Kernels: Send + Sync + std::panic::RefUnwindSafe {
         out: &mut Elements,
     ) {
         (0..nsteps).for_each(|_| tans::decode_step(code, cursor, tans::TANS_LANES, out));
+    }
+
+    /// Elements of a row, on average, from which on [`Kernels::multiply_elements`] is faster than
+    /// decoding first.
+    fn multiplies_elements_from(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Decodes up to `nsteps` whole steps, adds what they keep to products, and gives how many: fewer
+    /// near the end of a stream, or after the last row; none where this set does not do both at once.
+    fn multiply_elements(
+        &self,
+        _code: &ElementCode,
+        _cursor: &mut ElementCursor<'_>,
+        _nsteps: usize,
+        _products: &mut RowProducts<'_>,
+    ) -> usize {
+        0
     }
 
     /// `Σ values[ranks[i]] · x[positions[i] − start]`.

@@ -143,6 +143,65 @@ pub struct ElementCursor<'a> {
     pub position: u32,
 }
 
+/// The product of a matrix's rows with a vector, while their elements decode.
+#[derive(Debug)]
+pub struct RowProducts<'a> {
+    values: &'a [f32],
+    x: &'a [f32],
+    /// The first position of the first row in `y`.
+    start: u32,
+    y: &'a mut [f32],
+}
+
+impl<'a> RowProducts<'a> {
+    /// The products of the rows from position `start` on, of `x.len()` positions each, that are to be
+    /// added to `y`; `values` are those of ranks.
+    ///
+    /// # Panics
+    /// When there are no columns, no row begins at the start, or one ends at 2³² or later.
+    pub fn new(values: &'a [f32], x: &'a [f32], start: u32, y: &'a mut [f32]) -> Self {
+        let end = x.len().checked_mul(y.len()).and_then(|n| n.checked_add(start as usize));
+        let fits = end.is_some_and(|end| u32::try_from(end).is_ok());
+        assert!(fits && !x.is_empty(), "row products: {} rows of {}", y.len(), x.len());
+        assert!((start as usize).is_multiple_of(x.len()), "row products: from {start} on");
+        Self { values, x, start, y }
+    }
+
+    /// The values of ranks.
+    pub(super) fn values(&self) -> &'a [f32] {
+        self.values
+    }
+
+    /// The vector.
+    pub(super) fn x(&self) -> &'a [f32] {
+        self.x
+    }
+
+    /// The first position of the first row that is not ended.
+    pub(super) fn start(&self) -> u32 {
+        self.start
+    }
+
+    /// Rows that are not ended.
+    pub(super) fn rows(&self) -> usize {
+        self.y.len()
+    }
+
+    /// Adds to the first row that is not ended.
+    pub(super) fn add(&mut self, sum: f32) {
+        if let Some(y) = self.y.first_mut() {
+            *y += sum;
+        }
+    }
+
+    /// Ends that row.
+    pub(super) fn end_row(&mut self) {
+        let y = std::mem::take(&mut self.y);
+        self.y = y.get_mut(1..).unwrap_or_default();
+        self.start += self.x.len() as u32;
+    }
+}
+
 /// Room for a chunk, and for vectors that are stored whole.
 const ROOM: usize = CHUNK_STEPS * TANS_LANES + TANS_LANES;
 
@@ -192,7 +251,7 @@ impl Elements {
 
 /// The lane of element `element` of a step.
 #[inline]
-pub fn lane(element: usize) -> usize {
+pub const fn lane(element: usize) -> usize {
     element % 16 * 4 + element / 16
 }
 
@@ -339,6 +398,73 @@ mod tests {
         Counts::from_histogram(&(0..classes as u64).map(share).collect::<Vec<_>>())
     }
 
+    /// A code, and random streams to decode by it.
+    #[derive(Debug)]
+    struct Coded {
+        code: ElementCode,
+        streams: [Vec<u8>; 2],
+        planes: [Vec<u8>; 2],
+        states: Vec<u8>,
+        at: usize,
+        position: u32,
+    }
+
+    impl Coded {
+        /// Streams for about `nsteps` steps, and `spare` bytes more.
+        fn random(code: ElementCode, nsteps: usize, spare: usize, seed: u64) -> Self {
+            let mut state = seed | 1;
+            let mut next = move || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 24) as u8
+            };
+            let mut bytes = |len: usize| (0..len).map(|_| next()).collect::<Vec<u8>>();
+            let streams = [bytes(spare + 20 * nsteps), bytes(500 - spare + 20 * nsteps)];
+            let planes = [code.gap_low_bits, code.rank_low_bits]
+                .map(|bits| bytes(8 * bits as usize * nsteps));
+            let states = bytes(128).iter().map(|byte| byte % 128).collect();
+            Self { code, streams, planes, states, at: spare % 13, position: seed as u32 }
+        }
+
+        fn cursor(&self) -> ElementCursor<'_> {
+            let stream = |i: usize| TansStream {
+                bytes: &self.streams[i],
+                at: self.at,
+                states: self.states[64 * i..][..64].try_into().unwrap(),
+            };
+            ElementCursor {
+                gaps: stream(0),
+                ranks: stream(1),
+                gap_planes: &self.planes[0],
+                rank_planes: &self.planes[1],
+                position: self.position,
+            }
+        }
+    }
+
+    /// A code of so many classes.
+    fn code(
+        classes: [usize; 2],
+        low_bits: [u32; 2],
+        pruned: Option<u16>,
+        seed: u64,
+    ) -> ElementCode {
+        let [gaps, ranks] = classes;
+        ElementCode {
+            gaps: (gaps > 1).then(|| counts(gaps, seed).table(true)),
+            gap_low_bits: low_bits[0],
+            ranks: (ranks > 1).then(|| counts(ranks, !seed).table(false)),
+            rank_low_bits: low_bits[1],
+            pruned,
+        }
+    }
+
+    fn left(cursor: ElementCursor<'_>) -> impl PartialEq + std::fmt::Debug {
+        let planes = [cursor.gap_planes.len(), cursor.rank_planes.len()];
+        (cursor.position, planes, [cursor.gaps, cursor.ranks].map(|s| (s.at, s.states)))
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
         #[test]
@@ -351,50 +477,89 @@ mod tests {
             spare in 0usize..500,
             seed in any::<u64>(),
         ) {
-            let mut state = seed | 1;
-            let mut next = move || {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 24) as u8
-            };
             let (gap_low_bits, rank_low_bits) =
                 if is_narrow { (gap_low_bits / 3, rank_low_bits / 5) } else { (gap_low_bits, rank_low_bits) };
             let ranks_fit = rank_classes.max(1) << rank_low_bits <= 1 << 16;
             let rank_classes = if ranks_fit { rank_classes } else { (1 << 16) >> rank_low_bits };
-            let gaps = (gap_classes > 1).then(|| counts(gap_classes, seed).table(true));
-            let ranks = (rank_classes > 1).then(|| counts(rank_classes, !seed).table(false));
-            let pruned = (has_pruned && gaps.is_none() && gap_low_bits == 0).then_some(3);
-            let code = ElementCode { gaps, gap_low_bits, ranks, rank_low_bits, pruned };
-            let mut bytes = |len: usize| (0..len).map(|_| next()).collect::<Vec<u8>>();
-            let streams = [bytes(spare + 20 * nsteps), bytes(500 - spare + 20 * nsteps)];
-            let planes = [gap_low_bits, rank_low_bits].map(|bits| bytes(8 * bits as usize * nsteps));
-            let states: Vec<u8> = bytes(128).iter().map(|byte| byte % 128).collect();
-            let stream = |i: usize| TansStream {
-                bytes: &streams[i],
-                at: spare % 13,
-                states: states[64 * i..][..64].try_into().unwrap(),
-            };
-            let start = ElementCursor {
-                gaps: stream(0),
-                ranks: stream(1),
-                gap_planes: &planes[0],
-                rank_planes: &planes[1],
-                position: seed as u32,
-            };
+            let pruned = (has_pruned && gap_classes < 2 && gap_low_bits == 0).then_some(3);
+            let code = code([gap_classes, rank_classes], [gap_low_bits, rank_low_bits], pruned, seed);
+            let coded = Coded::random(code, nsteps, spare, seed);
             let decode = |set: &dyn crate::simd::Kernels| {
-                let (mut cursor, mut out) = (start.clone(), Elements::default());
+                let (mut cursor, mut out) = (coded.cursor(), Elements::default());
                 // In two parts, the second going on where the first ended.
-                set.decode_elements(&code, &mut cursor, nsteps / 3, &mut out);
-                set.decode_elements(&code, &mut cursor, nsteps - nsteps / 3, &mut out);
-                let left = (cursor.gap_planes.len(), cursor.rank_planes.len());
-                let found = (out.positions().to_vec(), out.ranks().to_vec(), cursor.position, left);
-                (found, [cursor.gaps, cursor.ranks].map(|s| (s.at, s.states)))
+                set.decode_elements(&coded.code, &mut cursor, nsteps / 3, &mut out);
+                set.decode_elements(&coded.code, &mut cursor, nsteps - nsteps / 3, &mut out);
+                (out.positions().to_vec(), out.ranks().to_vec(), left(cursor))
             };
             let sets = available();
             let expected = decode(sets[0]);
             for set in sets {
                 prop_assert_eq!(&decode(set), &expected, "{}", set.name());
+            }
+        }
+
+        #[test]
+        fn rows_are_multiplied_while_they_decode_as_after_that(
+            (gap_classes, gap_low_bits) in (2usize..128, prop_oneof![0u32..4, 0..=MAX_GAP_LOW_BITS]),
+            (rank_classes, rank_low_bits) in (0usize..128, 0u32..4),
+            nvalues in prop_oneof![1usize..33, 1usize..257],
+            ncols in prop_oneof![1usize..20, 1usize..5000],
+            (rows_before, nrows) in (0u32..3, 0usize..30),
+            nsteps in 0usize..40,
+            spare in 0usize..500,
+            seed in any::<u64>(),
+        ) {
+            let ranks_fit = rank_classes.max(1) << rank_low_bits <= 256;
+            let rank_classes = if ranks_fit { rank_classes } else { 256 >> rank_low_bits };
+            let code = code([gap_classes, rank_classes], [gap_low_bits, rank_low_bits], None, seed);
+            let mut coded = Coded::random(code, 3 * nsteps + 8, spare, seed);
+            coded.position %= 3 * ncols as u32;
+            let number = |i: usize| ((i * 37 + seed as usize % 1000) % 101) as f32 / 16.0 - 3.0;
+            // Every rank has a value, as in a file.
+            let nvalues = nvalues.max(rank_classes.max(1) << rank_low_bits);
+            let values: Vec<f32> = (0..nvalues).map(number).collect();
+            let x: Vec<f32> = (0..ncols).map(|i| number(i + 1000)).collect();
+            let start = rows_before * ncols as u32;
+            for set in available() {
+                let multiply = |start: u32, y: &mut [f32]| {
+                    let mut cursor = coded.cursor();
+                    let mut products = RowProducts::new(&values, &x, start, y);
+                    let code = &coded.code;
+                    let done = set.multiply_elements(code, &mut cursor, nsteps, &mut products);
+                    (done, cursor)
+                };
+                let mut y = vec![1.0; nrows];
+                let (done, cursor) = multiply(start, &mut y);
+                prop_assert!(done <= nsteps);
+                let is_wide = set.name().starts_with("avx");
+                prop_assert_eq!(done > 0, is_wide && nsteps > 0 && nrows > 0, "{}", set.name());
+                // With the rows before.
+                let mut all = vec![1.0; rows_before as usize + nrows];
+                multiply(0, &mut all);
+                let mut both = y.iter().zip(&all[rows_before as usize..]);
+                let is_same = both.all(|(a, b)| a.to_bits() == b.to_bits());
+                prop_assert!(is_same, "{}: {y:?}, {all:?}", set.name());
+                let (mut expected, mut all) = (vec![1.0f64; nrows], vec![1.0f64; nrows]);
+                let mut reference = coded.cursor();
+                for _ in 0..done {
+                    let mut step = Elements::default();
+                    decode_step(&coded.code, &mut reference, TANS_LANES, &mut step);
+                    for (&position, &rank) in step.positions().iter().zip(step.ranks()) {
+                        let Some(at) = position.checked_sub(start) else { continue };
+                        let (row, col) = (at as usize / ncols, at as usize % ncols);
+                        if row < nrows {
+                            let product = f64::from(values[usize::from(rank)]) * f64::from(x[col]);
+                            expected[row] += product;
+                            all[row] += product.abs();
+                        }
+                    }
+                }
+                let is_ended = reference.position >= start + (nrows * ncols) as u32;
+                prop_assert!(done < 1 || done == nsteps || is_ended, "{}: {done}", set.name());
+                prop_assert_eq!(left(cursor), left(reference), "{}", set.name());
+                for ((found, expected), all) in y.iter().zip(expected).zip(all) {
+                    prop_assert!((f64::from(*found) - expected).abs() <= 1e-5 * all, "{}", set.name());
+                }
             }
         }
     }

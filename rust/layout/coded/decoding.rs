@@ -7,6 +7,9 @@
 //!       multiply  y[row] += Σ value of the rank · x[position − start of the row]
 //! ```
 //!
+//! Where rows are long enough a kernel multiplies whole steps while it decodes them, and the last elements of
+//! a block are multiplied so.
+//!
 //! A chunk starts at the same element of its block whatever rows are asked for, so sums have the
 //! same bits for any number of threads.
 
@@ -17,7 +20,9 @@ use crate::error::{Error, Result};
 use crate::layout::{Product, Run, Runs};
 use crate::rows::RowBlock;
 use crate::simd::Kernels;
-use crate::simd::tans::{self, CHUNK_STEPS, ElementCursor, Elements, TANS_LANES, TansStream, lane};
+use crate::simd::tans::{
+    self, CHUNK_STEPS, ElementCursor, Elements, RowProducts, TANS_LANES, TansStream, lane,
+};
 use std::ops::Range;
 
 /// One block while it is decoded.
@@ -107,11 +112,65 @@ impl<'a> BlockReader<'a> {
             tans::decode_step(&self.coded.code, &mut self.cursor, self.left, out);
             self.left = 0;
         }
+        self.moved_from(before)?;
+        Ok(true)
+    }
+
+    /// Multiplies the elements that are left as long as the kernels do, and rows are not ended.
+    fn multiply(&mut self, products: &mut RowProducts<'_>) -> Result<()> {
+        let before = self.cursor.position;
+        let nsteps = self.left / TANS_LANES;
+        let (code, kernels) = (&self.coded.code, self.kernels);
+        let done = kernels.multiply_elements(code, &mut self.cursor, nsteps, products);
+        self.left -= done * TANS_LANES;
+        self.moved_from(before)
+    }
+
+    /// Takes notice that the position moved on.
+    fn moved_from(&mut self, before: u32) -> Result<()> {
         self.position += u64::from(self.cursor.position.wrapping_sub(before));
         if self.position > self.limit {
             return Err(self.damaged("a position past the last entry"));
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// Hands out the elements that are left of `wanted` rows, run by run; the block has `rows`.
+    fn for_each_run(
+        &mut self,
+        rows: Range<usize>,
+        wanted: &Range<usize>,
+        take: &mut dyn FnMut(Run<'_>),
+    ) -> Result<()> {
+        let ncols = self.coded.shape.ncols as u32;
+        let mut chunk = Elements::default();
+        // The row that the last run was of, and where it starts and ends.
+        let mut row = rows.start;
+        let mut bounds = 0..ncols;
+        // Kept weights of the row before, and so far of this one.
+        let (mut in_row, mut taken) = (0_usize, 0);
+        while self.next(&mut chunk)? {
+            let (mut positions, mut ranks) = (chunk.positions(), chunk.ranks());
+            while let Some(&position) = positions.first() {
+                if position >= bounds.end {
+                    row = rows.start + (position / ncols) as usize;
+                    (in_row, taken) = (taken, 0);
+                    bounds.start = (row - rows.start) as u32 * ncols;
+                    bounds.end = bounds.start + ncols;
+                }
+                if row >= wanted.end {
+                    return Ok(());
+                }
+                let len = len_under(positions, bounds.end, in_row.saturating_sub(taken));
+                taken += len;
+                if row >= wanted.start {
+                    let (positions, ranks) = (&positions[..len], &ranks[..len]);
+                    take(Run { row, start: bounds.start, positions, ranks });
+                }
+                (positions, ranks) = (&positions[len..], &ranks[len..]);
+            }
+        }
+        Ok(())
     }
 
     /// Checks that the block ends as it must: lanes in state 0, no bits left.
@@ -221,10 +280,25 @@ impl Coded {
             self.symbols.iter().map(|&symbol| product.codebook[usize::from(symbol)]).collect();
         let values = if looked_up.is_empty() { product.codebook } else { &looked_up };
         y.fill(0.0);
-        self.for_each_run(product.kernels, rows.clone(), &mut |run| {
-            y[run.row - rows.start] +=
-                product.kernels.rank_dot(run.positions, run.start, run.ranks, values, product.x);
-        })
+        let ncols = self.shape.ncols;
+        for (block, in_block, wanted) in self.parameters.blocks(&rows, self.shape.nrows) {
+            let mut reader = BlockReader::new(self, product.kernels, block)?;
+            let y = &mut y[wanted.start - rows.start..][..wanted.len()];
+            if reader.left / in_block.len() >= product.kernels.multiplies_elements_from() {
+                let start = (wanted.start - in_block.start) * ncols;
+                reader.multiply(&mut RowProducts::new(values, product.x, start as u32, y))?;
+            }
+            reader.for_each_run(in_block, &wanted, &mut |run| {
+                y[run.row - wanted.start] += product.kernels.rank_dot(
+                    run.positions,
+                    run.start,
+                    run.ranks,
+                    values,
+                    product.x,
+                );
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -252,41 +326,9 @@ impl Runs for Coded {
         rows: Range<usize>,
         take: &mut dyn FnMut(Run<'_>),
     ) -> Result<()> {
-        let ncols = self.shape.ncols as u32;
-        let mut chunk = Elements::default();
-        let mut next = rows.start;
-        while next < rows.end {
-            let block = next / self.parameters.block_rows;
-            let in_block = self.parameters.rows(block, self.shape.nrows);
-            let first = in_block.start;
-            next = in_block.end.min(rows.end);
+        for (block, in_block, wanted) in self.parameters.blocks(&rows, self.shape.nrows) {
             let mut reader = BlockReader::new(self, kernels, block)?;
-            // The row that the last run was of, and where it starts and ends.
-            let mut row = first;
-            let mut bounds = 0..ncols;
-            // Kept weights of the row before, and so far of this one.
-            let (mut in_row, mut taken) = (0_usize, 0);
-            'block: while reader.next(&mut chunk)? {
-                let (mut positions, mut ranks) = (chunk.positions(), chunk.ranks());
-                while let Some(&position) = positions.first() {
-                    if position >= bounds.end {
-                        row = first + (position / ncols) as usize;
-                        (in_row, taken) = (taken, 0);
-                        bounds.start = (row - first) as u32 * ncols;
-                        bounds.end = bounds.start + ncols;
-                    }
-                    if row >= rows.end {
-                        break 'block;
-                    }
-                    let len = len_under(positions, bounds.end, in_row.saturating_sub(taken));
-                    taken += len;
-                    if row >= rows.start {
-                        let (positions, ranks) = (&positions[..len], &ranks[..len]);
-                        take(Run { row, start: bounds.start, positions, ranks });
-                    }
-                    (positions, ranks) = (&positions[len..], &ranks[len..]);
-                }
-            }
+            reader.for_each_run(in_block, &wanted, take)?;
         }
         Ok(())
     }

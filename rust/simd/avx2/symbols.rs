@@ -51,7 +51,13 @@ impl Planes {
     pub(super) fn look_up(self, symbols: __m256i) -> [__m256; 4] {
         // Interleaving keeps to halves, so fours 2q and 2q + 1 go to place q of either half.
         let order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
-        let symbols = _mm256_permutevar8x32_epi32(symbols, order);
+        self.look_up_fours(_mm256_permutevar8x32_epi32(symbols, order))
+    }
+
+    /// The values of 32 symbols under 32: in vector q those of fours q and q + 4.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    pub(super) fn look_up_fours(self, symbols: __m256i) -> [__m256; 4] {
         // A shuffle gives zero for an index with its highest bit set.
         let low_half = _mm256_adds_epu8(symbols, _mm256_set1_epi8(0x70));
         let high_half = _mm256_sub_epi8(symbols, _mm256_set1_epi8(16));

@@ -30,7 +30,7 @@ fn load_halves(bytes: &[u8; TANS_LANES]) -> [__m256i; 2] {
 }
 
 #[target_feature(enable = "avx2")]
-fn store_halves(bytes: &mut [u8; TANS_LANES], v: [__m256i; 2]) {
+pub(super) fn store_halves(bytes: &mut [u8; TANS_LANES], v: [__m256i; 2]) {
     let (halves, _) = bytes.as_chunks_mut::<32>();
     for (half, v) in halves.iter_mut().zip(v) {
         store(half, v);
@@ -70,10 +70,10 @@ impl Shuffles {
 
 /// The states after `steps`: bases, and the next bits of `bytes` from bit `at` on.
 ///
-/// The parameters are others at each call, so that the compiler sees one call of each and inlines it.
+/// The stream, and who calls, are parameters so that the compiler sees one call of each and inlines it.
 #[inline]
 #[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
-fn next_states<const NARROW: bool, const CALL: u8>(
+fn next_states<const NARROW: bool, const CALLER: u8, const STREAM: u8>(
     steps: [__m256i; 2],
     bytes: &[u8],
     at: &mut usize,
@@ -265,6 +265,18 @@ pub(super) fn store_kept(
     kept.count_ones() as usize
 }
 
+/// A step, decoded.
+pub(super) struct Step {
+    /// In four groups of 16 elements; rising but for what is not kept.
+    pub(super) positions: [[__m256i; 2]; 4],
+    /// Of each lane, where they fit into a byte.
+    pub(super) byte_ranks: [__m256i; 2],
+    /// In the order of elements, 16 bits each.
+    ranks: [__m256i; 4],
+    /// The elements that are kept.
+    pub(super) kept: u64,
+}
+
 /// Decodes up to `nsteps` whole steps, and gives how many: fewer where a stream ends before a step's
 /// reach.
 #[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
@@ -275,6 +287,33 @@ pub(super) fn decode_elements<const NARROW: bool>(
     out: &mut Elements,
 ) -> usize {
     out.check_room(nsteps);
+    for_each_step::<NARROW, 0>(code, cursor, nsteps, |step, _| {
+        let Step { positions, ranks, kept, .. } = step;
+        if kept == u64::MAX {
+            store_all(out, positions, ranks);
+            return true;
+        }
+        for (b, (positions, ranks)) in positions.into_iter().zip(ranks).enumerate() {
+            let ranks = [_mm256_castsi256_si128(ranks), _mm256_extracti128_si256::<1>(ranks)];
+            for (half, (positions, ranks)) in positions.into_iter().zip(ranks).enumerate() {
+                append(out, positions, ranks, (kept >> (16 * b + 8 * half)) as u8);
+            }
+        }
+        true
+    })
+}
+
+/// Hands on up to `nsteps` whole steps as long as `take` gives true, and gives how many: fewer, too,
+/// where a stream ends before a step's reach. `take` gets, beside a step, one less than the position after
+/// it, in every lane, and may move that, and so all that follows. `CALLER` is another one for each caller.
+#[inline]
+#[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
+pub(super) fn for_each_step<const NARROW: bool, const CALLER: u8>(
+    code: &ElementCode,
+    cursor: &mut ElementCursor<'_>,
+    nsteps: usize,
+    mut take: impl FnMut(Step, &mut __m256i) -> bool,
+) -> usize {
     let (gap_low, rank_low) = (code.gap_low_bits as usize, code.rank_low_bits as usize);
     let gap_table = code.gaps.as_ref().map(Shuffles::new);
     let rank_table = code.ranks.as_ref().map(Shuffles::new);
@@ -307,19 +346,28 @@ pub(super) fn decode_elements<const NARROW: bool>(
         if let Some(table) = &gap_table {
             let seen = gap_states.map(|states| table.look_up(states));
             gap_classes = seen.map(|(classes, _)| classes);
-            gap_states =
-                next_states::<NARROW, 0>(seen.map(|seen| seen.1), cursor.gaps.bytes, &mut gap_at);
+            gap_states = next_states::<NARROW, CALLER, 0>(
+                seen.map(|seen| seen.1),
+                cursor.gaps.bytes,
+                &mut gap_at,
+            );
         }
         if let Some(table) = &rank_table {
             let seen = rank_states.map(|states| table.look_up(states));
             rank_classes = seen.map(|(classes, _)| classes);
-            rank_states =
-                next_states::<NARROW, 1>(seen.map(|seen| seen.1), cursor.ranks.bytes, &mut rank_at);
+            rank_states = next_states::<NARROW, CALLER, 1>(
+                seen.map(|seen| seen.1),
+                cursor.ranks.bytes,
+                &mut rank_at,
+            );
         }
 
         let (low, high) = rank_plain.split_at(rank_low.min(8));
         let (low, high) = (plain_bytes(low), plain_bytes(high));
         let ranks = [0, 1, 2, 3].map(|b| rank_group(rank_classes, low, high, b, rank_shift));
+        let byte_ranks = [0, 1].map(|half| {
+            _mm256_or_si256(_mm256_sll_epi16(rank_classes[half], rank_shift), low[half])
+        });
 
         let escapes = gap_classes.map(|half| _mm256_movemask_epi8(half) as u32);
         let escapes = u64::from(escapes[0]) | u64::from(escapes[1]) << 32;
@@ -364,18 +412,10 @@ pub(super) fn decode_elements<const NARROW: bool>(
                 kept &= !(u64::from(_pext_u32(is_pruned, 0x5555_5555)) << (16 * b));
             }
         }
-        if kept == u64::MAX {
-            store_all(out, positions, ranks);
-            done += 1;
-            continue;
-        }
-        for (b, (positions, ranks)) in positions.into_iter().zip(ranks).enumerate() {
-            let ranks = [_mm256_castsi256_si128(ranks), _mm256_extracti128_si256::<1>(ranks)];
-            for (half, (positions, ranks)) in positions.into_iter().zip(ranks).enumerate() {
-                append(out, positions, ranks, (kept >> (16 * b + 8 * half)) as u8);
-            }
-        }
         done += 1;
+        if !take(Step { positions, byte_ranks, ranks, kept }, &mut base) {
+            break;
+        }
     }
     store_halves(&mut cursor.gaps.states, gap_states);
     store_halves(&mut cursor.ranks.states, rank_states);

@@ -64,6 +64,31 @@ pub(super) unsafe fn at_positions<const GATHERS: bool>(
     sixteen(pairs.map(|[low, high]| [low, low >> 32, high, high >> 32].map(x)))
 }
 
+/// The numbers in those columns that are `wanted`; any of them in the place of others.
+///
+/// # Safety
+/// Wanted columns are inside x, which has one number or more, and at most 2³¹.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+pub(super) unsafe fn at_columns<const GATHERS: bool>(
+    cols: __m512i,
+    wanted: __mmask16,
+    x: &[f32],
+) -> __m512 {
+    if GATHERS {
+        let zero = _mm512_setzero_ps();
+        // SAFETY: the caller says so.
+        return unsafe { _mm512_mask_i32gather_ps::<4>(zero, wanted, cols, x.as_ptr()) };
+    }
+    let mut places = [0; 16];
+    // SAFETY: the array is 64 writable bytes; places are those of wanted columns, or 0.
+    unsafe {
+        let cols = _mm512_maskz_mov_epi32(wanted, cols);
+        _mm512_storeu_si512(places.as_mut_ptr().cast(), cols);
+        at_positions::<false>(&places, 0, x)
+    }
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 fn sixteen(quarters: [[f32; 4]; 4]) -> __m512 {

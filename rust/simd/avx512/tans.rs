@@ -12,7 +12,6 @@
 //!
 //! The escape is marked by the top bit of a step: mask and state do not see it.
 
-use super::gathering::at_positions;
 use crate::simd::tans::{ESCAPE, ElementCode, ElementCursor, Elements, STATES, TANS_LANES, Table};
 use std::arch::x86_64::*;
 
@@ -293,6 +292,18 @@ pub(super) const BYTE: u8 = Gaps::Byte as u8;
 pub(super) const NARROW: u8 = Gaps::Narrow as u8;
 pub(super) const WIDE: u8 = Gaps::Wide as u8;
 
+/// A step, decoded.
+pub(super) struct Step {
+    /// In four groups of 16 elements; rising but for what is not kept.
+    pub(super) positions: [__m512i; 4],
+    /// Of each lane, where they fit into a byte.
+    pub(super) byte_ranks: __m512i,
+    /// In the order of elements, 16 bits each.
+    pub(super) ranks: [__m512i; 2],
+    /// The elements that are kept.
+    pub(super) kept: u64,
+}
+
 /// Decodes up to `nsteps` whole steps, and gives how many: fewer where a stream ends before a step's
 /// reach. `GAPS` is a [`Gaps`]; `BYTE_RANKS` says that ranks fit into a byte.
 #[target_feature(
@@ -305,6 +316,26 @@ pub(super) fn decode_elements<const GAPS: u8, const BYTE_RANKS: bool>(
     out: &mut Elements,
 ) -> usize {
     out.check_room(nsteps);
+    for_each_step::<GAPS, BYTE_RANKS>(code, cursor, nsteps, |step, _| {
+        keep(out, step.positions, step.ranks, step.kept);
+        true
+    })
+}
+
+/// Hands on up to `nsteps` whole steps as long as `take` gives true, and gives how many: fewer, too,
+/// where a stream ends before a step's reach. `take` gets, beside a step, one less than the position after
+/// it, in every lane, and may move that, and so all that follows. `GAPS` is a [`Gaps`]; `BYTE_RANKS` says that ranks fit
+/// into a byte.
+#[inline]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt"
+)]
+pub(super) fn for_each_step<const GAPS: u8, const BYTE_RANKS: bool>(
+    code: &ElementCode,
+    cursor: &mut ElementCursor<'_>,
+    nsteps: usize,
+    mut take: impl FnMut(Step, &mut __m512i) -> bool,
+) -> usize {
     let (gap_low, rank_low) = (code.gap_low_bits, code.rank_low_bits);
     let mut gap_table = Registers::new(code.gaps.as_ref()).with_marked_steps();
     if GAPS == BYTE {
@@ -357,8 +388,9 @@ pub(super) fn decode_elements<const GAPS: u8, const BYTE_RANKS: bool>(
                 _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64::<1>(bytes)),
             ]
         };
+        let byte_ranks = add_planes(rank_classes, if BYTE_RANKS { rank_plain } else { &[] });
         let ranks = if BYTE_RANKS {
-            halves(add_planes(rank_classes, rank_plain))
+            halves(byte_ranks)
         } else {
             let (low, high) = rank_plain.split_at(rank_plain.len().min(8));
             let low = halves(add_planes(_mm512_setzero_si512(), low));
@@ -382,8 +414,10 @@ pub(super) fn decode_elements<const GAPS: u8, const BYTE_RANKS: bool>(
                 let [low, high] = ranks.map(|ranks| _mm512_cmpneq_epi16_mask(ranks, pruned));
                 u64::from(low) | u64::from(high) << 32
             });
-            keep(out, positions, ranks, kept);
             done += 1;
+            if !take(Step { positions, byte_ranks, ranks, kept }, &mut base) {
+                break;
+            }
             continue;
         }
         let escapes = _mm512_movepi8_mask(gap_steps);
@@ -426,8 +460,10 @@ pub(super) fn decode_elements<const GAPS: u8, const BYTE_RANKS: bool>(
             let group = |b: u32| _pext_u64(escapes, 0x1111_1111_1111_1111 << b) << (16 * b);
             kept = !(group(0) | group(1) | group(2) | group(3));
         }
-        keep(out, positions, ranks, kept);
         done += 1;
+        if !take(Step { positions, byte_ranks, ranks, kept }, &mut base) {
+            break;
+        }
     }
     let unmarked = _mm512_set1_epi8(!ESCAPE as i8);
     // SAFETY: both arrays are 64 writable bytes; storeu needs no alignment.
@@ -441,85 +477,4 @@ pub(super) fn decode_elements<const GAPS: u8, const BYTE_RANKS: bool>(
     cursor.rank_planes = &cursor.rank_planes[8 * rank_low as usize * done..];
     cursor.position = (_mm512_cvtsi512_si32(base) as u32).wrapping_add(1);
     done
-}
-
-/// Whether every number is `start` or more, and by less than `len`.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn are_inside(numbers: &[u32], start: u32, len: usize) -> bool {
-    let start = _mm512_set1_epi32(start as i32);
-    let mut most = _mm512_setzero_si512();
-    let (chunks, rest) = numbers.as_chunks::<16>();
-    for chunk in chunks {
-        // SAFETY: the reference covers 64 readable bytes; loadu needs no alignment.
-        let numbers = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
-        most = _mm512_max_epu32(most, _mm512_sub_epi32(numbers, start));
-    }
-    let is_rest = ((1u32 << rest.len()) - 1) as u16;
-    // SAFETY: the mask leaves what is loaded inside the slice.
-    let numbers = unsafe { _mm512_mask_loadu_epi32(start, is_rest, rest.as_ptr().cast()) };
-    most = _mm512_max_epu32(most, _mm512_sub_epi32(numbers, start));
-    let last = _mm512_set1_epi32(len.saturating_sub(1).min(u32::MAX as usize) as i32);
-    chunks.is_empty() && rest.is_empty() || len > 0 && _mm512_cmpgt_epu32_mask(most, last) == 0
-}
-
-/// Whether every rank is under `len`, at most 32.
-#[target_feature(enable = "avx512f,avx512bw")]
-#[inline]
-fn are_under(ranks: &[u16], len: usize) -> bool {
-    let (chunks, rest) = ranks.as_chunks::<32>();
-    let mut most = _mm512_setzero_si512();
-    for chunk in chunks {
-        // SAFETY: the reference covers 64 readable bytes; loadu needs no alignment.
-        let ranks = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
-        most = _mm512_max_epu16(most, ranks);
-    }
-    let is_rest = ((1u64 << rest.len()) - 1) as u32;
-    // SAFETY: the mask leaves what is loaded inside the slice.
-    let last = unsafe { _mm512_maskz_loadu_epi16(is_rest, rest.as_ptr().cast()) };
-    let limit = _mm512_set1_epi16(len as i16);
-    ranks.is_empty() || _mm512_cmpge_epu16_mask(_mm512_max_epu16(most, last), limit) == 0
-}
-
-/// `rank_dot` for up to 32 values, which are looked up in registers, sixteen at once.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn rank_dot<const GATHERS: bool>(
-    positions: &[u32],
-    start: u32,
-    ranks: &[u16],
-    (values, len): (&[f32; 32], usize),
-    x: &[f32],
-) -> f32 {
-    assert!(are_under(ranks, len), "rank_dot: a rank outside the values");
-    assert!(are_inside(positions, start, x.len()), "rank_dot: a position outside x");
-    // SAFETY: both halves are 16 readable numbers.
-    let table =
-        unsafe { [_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16))] };
-    let gather = |positions: &[u32; 16]| {
-        // SAFETY: they are inside x, which was just checked.
-        unsafe { at_positions::<GATHERS>(positions, start, x) }
-    };
-    let (position_chunks, position_rest) = positions.as_chunks::<16>();
-    let (rank_chunks, rank_rest) = ranks.as_chunks::<16>();
-    let mut sums = [_mm512_setzero_ps(); 2];
-    for (positions, ranks) in position_chunks.iter().zip(rank_chunks) {
-        // SAFETY: the array is 32 readable bytes.
-        let ranks = unsafe { _mm256_loadu_si256(ranks.as_ptr().cast()) };
-        let values = _mm512_permutex2var_ps(table[0], _mm512_cvtepu16_epi32(ranks), table[1]);
-        sums = [sums[1], _mm512_fmadd_ps(values, gather(positions), sums[0])];
-    }
-    if !position_rest.is_empty() {
-        let is_rest = ((1u32 << position_rest.len()) - 1) as u16;
-        let mut positions = [start; 16];
-        // SAFETY: the mask leaves what is loaded inside the slices; the array is 64 writable bytes.
-        let ranks = unsafe {
-            let rest = _mm512_loadu_si512(positions.as_ptr().cast());
-            let rest = _mm512_mask_loadu_epi32(rest, is_rest, position_rest.as_ptr().cast());
-            _mm512_storeu_si512(positions.as_mut_ptr().cast(), rest);
-            _mm256_maskz_loadu_epi16(is_rest, rank_rest.as_ptr().cast())
-        };
-        let values = _mm512_permutex2var_ps(table[0], _mm512_cvtepu16_epi32(ranks), table[1]);
-        sums[0] = _mm512_mask3_fmadd_ps(values, gather(&positions), sums[0], is_rest);
-    }
-    _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))
 }
