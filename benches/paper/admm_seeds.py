@@ -33,7 +33,7 @@ from typing import Any
 
 import timing
 import torch
-from admm_lenet5 import BASELINES, LEVELS, Bench, rounds
+from admm_lenet5 import BASELINES, Bench
 from cache import Cache
 
 from tersenet.console import progress, show, table
@@ -50,29 +50,26 @@ def compared(bench: Bench) -> list[dict[str, Any]]:
         found = {name: bench.baseline(name, level) for name in BASELINES}
         found[PROGRESSIVE] = bench.level(level)
         rows += [asdict(bench.row(name, *of)) | {"level": level} for name, of in found.items()]
-    return [{"seed": bench.seed, "rounds": _rounds(row["level"])} | row for row in rows]
+    return [{"seed": bench.seed} | row for row in rows]
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return test accuracies of each method, and progressive less the others by seed, in points."""
-    found: dict[str, Any] = {}
+
+    def tests(name: str, level: str | None = None) -> list[float]:
+        return [100 * r["test"] for r in rows if (r["level"], r["name"]) == (level, name)]
+
+    def summary(of: list[float]) -> dict[str, float]:
+        return {"mean_percent": statistics.mean(of), "deviation_points": statistics.stdev(of)}
+
+    found: dict[str, Any] = {"dense": summary(tests("dense"))}
     for level in COMPARED:
-        tests = {
-            name: [100 * r["test"] for r in rows if (r["level"], r["name"]) == (level, name)]
-            for name in (*BASELINES, PROGRESSIVE)
-        }
-        found[level] = {
-            name: {"mean_percent": statistics.mean(of), "deviation_points": statistics.stdev(of)}
-            for name, of in tests.items()
-        }
+        methods = {name: tests(name, level) for name in (*BASELINES, PROGRESSIVE)}
+        found[level] = {name: summary(of) for name, of in methods.items()}
         for name in BASELINES:
-            gains = [a - b for a, b in zip(tests[PROGRESSIVE], tests[name], strict=True)]
+            gains = [a - b for a, b in zip(methods[PROGRESSIVE], methods[name], strict=True)]
             found[level][f"{PROGRESSIVE}_minus_{name}_points"] = gains
     return found
-
-
-def _rounds(level: str | None) -> int:
-    return rounds(level) if level in LEVELS else 0
 
 
 def main() -> None:
