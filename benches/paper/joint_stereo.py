@@ -2,9 +2,10 @@
 
 ::
 
-    dense       trained on generated stereograms
+    early       trained on generated stereograms
+    dense       the early one trained on
     longer      the dense one trained on for as many steps as the compressed one, for a fair measure
-    compressed  soft pruning by Taylor scores, then shared weights, both while training
+    compressed  the dense one: soft pruning by Taylor scores, then shared weights, both while training
     each        the end-point error: mean distance of disparities where they are valid, in pixels
     compressed  exported; its errors are those of `Network`, from the compressed weights
 
@@ -38,7 +39,7 @@ SEEDS = (0, 1, 2)
 TOLERANCE = 1e-3  # pixels between torch and Network
 
 _BATCH = 8
-_LR = {"dense": 2e-3, "longer": 2e-3, "pruning": 2e-3, "quantization": 4e-4}
+_LR = {"early": 2e-3, "dense": 2e-3, "pruning": 2e-3, "quantization": 8e-4}
 _IMAGE_SEEDS = {"training": 1, "validation": 2, "test": 3}
 _TOGETHER = 16
 
@@ -47,9 +48,11 @@ _TOGETHER = 16
 class Steps:
     """Of training, each of 8 stereograms, and how many of these there are."""
 
-    dense: int = 3_000
-    pruning: int = 1_500
-    quantization: int = 500
+    early: int = 3_000
+    dense: int = 2_000
+    soft: int = 500  # of those of pruning: what is pruned may still return
+    pruning: int = 1_400
+    quantization: int = 600
     stereograms: int = 2_048
     judged: int = 128
 
@@ -107,27 +110,28 @@ class Stereo:
         return [row for seed in SEEDS for row in self.rows_of(seed)]
 
     def rows_of(self, seed: int) -> list[dict[str, Any]]:
-        """Train the three networks of a seed and measure them."""
+        """Train the networks of a seed and measure them."""
         torch.manual_seed(seed)
-        dense = StereoNet().to(memory_format=torch.channels_last)
-        counts = {"dense": self.steps.dense, "longer": self.steps.pruning + self.steps.quantization}
+        net = StereoNet().to(memory_format=torch.channels_last)
+        nets = {}
 
-        def stage(name: str, net: StereoNet, work: Callable[[], None]) -> None:
+        def trained(name: str, work: Callable[[], None]) -> None:
             self.cache.stage(f"stereo-{seed}-{name}", net, work)
+            nets[name] = copy.deepcopy(net)
 
-        def plain(name: str, net: StereoNet) -> None:
-            stage(name, net, lambda: self._train(net, name, counts[name], [], seed))
-
-        plain("dense", dense)
-        longer, small = copy.deepcopy(dense), copy.deepcopy(dense)
-        plain("longer", longer)
-        stage("compressed", small, lambda: self._compress(small, seed))
+        steps = self.steps
+        trained("early", lambda: self._train(net, "early", steps.early, [], seed))
+        trained("dense", lambda: self._train(net, "dense", steps.dense, [], seed))
+        more = steps.pruning + steps.quantization
+        trained("longer", lambda: self._train(net, "dense", more, [], seed))
+        net = copy.deepcopy(nets["dense"])
+        trained("compressed", lambda: self._compress(net, seed))
         return [
             row
-            for name, net in {"dense": dense, "longer": longer, "compressed": small}.items()
+            for name, made in nets.items()
             for row in self.cache.rows(
                 f"stereo-{seed}-{name}",
-                lambda name=name, net=net: [asdict(self._row(seed, name, net))],
+                lambda name=name, made=made: [asdict(self._row(seed, name, made))],
             )
         ]
 
@@ -165,8 +169,7 @@ class Stereo:
             self._train(model, stage, steps[stage], callbacks, seed)
 
         plan = Plan.of(sparsity=0.88, pruning_scope="global", quantizer="cws", k=16, seed=seed)
-        soft_steps = max(steps["pruning"] // 2, 1)
-        prune_and_quantize(net, plan, train_stage, steps=soft_steps, every=20)
+        prune_and_quantize(net, plan, train_stage, steps=self.steps.soft, every=20)
         unparametrize(net)
 
     def _row(self, seed: int, name: str, net: nn.Module) -> StereoRow:
