@@ -31,10 +31,11 @@ the point of arXiv 2010.01892, whose search is not followed here.
 from __future__ import annotations
 
 import glob
+import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,10 @@ from tersenet.nn import CompressedLayer
 from tersenet.parametrization import Target, as_array, targets
 from tersenet.plan import Plan, Rule
 from tersenet.pruning.magnitude import Weights
+from tersenet.pruning.resuming import digest_of
 from tersenet.pruning.stages import Progress
 from tersenet.pruning.taylor import mean_gradients
+from tersenet.replacing import Replacing
 from tersenet.reporting import Table
 from tersenet.training.loop import Batch, Loss
 
@@ -96,6 +99,7 @@ def fit_budget(
     quantizer: str = "cws",
     ks: Sequence[int] = (8, 16, 32, 64),
     seed: int = 0,
+    checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> BudgetFit:
     """Return the plan that prunes and quantizes a model into a file of at most so many bytes.
@@ -116,12 +120,16 @@ def fit_budget(
         quantizer: "cws", "pws" or "uq".
         ks: what to try, each in [1, 65,536].
         seed: of the quantizer.
+        checkpoint: a folder for what each plan came to. What it holds of the same search is not tried
+            again; whether `evaluate` or the batches changed it cannot tell.
         progress: called after each plan with the search, and plans done and in all; how many a
             search per layer will try nobody knows, so that its two numbers are equal.
 
     Raises:
+        OSError: if the folder cannot be written.
         ValueError: if no file is within the budget (it says what the smallest takes), an option
-            does not fit, `evaluate` gives no finite number, or as `compress` and `taylor_scores`.
+            does not fit, `evaluate` gives no finite number, the checkpoint is damaged or of another
+            search, or as `compress` and `taylor_scores`.
 
     Examples:
         >>> import torch
@@ -147,7 +155,12 @@ def fit_budget(
     gradients = None
     if batches is not None and loss is not None:
         gradients = mean_gradients(model, batches, loss, chosen)
-    trials = _Trials(model, chosen, gradients, evaluate, nbytes)
+    results = None
+    if checkpoint is not None:
+        has = [batches is not None, evaluate is not None]
+        run = repr([nbytes, search, patterns, rules, seed, has])
+        results = _Results(Path(checkpoint), digest_of(model.state_dict(), run))
+    trials = _Trials(model, chosen, gradients, evaluate, nbytes, results)
     uniform = []
     tell = progress or (lambda _, __, ___: None)
     for number, rule in enumerate(rules):
@@ -182,6 +195,43 @@ class _Made:
     parts: dict[str, _Part]
 
 
+class _Results:
+    """What plans came to, in a folder, by their order: files of JSON."""
+
+    def __init__(self, folder: Path, run: str) -> None:
+        """Make the folder where it is not there; `run` is a digest of all that decides."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._run = folder, run
+
+    def save(self, number: int, row: BudgetRow, parts: Mapping[str, _Part]) -> None:
+        """Write what a plan came to, all of it or nothing."""
+        names = {name: asdict(part) for name, part in parts.items()}
+        state = {"run": self._run, "row": asdict(row), "parts": names}
+        with Replacing(self._path(number)) as file:
+            file.write(json.dumps(state).encode())
+
+    def load(self, number: int) -> tuple[BudgetRow, dict[str, _Part]] | None:
+        """Return what a plan came to, none where it was not tried."""
+        path = self._path(number)
+        if not path.exists():
+            return None
+        try:
+            state = json.loads(path.read_bytes())
+            run, row = state["run"], BudgetRow(**state["row"])
+            parts = {name: _Part(**part) for name, part in state["parts"].items()}
+        except Exception as error:
+            raise ValueError(f"budget: checkpoint {path} cannot be read: {error}") from error
+        if run != self._run:
+            raise ValueError(
+                f"budget: checkpoint {path} is of another search, expected one with the same model, "
+                "options and seed (take another folder, or remove this one)"
+            )
+        return row, parts
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"plan-{number}.json"
+
+
 @dataclass
 class _Trials:
     """Tries plans on one model, and remembers each."""
@@ -191,11 +241,22 @@ class _Trials:
     gradients: Mapping[str, Weights] | None
     evaluate: Callable[[nn.Module], float] | None
     budget: int
+    results: _Results | None
     rows: list[BudgetRow] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
 
     def try_plan(self, plan: Plan, row: BudgetRow) -> _Made:
-        """Compress, save and measure; keep the row with what was found."""
+        """Compress, save and measure, or recall it; keep the row with what was found."""
+        number = len(self.rows)
+        known = self.results.load(number) if self.results else None
+        row, parts = known or self._tried(plan, row)
+        if self.results and not known:
+            self.results.save(number, row, parts)
+        self.rows.append(row)
+        self.plans.append(plan)
+        return _Made(row.nbytes, parts)
+
+    def _tried(self, plan: Plan, row: BudgetRow) -> tuple[BudgetRow, dict[str, _Part]]:
         small = compress(self.model, plan)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.terse"
@@ -206,9 +267,7 @@ class _Trials:
         value = None
         if nbytes <= self.budget:
             value = self._value(small, increase)
-        self.rows.append(replace(row, nbytes=nbytes, loss_increase=increase, value=value))
-        self.plans.append(plan)
-        return _Made(nbytes, parts)
+        return replace(row, nbytes=nbytes, loss_increase=increase, value=value), parts
 
     def best(self) -> BudgetFit:
         """Return the largest value; of equal ones the fewest bytes, then the first."""

@@ -1,5 +1,6 @@
 """A budget of bytes: met by the file that is really saved, by the best of what was tried."""
 
+import contextlib
 import copy
 
 import numpy as np
@@ -186,3 +187,66 @@ def test_the_rule_of_a_layer_is_the_plans(model):
     found = fit_budget(model, 10_000, measure, layers="2", quantizer="uq", seed=3, **GRID)
     assert found.plan.seed == 3 and found.plan.goal == "size"
     assert isinstance(found.plan.layers["2"], Rule) and found.plan.layers["2"].quantizer == "uq"
+
+
+class Stop(Exception):
+    """Ends a search."""
+
+
+@pytest.mark.parametrize("search", ["uniform", "per layer"])
+def test_an_ended_search_goes_on_from_its_checkpoint(model, search, tmp_path):
+    options = {"search": search} | ESTIMATE | GRID
+    expected = fit_budget(model, 2100, measure, **options)
+    plans = len(expected.trials)
+    assert plans >= 6
+    count = 0
+
+    def evaluated(small):
+        nonlocal count
+        count += 1
+        return measure(small)
+
+    def stop(_search, _done, _total):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Stop
+
+    for left in (3, 3, 100):
+        with pytest.raises(Stop) if left < 100 else contextlib.nullcontext():
+            found = fit_budget(
+                model, 2100, evaluated, checkpoint=tmp_path / "a", progress=stop, **options
+            )
+    assert (found.plan, found.nbytes, found.value) == (
+        expected.plan,
+        expected.nbytes,
+        expected.value,
+    )
+    assert list(found.trials) == list(expected.trials)
+    # Each plan within the budget was evaluated once.
+    assert count == sum(row.value is not None for row in expected.trials)
+    # And all is known now.
+    before = count
+    fit_budget(model, 2100, evaluated, checkpoint=tmp_path / "a", **options)
+    assert count == before
+
+
+def test_a_checkpoint_of_another_search_or_a_damaged_one_is_an_error(model, tmp_path):
+    fit_budget(model, 2500, measure, checkpoint=tmp_path, **GRID)
+    for other in ({"seed": 1}, {"ks": (4, 8)}):
+        with pytest.raises(
+            ValueError, match=r"plan-0\.json is of another search, expected one with"
+        ):
+            fit_budget(model, 2500, measure, checkpoint=tmp_path, **(GRID | other))
+    with pytest.raises(ValueError, match=r"plan-0\.json is of another search"):
+        fit_budget(copy.deepcopy(model).apply(doubled), 2500, measure, checkpoint=tmp_path, **GRID)
+    path = tmp_path / "plan-2.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"plan-2\.json cannot be read"):
+        fit_budget(model, 2500, measure, checkpoint=tmp_path, **GRID)
+
+
+def doubled(layer):
+    """Double the weights of a linear layer."""
+    if isinstance(layer, nn.Linear):
+        layer.weight.data *= 2
