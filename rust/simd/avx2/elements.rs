@@ -189,8 +189,8 @@ impl<'a> Queue<'a> {
             for (pair, &cols) in cols.iter().enumerate() {
                 for part in 0..2 {
                     let col = (cols >> (32 * part)) as u32 as usize;
-                    // SAFETY: the caller says that columns are inside x, and the place of lane 4·(2 · pair +
-                    // part) is at most 28. The store is volatile so that no compiler makes vectors of them.
+                    // SAFETY: the caller says that columns are inside x, and the place of lane 4·(2·pair +
+                    // part) is at most 28. Stores are volatile so that no compiler makes vectors of them.
                     unsafe {
                         to.add(PLACES[4 * (2 * pair + part)]).write_volatile(*from.add(col));
                     }
@@ -264,8 +264,8 @@ impl<'a> Queue<'a> {
     }
 }
 
-/// [`super::super::Kernels::multiply_elements`] for at most 256 values, gaps that are narrow or not, and ranks
-/// that fit into a byte; `FEW` says that there are at most 32 values; `CALLER` is 1 or 2, by that.
+/// [`super::super::Kernels::multiply_elements`] for at most 256 values, gaps that are narrow or not, and
+/// ranks that fit into a byte; `FEW` says that there are at most 32 values; `CALLER` is 1 or 2, by that.
 #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
 pub(super) fn multiply_elements<const NARROW: bool, const FEW: bool, const CALLER: u8>(
     code: &ElementCode,
@@ -358,9 +358,9 @@ pub(super) fn multiply_elements<const NARROW: bool, const FEW: bool, const CALLE
     done
 }
 
-/// Adds the elements of a step of many rows, one by one: positions, ranks, and which are kept. Positions are
-/// counted from `start` on, and one less than the next is `last`; gives how many positions the rows have that end, none where
-/// that is the last one.
+/// Adds the elements of a step of many rows, one by one: positions, ranks, and which are kept. Positions
+/// are counted from `start` on, and one less than the next is `last`. Gives how many positions the rows
+/// have that end; none where the last row does.
 #[target_feature(enable = "avx2,fma")]
 fn add_rows(
     queue: &Queue<'_>,

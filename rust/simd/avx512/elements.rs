@@ -139,7 +139,7 @@ impl Queue {
         for (pair, cols) in step.x.as_chunks_mut::<2>().0.iter_mut().zip(step.cols) {
             for (part, to) in pair.iter_mut().enumerate() {
                 let col = (cols >> (32 * part)) as u32 as usize;
-                // SAFETY: the caller says that columns are inside x. The store is volatile so that no compiler
+                // SAFETY: the caller says that columns are inside x. Stores are volatile so that no compiler
                 // makes vectors of them.
                 unsafe { std::ptr::from_mut(to).write_volatile(*x.add(col)) };
             }

@@ -324,8 +324,8 @@ pub(super) fn decode_elements<const GAPS: u8, const BYTE_RANKS: bool>(
 
 /// Hands on up to `nsteps` whole steps as long as `take` gives true, and gives how many: fewer, too,
 /// where a stream ends before a step's reach. `take` gets, beside a step, one less than the position after
-/// it, in every lane, and may move that, and so all that follows. `GAPS` is a [`Gaps`]; `BYTE_RANKS` says that ranks fit
-/// into a byte.
+/// it, in every lane, and may move that, and so all that follows. `GAPS` is a [`Gaps`]; `BYTE_RANKS` says
+/// that ranks fit into a byte.
 #[inline]
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt"
