@@ -5,7 +5,7 @@
 //! zero; the eight are put together by or.
 
 use crate::bits::SET_BITS;
-use crate::simd::tans::{ESCAPE, ElementCode, ElementCursor, Elements, STATES, TANS_LANES, Table};
+use crate::simd::tans::{ESCAPE, ElementCode, ElementCursor, Elements, TANS_LANES, Table};
 use std::arch::x86_64::*;
 
 /// Bytes that a step may look at from a stream's next byte on: 64 lanes of 7 bits, and a window.
@@ -37,35 +37,28 @@ pub(super) fn store_halves(bytes: &mut [u8; TANS_LANES], v: [__m256i; 2]) {
     }
 }
 
-/// A table as shuffles of 16 bytes take it, each twice.
-struct Shuffles {
-    classes: [[u8; 32]; 8],
-    steps: [[u8; 32]; 8],
+/// The classes of states, and their steps.
+#[target_feature(enable = "avx2")]
+fn look_up(table: &Table, states: __m256i) -> (__m256i, __m256i) {
+    let far = _mm256_set1_epi8(0x70);
+    let (mut classes, mut steps) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+    let sixteens =
+        table.classes().as_chunks::<16>().0.iter().zip(table.steps().as_chunks::<16>().0);
+    for (i, (class, step)) in (0_i8..).zip(sixteens) {
+        // Saturating: 0x70 to 0x7f where the upper bits are i, else 0x80 and more.
+        let near = _mm256_xor_si256(states, _mm256_set1_epi8(i << 4));
+        let at = _mm256_adds_epu8(near, far);
+        classes = _mm256_or_si256(classes, _mm256_shuffle_epi8(load_twice(class), at));
+        steps = _mm256_or_si256(steps, _mm256_shuffle_epi8(load_twice(step), at));
+    }
+    (classes, steps)
 }
 
-impl Shuffles {
-    fn new(table: &Table) -> Self {
-        let twice = |bytes: &[u8; STATES]| {
-            std::array::from_fn(|i| std::array::from_fn(|j| bytes[16 * i + j % 16]))
-        };
-        Self { classes: twice(table.classes()), steps: twice(table.steps()) }
-    }
-
-    /// The classes of states, and their steps.
-    #[target_feature(enable = "avx2")]
-    fn look_up(&self, states: __m256i) -> (__m256i, __m256i) {
-        let far = _mm256_set1_epi8(0x70);
-        let (mut classes, mut steps) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-        for i in 0..8 {
-            // Saturating: 0x70 to 0x7f where the upper bits are i, else 0x80 and more.
-            let near = _mm256_xor_si256(states, _mm256_set1_epi8((i << 4) as i8));
-            let at = _mm256_adds_epu8(near, far);
-            let of = |table: &[[u8; 32]; 8]| _mm256_shuffle_epi8(load(&table[i as usize]), at);
-            classes = _mm256_or_si256(classes, of(&self.classes));
-            steps = _mm256_or_si256(steps, of(&self.steps));
-        }
-        (classes, steps)
-    }
+/// Sixteen bytes, in either half.
+#[target_feature(enable = "avx2")]
+fn load_twice(bytes: &[u8; 16]) -> __m256i {
+    // SAFETY: the reference covers 16 readable bytes; loadu needs no alignment.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
 /// The states after `steps`: bases, and the next bits of `bytes` from bit `at` on.
@@ -315,8 +308,7 @@ pub(super) fn for_each_step<const NARROW: bool, const CALLER: u8>(
     mut take: impl FnMut(Step, &mut __m256i) -> bool,
 ) -> usize {
     let (gap_low, rank_low) = (code.gap_low_bits as usize, code.rank_low_bits as usize);
-    let gap_table = code.gaps.as_ref().map(Shuffles::new);
-    let rank_table = code.ranks.as_ref().map(Shuffles::new);
+    let (gap_table, rank_table) = (&code.gaps, &code.ranks);
     let mut gap_states = load_halves(&cursor.gaps.states);
     let mut rank_states = load_halves(&cursor.ranks.states);
     let (mut gap_at, mut rank_at) = (cursor.gaps.at, cursor.ranks.at);
@@ -343,8 +335,8 @@ pub(super) fn for_each_step<const NARROW: bool, const CALLER: u8>(
             break;
         };
         let (mut gap_classes, mut rank_classes) = (zero, zero);
-        if let Some(table) = &gap_table {
-            let seen = gap_states.map(|states| table.look_up(states));
+        if let Some(table) = gap_table {
+            let seen = gap_states.map(|states| look_up(table, states));
             gap_classes = seen.map(|(classes, _)| classes);
             gap_states = next_states::<NARROW, CALLER, 0>(
                 seen.map(|seen| seen.1),
@@ -352,8 +344,8 @@ pub(super) fn for_each_step<const NARROW: bool, const CALLER: u8>(
                 &mut gap_at,
             );
         }
-        if let Some(table) = &rank_table {
-            let seen = rank_states.map(|states| table.look_up(states));
+        if let Some(table) = rank_table {
+            let seen = rank_states.map(|states| look_up(table, states));
             rank_classes = seen.map(|(classes, _)| classes);
             rank_states = next_states::<NARROW, CALLER, 1>(
                 seen.map(|seen| seen.1),
