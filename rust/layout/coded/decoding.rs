@@ -149,7 +149,8 @@ impl<'a> BlockReader<'a> {
         let mut bounds = 0..ncols;
         // Kept weights of the row before, and so far of this one.
         let (mut in_row, mut taken) = (0_usize, 0);
-        while self.next(&mut chunk)? {
+        let end = (wanted.end - rows.start) as u64 * u64::from(ncols);
+        while self.position < end && self.next(&mut chunk)? {
             let (mut positions, mut ranks) = (chunk.positions(), chunk.ranks());
             while let Some(&position) = positions.first() {
                 if position >= bounds.end {
