@@ -7,11 +7,11 @@
 //!       multiply  y[row] += Σ value of the rank · x[position − start of the row]
 //! ```
 //!
-//! Where rows are long enough a kernel multiplies whole steps while it decodes them, and the last elements of
-//! a block are multiplied so.
+//! Where rows are long enough a kernel multiplies whole steps while it decodes them
+//! (`simd/avx512/elements.rs`); what it leaves of a block, near its end, is decoded first.
 //!
-//! A chunk starts at the same element of its block whatever rows are asked for, so sums have the
-//! same bits for any number of threads.
+//! Steps and chunks start at the same elements of their block whatever rows are asked for, so sums have
+//! the same bits for any number of threads.
 
 use super::{Coded, Form};
 use crate::bits;

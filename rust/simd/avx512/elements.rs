@@ -220,7 +220,7 @@ fn multiply_elements<const GAPS: u8, const FEW: bool, const GATHERS: bool>(
             }
             return true;
         }
-        // SAFETY: all that was put in was.
+        // SAFETY: all columns that were put in are inside x.
         unsafe { queue.finish(x, &mut sums) };
         let start = products.start();
         if last.wrapping_add(start) < start {
@@ -270,7 +270,7 @@ fn multiply_elements<const GAPS: u8, const FEW: bool, const GATHERS: bool>(
         // Else the last row has ended, too.
         before < ncols
     });
-    // SAFETY: as above.
+    // SAFETY: all columns that were put in are inside x.
     unsafe { queue.finish(x, &mut sums) };
     products.add(sum_of(sums));
     cursor.position = cursor.position.wrapping_add(products.start());
